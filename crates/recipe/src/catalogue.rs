@@ -69,6 +69,8 @@ pub enum Ty {
     Scheduled,
     /// A share or a schedule of it.
     ScheduledPercent,
+    /// The name of an `eval … as NAME`.
+    Metric,
     /// A list of values of this type.
     List(&'static Ty),
 }

@@ -30,3 +30,29 @@ pub enum Severity {
     /// It can, but look.
     Warning,
 }
+
+impl Diagnostic {
+    /// An error without hints.
+    pub fn error(code: &'static str, message: impl Into<String>, span: Span, label: impl Into<String>) -> Self {
+        Self { code, severity: Severity::Error, message: message.into(), span, label: label.into(), hints: Vec::new(), fix: None }
+    }
+
+    /// A warning without hints.
+    pub fn warning(code: &'static str, message: impl Into<String>, span: Span, label: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(code, message, span, label) }
+    }
+
+    /// Adds a line of help.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Gives the text that should stand there instead.
+    #[must_use]
+    pub fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+}

