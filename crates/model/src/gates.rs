@@ -1,0 +1,102 @@
+//! Gates multiply what a prunable site gives; taps look at activations. Both leave a plain forward pass untouched when they are empty.
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+
+/// Gates of the whole model. Default: none, the dense model.
+#[derive(Debug, Clone, Default)]
+pub struct Gates {
+    /// One entry a layer, or empty.
+    pub layers: Vec<LayerGates>,
+    /// `[hidden]`: multiplies what the embeddings and every block write to the residual stream.
+    pub hidden: Option<Tensor>,
+}
+
+impl Gates {
+    /// The gates of a layer, if there are any.
+    pub fn layer(&self, layer: usize) -> Option<&LayerGates> {
+        self.layers.get(layer)
+    }
+}
+
+/// Gates of one layer. Each is shared by all positions; with a leading batch dimension each example has its own.
+#[derive(Debug, Clone, Default)]
+pub struct LayerGates {
+    /// `[heads]` or `[batch, heads]`: multiplies each query head's context, before the output projection.
+    pub heads: Option<Tensor>,
+    /// `[ffn]` or `[batch, ffn]`; in a mixture `[experts, ffn]` or `[batch, experts, ffn]`: multiplies the input of the down projection.
+    pub neurons: Option<Tensor>,
+    /// `[experts]`: multiplies each expert's output. An expert whose gate is exactly 0 is not routed to, as if it had been removed.
+    pub experts: Option<Tensor>,
+    /// `[1]` or `[batch]`: multiplies what the attention sublayer adds to the residual stream.
+    pub attention: Option<Tensor>,
+    /// `[1]` or `[batch]`: the same for the MLP sublayer.
+    pub mlp: Option<Tensor>,
+    /// `[1]` or `[batch]`: g in `x + g·(block(x) − x)`.
+    pub layer: Option<Tensor>,
+}
+
+/// A place in a block where a tap can look. B batch, S sequence, D hidden, H query heads, K key/value heads, F neurons, E experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Point {
+    /// `[B, S, D]`: the input of the block.
+    BlockInput,
+    /// `[B, S, D]`: the input of the q, k and v projections.
+    AttentionInput,
+    /// `[B, H, S, head_dim]`, after q/k norm and rotary.
+    Queries,
+    /// `[B, K, S, head_dim]`, after q/k norm and rotary.
+    Keys,
+    /// `[B, K, S, head_dim]`.
+    Values,
+    /// `[B, H, S, S]`; computed only when wanted.
+    AttentionProbs,
+    /// `[B, S, H, head_dim]`: gated, the input of the output projection.
+    HeadContext,
+    /// `[B, S, D]`: the output of the output projection.
+    AttentionOutput,
+    /// `[B, S, D]`: the input of the gate and up projections (and of the router).
+    MlpInput,
+    /// `[B, S, F]`: gated, the input of the down projection; dense MLPs.
+    Intermediate,
+    /// `[B, S, D]`: the output of the MLP.
+    MlpOutput,
+    /// `[B, S, E]`.
+    RouterLogits,
+    /// `[B, S, E]`: the weight of each expert for each token, 0 where it isn't chosen.
+    RouterWeights,
+    /// `[rows]` u32: which of the `B·S` tokens (row-major) expert `e` received.
+    ExpertRows(usize),
+    /// `[rows, F]`: gated, the input of expert `e`'s down projection.
+    ExpertIntermediate(usize),
+    /// `[rows, D]`: the output of expert `e`, before its router weight.
+    ExpertOutput(usize),
+    /// `[B, S, D]`: the output of the block.
+    BlockOutput,
+    /// `[B, S, D]`: after the final norm; `layer` is the number of layers.
+    FinalNorm,
+}
+
+/// Looks at activations during a forward pass.
+pub trait Tap {
+    /// Whether `see` should be called there. Cheap: it is asked at every point.
+    fn wants(&self, layer: usize, point: Point) -> bool;
+    /// Called with the activation, in the order in which they are computed.
+    fn see(&mut self, layer: usize, point: Point, activation: &Tensor) -> Result<()>;
+}
+
+/// The tap that wants nothing.
+impl Tap for () {
+    fn wants(&self, _: usize, _: Point) -> bool {
+        false
+    }
+
+    fn see(&mut self, _: usize, _: Point, _: &Tensor) -> Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) fn show(tap: &mut dyn Tap, layer: usize, point: Point, activation: &Tensor) -> Result<()> {
+    if tap.wants(layer, point) { tap.see(layer, point, activation) } else { Ok(()) }
+}

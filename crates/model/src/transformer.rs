@@ -1,0 +1,175 @@
+//! The network with its parameters.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::batch::Batch;
+use crate::blueprint::{Blueprint, Task};
+use crate::dims::LayerDims;
+use crate::error::{ModelError, Result};
+use crate::gates::{Gates, LayerGates, Point, Tap, show};
+use crate::loss::LossOut;
+use crate::net;
+use crate::net::Context;
+use crate::params::Params;
+use crate::site::{SiteKind, Slice};
+
+/// A transformer. `Clone` is shallow: tensors are shared.
+#[derive(Debug, Clone)]
+pub struct Transformer {
+    pub(crate) blueprint: Arc<Blueprint>,
+    pub(crate) dims: Vec<LayerDims>,
+    pub(crate) params: Params,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+}
+
+/// Where a model came from: what is needed to write it back.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// `config.json` as it was read.
+    pub config: serde_json::Value,
+    /// The `model_type` of the config: the row of `FAMILIES`.
+    pub model_type: String,
+    /// What it was loaded for.
+    pub task: Task,
+    /// The type of its tensors on disk.
+    pub stored_dtype: DType,
+}
+
+impl Transformer {
+    /// The mechanisms.
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    /// Where it came from.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The shape of each layer.
+    pub fn dims(&self) -> &[LayerDims] {
+        &self.dims
+    }
+
+    /// The shape of one layer.
+    pub fn layer_dims(&self, layer: usize) -> Result<&LayerDims> {
+        self.dims.get(layer).ok_or(ModelError::NoSuchLayer { layer, layers: self.dims.len() })
+    }
+
+    /// Number of layers.
+    pub fn n_layers(&self) -> usize {
+        self.dims.len()
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The parameters, to replace some by `Var`s or graph tensors of the same shape.
+    pub fn params_mut(&mut self) -> &mut Params {
+        &mut self.params
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The type that it computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of scalars; a tied head counts once.
+    pub fn parameter_count(&self) -> u64 {
+        self.params.count()
+    }
+
+    /// Units of that kind in the layer (None: the kinds of the whole model, `Layers` and `Hidden`).
+    pub fn units(&self, kind: SiteKind, layer: Option<usize>) -> Result<usize> {
+        let _ = (kind, layer);
+        Err(not_yet("units"))
+    }
+
+    /// The coupled slices of one unit: removing the unit removes these, masking it zeroes them.
+    pub fn group(&self, kind: SiteKind, layer: Option<usize>, unit: usize) -> Result<Vec<Slice>> {
+        let _ = (kind, layer, unit);
+        Err(not_yet("group"))
+    }
+
+    /// Slots of the weight matrices of a layer, in the order in which they are applied (routers left out).
+    pub fn linears(&self, layer: usize) -> Result<Vec<String>> {
+        let _ = layer;
+        Err(not_yet("linears"))
+    }
+
+    /// The smaller model that keeps these units of a layer (ascending). `layer` is None for `Layers` and `Hidden`.
+    pub fn keep_units(&self, kind: SiteKind, layer: Option<usize>, kept: &[usize]) -> Result<Self> {
+        let _ = (kind, layer, kept);
+        Err(not_yet("keep_units"))
+    }
+
+    /// From ids to the input of block 0 `[batch, seq, hidden]`, and what all blocks share.
+    pub fn embed(&self, batch: &Batch) -> Result<(Tensor, Context)> {
+        net::embeddings::embed(self, batch)
+    }
+
+    /// One block: `[batch, seq, hidden]` to the same.
+    pub fn block(&self, layer: usize, x: &Tensor, context: &Context, gates: Option<&LayerGates>, tap: &mut dyn Tap) -> Result<Tensor> {
+        net::block::block(self, layer, x, context, gates, tap)
+    }
+
+    /// From the last block's output to outputs: logits `[batch, seq, vocab]`, `[batch, labels]`, `[batch, seq, 2]` or an embedding `[batch, hidden]`.
+    pub fn finish(&self, x: &Tensor, context: &Context, tap: &mut dyn Tap) -> Result<Tensor> {
+        let x = self.last_norm(x, tap)?;
+        net::heads::outputs(self, &x, context)
+    }
+
+    /// The final norm, where there is one.
+    pub fn last_norm(&self, x: &Tensor, tap: &mut dyn Tap) -> Result<Tensor> {
+        let _ = (show, Point::FinalNorm, &tap);
+        Ok(x.clone())
+    }
+
+    /// Token logits `[rows, vocab]` of some rows of the flattened `[batch·seq, hidden]` states; needs a token head.
+    pub fn finish_rows(&self, x: &Tensor, rows: &Tensor) -> Result<Tensor> {
+        let _ = (x, rows);
+        Err(not_yet("finish_rows"))
+    }
+
+    /// The whole forward pass.
+    pub fn forward(&self, batch: &Batch, gates: &Gates, tap: &mut dyn Tap) -> Result<Tensor> {
+        let (x, context) = self.hidden(batch, gates, tap)?;
+        self.finish(&x, &context, tap)
+    }
+
+    /// The output of the last block, before the final norm.
+    pub fn hidden(&self, batch: &Batch, gates: &Gates, tap: &mut dyn Tap) -> Result<(Tensor, Context)> {
+        let (mut x, context) = self.embed(batch)?;
+        for layer in 0..self.dims.len() {
+            x = self.block(layer, &x, &context, gates.layer(layer), tap)?;
+        }
+        Ok((x, context))
+    }
+
+    /// The loss of outputs, per example.
+    pub fn loss(&self, batch: &Batch, outputs: &Tensor) -> Result<LossOut> {
+        let _ = (batch, outputs);
+        Err(not_yet("loss"))
+    }
+
+    /// Forward and loss; only the logits of scored tokens are computed.
+    pub fn forward_loss(&self, batch: &Batch, gates: &Gates, tap: &mut dyn Tap) -> Result<LossOut> {
+        let _ = (batch, gates, tap);
+        Err(not_yet("forward_loss"))
+    }
+}
+
+fn not_yet(what: &str) -> ModelError {
+    ModelError::Mismatch { what: what.to_owned(), found: "a skeleton".into(), expected: "an implementation".into() }
+}
