@@ -122,7 +122,9 @@ pub enum ModelError {
     },
 
     /// A token id that the embedding has no row for.
-    #[error("token id {id} at row {row}, position {position}: the model's vocabulary ends at {vocab}; the tokenizer does not belong to this model")]
+    #[error(
+        "token id {id} at row {row}, position {position}: the model's vocabulary ends at {vocab}; the tokenizer does not belong to this model"
+    )]
     TokenOutOfRange {
         /// The id.
         id: u32,
