@@ -70,6 +70,29 @@ impl Transformer {
         &self.params
     }
 
+    /// The same network with other layers: `dims` and every parameter that they imply (removed units written back as zeros, weights
+    /// rounded to another dtype). The number of layers stays.
+    ///
+    /// # Errors
+    /// A parameter is missing, superfluous, or has another shape than `Blueprint::slots` says.
+    pub fn with_shape(&self, dims: Vec<LayerDims>, params: Params) -> Result<Self> {
+        let mismatch = |what: String, found: String, expected: String| ModelError::Mismatch { what, found, expected };
+        if dims.len() != self.dims.len() {
+            return Err(mismatch("number of layers".into(), dims.len().to_string(), self.dims.len().to_string()));
+        }
+        let slots = self.blueprint.slots(&dims);
+        for slot in &slots {
+            let tensor = params.require(&slot.name)?;
+            if tensor.dims() != slot.shape {
+                return Err(mismatch(format!("shape of `{}`", slot.name), format!("{:?}", tensor.dims()), format!("{:?}", slot.shape)));
+            }
+        }
+        if params.0.len() != slots.len() {
+            return Err(mismatch("number of parameters".into(), params.0.len().to_string(), slots.len().to_string()));
+        }
+        Ok(Self { dims, params, ..self.clone() })
+    }
+
     /// The parameters, to replace some by `Var`s or graph tensors of the same shape.
     pub fn params_mut(&mut self) -> &mut Params {
         &mut self.params

@@ -1,0 +1,73 @@
+//! The last touches to `config.json`: fields that one loader reads under one name and another loader under another.
+
+use candle_core::DType;
+use serde_json::{Map, Value, json};
+
+/// Sets the dtype in both spellings, and spells rotary parameters for transformers 5 (`rope_parameters`) and for everyone before it and
+/// beside it (`rope_theta`, `rope_scaling`: candle-transformers, vLLM, llama.cpp's converter).
+pub(super) fn finish(config: &mut Value, dtype: DType) {
+    let Some(fields) = config.as_object_mut() else { return };
+    let word = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        DType::F64 => "float64",
+        _ => "float32",
+    };
+    fields.insert("dtype".into(), word.into());
+    fields.insert("torch_dtype".into(), word.into());
+    let flat = |p: &Map<String, Value>| p.values().all(|v| !v.is_object());
+    match fields.get("rope_parameters").and_then(Value::as_object).filter(|p| flat(p)).cloned() {
+        Some(parameters) => spell_old(fields, &parameters),
+        None if fields.contains_key("rope_theta") => spell_new(fields),
+        None => {}
+    }
+}
+
+fn spell_old(fields: &mut Map<String, Value>, parameters: &Map<String, Value>) {
+    if let Some(theta) = parameters.get("rope_theta") {
+        fields.insert("rope_theta".into(), theta.clone());
+    }
+    let kind = parameters.get("rope_type").and_then(Value::as_str).unwrap_or("default");
+    let scaling = if kind == "default" {
+        Value::Null
+    } else {
+        let mut scaling = parameters.clone();
+        scaling.remove("rope_theta");
+        scaling.remove("partial_rotary_factor");
+        Value::Object(scaling)
+    };
+    fields.insert("rope_scaling".into(), scaling);
+}
+
+fn spell_new(fields: &mut Map<String, Value>) {
+    // `rope_scaling` of early configs says `type`.
+    let mut parameters = fields.get("rope_scaling").and_then(Value::as_object).cloned().unwrap_or_default();
+    if let Some(kind) = parameters.remove("type") {
+        parameters.entry("rope_type").or_insert(kind);
+    }
+    parameters.entry("rope_type").or_insert_with(|| json!("default"));
+    if let Some(theta) = fields.get("rope_theta") {
+        parameters.insert("rope_theta".into(), theta.clone());
+    }
+    fields.insert("rope_parameters".into(), Value::Object(parameters));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotary_parameters_are_spelt_for_both() {
+        let mut new = json!({"rope_parameters": {"rope_theta": 5.0, "rope_type": "llama3", "factor": 8.0}});
+        finish(&mut new, DType::BF16);
+        assert_eq!(new["rope_theta"], 5.0);
+        assert_eq!(new["rope_scaling"], json!({"rope_type": "llama3", "factor": 8.0}));
+        assert_eq!((&new["dtype"], &new["torch_dtype"]), (&json!("bfloat16"), &json!("bfloat16")));
+        let mut old = json!({"rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 2.0}});
+        finish(&mut old, DType::F32);
+        assert_eq!(old["rope_parameters"], json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}));
+        let mut plain = json!({"hidden_act": "gelu"});
+        finish(&mut plain, DType::F16);
+        assert!(plain.get("rope_parameters").is_none());
+    }
+}

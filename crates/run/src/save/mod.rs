@@ -1,0 +1,146 @@
+//! `save`: a folder that other programs load, proven before it is reported.
+//!
+//! The weights, their config, the tokenizer's files, `prune.json` and a model card are written beside the target, opened again by the
+//! model crate and compared, logits against logits, with the model in memory; only then does the folder take its name.
+
+mod assets;
+mod card;
+mod config;
+mod error;
+mod folder;
+mod padded;
+pub mod record;
+mod remote;
+mod verify;
+mod weights;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+use prunectl_model::{Origin, Transformer, to_checkpoint};
+use serde::{Deserialize, Serialize};
+
+pub use assets::Assets;
+pub use card::CardFacts;
+pub use error::SaveError;
+pub use folder::check_target;
+pub use record::PruneRecord;
+pub use remote::REMOTE_CODE_FILE;
+pub use verify::Verified;
+pub use weights::SHARD_BYTES;
+
+use crate::stock::{self, LoaderVerdict};
+
+/// What becomes of removed units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// They are gone: smaller files, and per-layer counts where layers differ.
+    #[default]
+    Compact,
+    /// They are zeros in the original shape: as large as before, and stock everywhere.
+    Padded,
+}
+
+impl Layout {
+    /// The word in a recipe.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "compact" => Some(Self::Compact),
+            "padded" => Some(Self::Padded),
+            _ => None,
+        }
+    }
+
+    /// The word in a recipe.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Compact => "compact",
+            Self::Padded => "padded",
+        }
+    }
+}
+
+/// What to save, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct SaveRequest<'a> {
+    /// The folder to be made.
+    pub target: &'a Path,
+    /// What becomes of removed units.
+    pub layout: Layout,
+    /// The weights' dtype; `None`: as the model had it on disk.
+    pub dtype: Option<DType>,
+    /// Tokenizer files and what else stands beside the weights.
+    pub assets: Assets<'a>,
+    /// What `prune.json` says. With [`Layout::Padded`] its `original`, `layers` and `sites` tell where the zeros go.
+    pub record: &'a PruneRecord,
+    /// What the model card says.
+    pub card: &'a CardFacts,
+    /// Split the weights beyond this; [`SHARD_BYTES`].
+    pub shard_bytes: u64,
+}
+
+/// A folder that was written and proven.
+#[derive(Debug, Clone, Serialize)]
+pub struct Saved {
+    /// Where.
+    pub dir: PathBuf,
+    /// Name and bytes of each file.
+    pub files: Vec<(String, u64)>,
+    /// Bytes of the weight files alone.
+    pub weight_bytes: u64,
+    /// Who can read it.
+    pub loaders: Vec<LoaderVerdict>,
+    /// What the comparison found.
+    pub verified: Verified,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Writes the folder, opens it again, compares the logits with `model`'s, and only then puts it in its place.
+///
+/// `model` keeps its masks as zeros in the weights: unstructured masks are always stock.
+///
+/// # Errors
+/// Nothing is left behind, and a folder that was there before is untouched.
+pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, SaveError> {
+    folder::check_target(request.target, &request.record.run.recipe.name)?;
+    let origin: &Origin = model.origin();
+    let dtype = request.dtype.unwrap_or(origin.stored_dtype);
+    let shaped = match request.layout {
+        Layout::Compact => model.clone(),
+        Layout::Padded => padded::pad(model, request.record)?,
+    };
+    let loaders = stock::loaders(&stock::Target {
+        model_type: &origin.model_type,
+        hidden: shaped.blueprint().hidden,
+        dims: shaped.dims(),
+        remote_code: remote::covers(&origin.model_type),
+    });
+    let (mut config, tensors) = to_checkpoint(&shaped)?;
+    config::finish(&mut config, dtype);
+    let ragged = !stock::is_uniform(shaped.dims());
+    let mut draft = folder::Draft::beside(request.target)?;
+    if ragged && remote::covers(&origin.model_type) {
+        remote::add(&mut config, shaped.dims(), &mut draft)?;
+    }
+    draft.write_bytes("config.json", &weights::pretty(&config))?;
+    weights::write_weights(&mut draft, &tensors, dtype, request.shard_bytes)?;
+    drop(tensors);
+    assets::write(&mut draft, request.assets, &config, origin.task)?;
+    let mut record = request.record.clone();
+    record.layout = request.layout.word().into();
+    let json = serde_json::to_value(&record).map_err(|e| SaveError::BadRecord { path: request.target.into(), reason: e.to_string() })?;
+    draft.write_bytes(record::RECORD_FILE, &weights::pretty(&json))?;
+    draft.write_bytes("README.md", card::text(request.card, &record, &loaders).as_bytes())?;
+
+    let verified = verify::compare(draft.path(), model, dtype)?;
+    let mut warnings = Vec::new();
+    if let Some(text) = verified.warning() {
+        warnings.push(text);
+    }
+    let files = draft.publish()?;
+    let weight_bytes = files.iter().filter(|(name, _)| name.ends_with(".safetensors")).map(|(_, bytes)| bytes).sum();
+    Ok(Saved { dir: request.target.into(), files, weight_bytes, loaders, verified, warnings })
+}

@@ -1,0 +1,64 @@
+//! `modeling_prunectl.py`: what lets `AutoModel….from_pretrained(dir, trust_remote_code=True)` load a model whose layers differ.
+
+use prunectl_model::LayerDims;
+use serde_json::{Map, Value, json};
+
+use super::SaveError;
+use super::folder::Draft;
+
+/// The file's name beside the weights.
+pub const REMOTE_CODE_FILE: &str = "modeling_prunectl.py";
+const SOURCE: &str = include_str!("modeling_prunectl.py");
+
+/// Families whose modules the Python file knows how to resize, with the auto classes that each architecture belongs to.
+const COVERED: &[(&str, &[(&str, &str)])] = &[
+    (
+        "bert",
+        &[
+            ("BertForSequenceClassification", "AutoModelForSequenceClassification"),
+            ("BertForMaskedLM", "AutoModelForMaskedLM"),
+            ("BertForQuestionAnswering", "AutoModelForQuestionAnswering"),
+            ("BertForTokenClassification", "AutoModelForTokenClassification"),
+            ("BertModel", "AutoModel"),
+        ],
+    ),
+    (
+        "llama",
+        &[
+            ("LlamaForCausalLM", "AutoModelForCausalLM"),
+            ("LlamaForSequenceClassification", "AutoModelForSequenceClassification"),
+            ("LlamaModel", "AutoModel"),
+        ],
+    ),
+];
+
+/// Whether the Python file can load layers that differ, of that `model_type`.
+#[must_use]
+pub fn covers(model_type: &str) -> bool {
+    COVERED.iter().any(|(name, _)| *name == model_type)
+}
+
+/// Writes the file and points the config's `auto_map` at it. `layer_dims` is what the file reads.
+pub(super) fn add(config: &mut Value, dims: &[LayerDims], draft: &mut Draft) -> Result<(), SaveError> {
+    let Some(fields) = config.as_object_mut() else { return Ok(()) };
+    let model_type = fields.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let Some((_, classes)) = COVERED.iter().find(|(name, _)| *name == model_type) else { return Ok(()) };
+    let mut auto_map = Map::new();
+    for (class, auto) in *classes {
+        auto_map.insert((*auto).to_owned(), format!("modeling_prunectl.Pruned{class}").into());
+    }
+    fields.insert("auto_map".into(), Value::Object(auto_map));
+    fields.insert(
+        "layer_dims".into(),
+        dims.iter()
+            .map(|d| {
+                json!({
+                    "q_heads": d.q_heads, "kv_heads": d.kv_heads, "head_dim": d.head_dim, "ffn": d.ffn,
+                    "attention_bias_left": d.attention_bias_left, "mlp_bias_left": d.mlp_bias_left,
+                })
+            })
+            .collect(),
+    );
+    draft.write_bytes(REMOTE_CODE_FILE, SOURCE.as_bytes())?;
+    Ok(())
+}

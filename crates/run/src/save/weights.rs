@@ -1,0 +1,211 @@
+//! Safetensors files, streamed: one tensor at a time is converted and written, so that memory stays flat and the bytes depend on the
+//! tensors alone (names sorted, one metadata key).
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use candle_core::{DType, Tensor};
+use half::{bf16, f16};
+
+use super::SaveError;
+use super::folder::Draft;
+
+/// Weights beyond this go to several files, as Hugging Face's tools split them.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+/// Values converted at a time.
+const CHUNK: usize = 1 << 16;
+
+/// The name of a dtype in safetensors, and its size.
+fn stored(dtype: DType) -> Result<(&'static str, usize), SaveError> {
+    match dtype {
+        DType::F64 => Ok(("F64", 8)),
+        DType::F32 => Ok(("F32", 4)),
+        DType::F16 => Ok(("F16", 2)),
+        DType::BF16 => Ok(("BF16", 2)),
+        other => Err(SaveError::Dtype { found: format!("{other:?}") }),
+    }
+}
+
+/// Writes `model.safetensors`, or shards of at most `shard_bytes` and an index.
+///
+/// # Errors
+/// The disk is full, or a value is not finite in `dtype`.
+pub(super) fn write_weights(
+    draft: &mut Draft,
+    tensors: &BTreeMap<String, Tensor>,
+    dtype: DType,
+    shard_bytes: u64,
+) -> Result<(), SaveError> {
+    let (_, size) = stored(dtype)?;
+    let mut shards: Vec<Vec<(&str, &Tensor)>> = vec![Vec::new()];
+    let (mut filled, mut total) = (0_u64, 0_u64);
+    for (name, tensor) in tensors {
+        let bytes = tensor.elem_count() as u64 * size as u64;
+        total += bytes;
+        if filled > 0 && filled + bytes > shard_bytes {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += bytes;
+        if let Some(shard) = shards.last_mut() {
+            shard.push((name, tensor));
+        }
+    }
+    if let [only] = shards.as_slice() {
+        draft.write("model.safetensors", |out| write_file(out, only, dtype))?;
+        return Ok(());
+    }
+    let n = shards.len();
+    let mut map = serde_json::Map::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{n:05}.safetensors", i + 1);
+        draft.write(&file, |out| write_file(out, shard, dtype))?;
+        for (name, _) in shard {
+            map.insert((*name).to_owned(), file.clone().into());
+        }
+    }
+    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
+    draft.write_bytes("model.safetensors.index.json", &pretty(&index))?;
+    Ok(())
+}
+
+/// JSON as people read it, with a line's end.
+pub(super) fn pretty(value: &serde_json::Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}
+
+/// One file: length, header, data. The header is padded with spaces so that the data starts at a multiple of 8.
+fn write_file(out: &mut dyn Write, tensors: &[(&str, &Tensor)], dtype: DType) -> Result<(), SaveError> {
+    let (word, size) = stored(dtype)?;
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
+    let mut offset = 0_u64;
+    for (name, tensor) in tensors {
+        let end = offset + tensor.elem_count() as u64 * size as u64;
+        header.insert((*name).to_owned(), serde_json::json!({ "dtype": word, "shape": tensor.dims(), "data_offsets": [offset, end] }));
+        offset = end;
+    }
+    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let write = |out: &mut dyn Write, bytes: &[u8]| out.write_all(bytes).map_err(|e| SaveError::io("write", std::path::Path::new(""), e));
+    write(out, &(text.len() as u64).to_le_bytes())?;
+    write(out, &text)?;
+    let mut buffer = Vec::with_capacity(CHUNK * size);
+    for (name, tensor) in tensors {
+        let flat = tensor.flatten_all()?;
+        let n = flat.elem_count();
+        let mut bad = 0;
+        for start in (0..n).step_by(CHUNK) {
+            let part = flat.narrow(0, start, CHUNK.min(n - start))?;
+            buffer.clear();
+            bad += encode(&part, dtype, &mut buffer)?;
+            write(out, &buffer)?;
+        }
+        if bad > 0 {
+            return Err(SaveError::NotFinite { tensor: (*name).to_owned(), count: bad, dtype: word.to_lowercase() });
+        }
+    }
+    Ok(())
+}
+
+/// Appends values as little-endian bytes; returns how many are not finite.
+fn encode(part: &Tensor, dtype: DType, into: &mut Vec<u8>) -> Result<usize, SaveError> {
+    let part = part.to_device(&candle_core::Device::Cpu)?.to_dtype(dtype)?;
+    let mut bad = 0;
+    match dtype {
+        DType::F64 => {
+            for x in part.to_vec1::<f64>()? {
+                bad += usize::from(!x.is_finite());
+                into.extend_from_slice(&x.to_le_bytes());
+            }
+        }
+        DType::F32 => {
+            for x in part.to_vec1::<f32>()? {
+                bad += usize::from(!x.is_finite());
+                into.extend_from_slice(&x.to_le_bytes());
+            }
+        }
+        DType::F16 => {
+            for x in part.to_vec1::<f16>()? {
+                bad += usize::from(!x.is_finite());
+                into.extend_from_slice(&x.to_le_bytes());
+            }
+        }
+        DType::BF16 => {
+            for x in part.to_vec1::<bf16>()? {
+                bad += usize::from(!x.is_finite());
+                into.extend_from_slice(&x.to_le_bytes());
+            }
+        }
+        other => return Err(SaveError::Dtype { found: format!("{other:?}") }),
+    }
+    Ok(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn tensors() -> BTreeMap<String, Tensor> {
+        let t = |n: usize| Tensor::arange(0_f32, n as f32, &Device::Cpu).unwrap().reshape((n / 2, 2)).unwrap();
+        [("b.weight", 6), ("a.weight", 10), ("c.weight", 4)].into_iter().map(|(name, n)| (name.to_owned(), t(n))).collect()
+    }
+
+    /// The `safetensors` crate, which has no part in the writing, reads every dtype back.
+    #[test]
+    fn an_independent_reader_finds_the_same_values() {
+        let dir = tempfile::tempdir().unwrap();
+        for (dtype, word) in
+            [(DType::F32, safetensors::Dtype::F32), (DType::F16, safetensors::Dtype::F16), (DType::BF16, safetensors::Dtype::BF16)]
+        {
+            let target = dir.path().join(format!("{dtype:?}"));
+            let mut draft = Draft::beside(&target).unwrap();
+            write_weights(&mut draft, &tensors(), dtype, SHARD_BYTES).unwrap();
+            draft.publish().unwrap();
+            let bytes = std::fs::read(target.join("model.safetensors")).unwrap();
+            let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            assert_eq!(read.len(), 3);
+            let view = read.tensor("a.weight").unwrap();
+            assert_eq!((view.dtype(), view.shape()), (word, [5, 2].as_slice()));
+            let back = candle_core::safetensors::load(target.join("model.safetensors"), &Device::Cpu).unwrap();
+            for (name, t) in tensors() {
+                let b = back[&name].to_dtype(DType::F32).unwrap();
+                assert_eq!(b.to_vec2::<f32>().unwrap(), t.to_vec2::<f32>().unwrap(), "{name} as {dtype:?}");
+            }
+            let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+            assert_eq!(header.metadata().as_ref().map(|m| m.len()), Some(1), "two keys would make the bytes depend on a hash order");
+        }
+    }
+
+    #[test]
+    fn shards_hold_every_tensor_once_and_stay_below_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("m");
+        let mut draft = Draft::beside(&target).unwrap();
+        write_weights(&mut draft, &tensors(), DType::F32, 44).unwrap();
+        draft.publish().unwrap();
+        let index: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(target.join("model.safetensors.index.json")).unwrap()).unwrap();
+        assert_eq!(index["metadata"]["total_size"], 80);
+        let map = index["weight_map"].as_object().unwrap();
+        assert_eq!(map.len(), 3);
+        for (name, file) in map {
+            let back = candle_core::safetensors::load(target.join(file.as_str().unwrap()), &Device::Cpu).unwrap();
+            assert!(back.contains_key(name));
+        }
+        assert_eq!(map["b.weight"], map["c.weight"]);
+        assert_ne!(map["a.weight"], map["b.weight"]);
+    }
+
+    #[test]
+    fn a_weight_that_the_dtype_cannot_hold_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let big = BTreeMap::from([("x.weight".to_owned(), Tensor::new(&[1.0_f32, 1e6], &Device::Cpu).unwrap())]);
+        let mut draft = Draft::beside(&dir.path().join("m")).unwrap();
+        let error = write_weights(&mut draft, &big, DType::F16, SHARD_BYTES).unwrap_err().to_string();
+        assert!(error.contains("`x.weight` has 1 value"), "{error}");
+        drop(draft);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a failed save leaves nothing behind");
+    }
+}
