@@ -1,1 +1,27 @@
-fn main() {}
+//! The command `prunectl`: everything is in `prunectl-run`; here are only the process and its exit status.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use prunectl_run::cli::Cli;
+use prunectl_run::interrupt::Interrupt;
+
+fn main() -> ExitCode {
+    // Wrong usage ends in clap's own message and status 2.
+    let cli = Cli::parse();
+    match start(cli) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            let text = error.to_string();
+            // Rendered diagnostics begin with their own `error[…]`.
+            eprintln!("{}{}", if text.starts_with("error") { "" } else { "error: " }, text.trim_end());
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<u8, prunectl_run::Error> {
+    let interrupt = Interrupt::default();
+    interrupt.install()?;
+    cli.run(interrupt)
+}

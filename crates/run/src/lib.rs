@@ -1,6 +1,19 @@
-//! The world around the science: files, recipes' steps, folders that are saved, reports. Never maths.
+//! The world around the science: command line, executor, data, device, run directory, report and export. Never maths.
 
+pub mod cli;
+pub mod commands;
+pub mod compile;
+pub mod error;
+pub mod files;
 pub mod inspect;
+pub mod interrupt;
+pub mod journal;
+pub mod recipes;
 pub mod report;
+pub mod rundir;
 pub mod save;
+pub mod session;
 pub mod stock;
+pub mod ui;
+
+pub use error::{Error, Result};

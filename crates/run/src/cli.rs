@@ -1,0 +1,123 @@
+//! The command line: what `prunectl --help` shows, and which command it calls.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+
+use crate::commands;
+use crate::error::{EXIT_DONE, Result};
+use crate::interrupt::Interrupt;
+use crate::session::{DeviceChoice, Dtype, Options};
+use crate::ui::Ui;
+
+/// Prunes transformers from a typed recipe, and proves that what it wrote loads and runs.
+#[derive(Debug, Parser)]
+#[command(name = "prunectl", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options of every command.
+    #[command(flatten)]
+    pub globals: Globals,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Globals {
+    /// Results as JSON on stdout.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No notes and no progress, only results, warnings and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// More notes.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Where and in what precision a run computes.
+#[derive(Debug, Clone, Args)]
+pub struct Compute {
+    /// auto, cpu, cuda, cuda:<n> or metal.
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// What is computed in, instead of the recipe's choice: f32, f64, f16 or bf16.
+    #[arg(long)]
+    pub dtype: Option<Dtype>,
+    /// Never use the network.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// A recipe and its parameters.
+#[derive(Debug, Clone, Args)]
+pub struct RecipeArgs {
+    /// A recipe file, or `builtin:<name>` for one inside the program.
+    pub recipe: PathBuf,
+    /// Sets a `param` of the recipe; may be repeated.
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_set)]
+    pub set: Vec<(String, String)>,
+}
+
+/// `name=value` of `--set`.
+pub fn parse_set(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
+        _ => Err(format!("found `{text}`, expected NAME=VALUE, for example sparsity=40%")),
+    }
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check a recipe: every mistake in one go.
+    Check(commands::check::Check),
+    /// Rewrite recipes in the canonical spelling.
+    Fmt(commands::fmt::Fmt),
+    /// The manual page of an error code or of a method.
+    Explain(commands::explain::Explain),
+    /// Every method and its parameters as JSON.
+    Schema(commands::schema::Schema),
+    /// Devices, features, threads and disk of this machine.
+    Doctor(commands::doctor::Doctor),
+    /// Completions for a shell, on stdout.
+    Completions(commands::completions::Completions),
+}
+
+impl Cli {
+    /// Carries the command out and returns the exit status.
+    pub fn run(self, interrupt: Interrupt) -> Result<u8> {
+        let verbosity = if self.globals.quiet { -1 } else { i8::try_from(self.globals.verbose).unwrap_or(i8::MAX) };
+        let options =
+            Options { device: DeviceChoice::Auto, dtype: None, offline: false, json: self.globals.json, ui: Ui::new(verbosity), interrupt };
+        match self.command {
+            Command::Check(c) => c.run(&options),
+            Command::Fmt(c) => c.run(&options),
+            Command::Explain(c) => c.run(&options),
+            Command::Schema(c) => c.run(),
+            Command::Doctor(c) => c.run(&options),
+            Command::Completions(c) => c.run(&mut Self::command()),
+        }
+    }
+}
+
+impl Compute {
+    /// The options with these in them.
+    pub fn over(&self, options: &Options) -> Options {
+        Options { device: self.device, dtype: self.dtype, offline: self.offline, ..options.clone() }
+    }
+}
+
+/// Status of a command that did what it was asked.
+pub const DONE: Result<u8> = Ok(EXIT_DONE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

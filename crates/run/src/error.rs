@@ -1,0 +1,200 @@
+//! What can go wrong in the world outside the recipe's text, with the exit status that the command ends in.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Exit status of a finished command.
+pub const EXIT_DONE: u8 = 0;
+/// Exit status of a recipe with mistakes, and of a failed `expect`.
+pub const EXIT_RECIPE: u8 = 1;
+/// Exit status of wrong usage, of the environment (files, disks, devices) and of internal errors.
+pub const EXIT_ENVIRONMENT: u8 = 2;
+/// Exit status of a run that was interrupted; `prunectl resume` goes on with it.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// An error of the command, its files and its steps.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The recipe has mistakes; they are rendered already.
+    #[error("{rendered}")]
+    Recipe {
+        /// Every diagnostic, drawn with its place.
+        rendered: String,
+        /// How many errors there are.
+        errors: usize,
+    },
+    /// A step failed; `rendered` shows its line.
+    #[error("{rendered}")]
+    Step {
+        /// The error with its place in the recipe.
+        rendered: String,
+        /// Whether the recipe is at fault (status 1) and not the machine (status 2).
+        recipe: bool,
+    },
+    /// One or more `expect`s were false; everything is saved.
+    #[error("{} not met: {}", if failed.len() == 1 { "an expectation was" } else { "expectations were" }, failed.join("; "))]
+    Expect {
+        /// The messages of those that failed.
+        failed: Vec<String>,
+    },
+    /// A file operation failed.
+    #[error("can't {action} {}: {}", path.display(), explain_io(source))]
+    Io {
+        /// What was tried: `read`, `write`, ….
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The recipe file isn't text.
+    #[error("{}:{line}: byte {byte} is not UTF-8 text (found 0x{found:02x}); save the recipe as UTF-8", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// Line of the byte, from 1.
+        line: usize,
+        /// Offset of the byte, from 0.
+        byte: usize,
+        /// The byte.
+        found: u8,
+    },
+    /// The recipe is not there.
+    #[error("there is no recipe {}{hint}", path.display())]
+    NoRecipe {
+        /// The file asked for.
+        path: PathBuf,
+        /// What is there instead, as a sentence with its own leading punctuation.
+        hint: String,
+    },
+    /// The recipe is a folder.
+    #[error("{} is a folder, expected a recipe file{hint}", path.display())]
+    RecipeIsFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Which recipes are in it.
+        hint: String,
+    },
+    /// `--out` names something that exists.
+    #[error("{} exists and is not empty; choose another --out{hint}", path.display())]
+    OutputExists {
+        /// The folder.
+        path: PathBuf,
+        /// `, or go on with it: prunectl resume …` where it holds a run.
+        hint: String,
+    },
+    /// Another process works in the run directory.
+    #[error("another prunectl is working in {}; wait until it ends, or stop it", path.display())]
+    RunBusy {
+        /// The run directory.
+        path: PathBuf,
+    },
+    /// The folder given to `resume` holds no run.
+    #[error("{} is not a run directory: it has no journal.jsonl; give one that `prunectl run` made (runs/<recipe>-<n>)", path.display())]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The run is over; there is nothing to resume.
+    #[error("the run in {} has ended ({status}); start a new one with `prunectl run`", path.display())]
+    RunEnded {
+        /// The run directory.
+        path: PathBuf,
+        /// How it ended.
+        status: String,
+    },
+    /// A stored file of a run doesn't say what it should.
+    #[error("{} is damaged: {what}; start the run again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An input changed between a run and its resumption, or since it was locked.
+    #[error("{} changed since {since}: found sha256 {found}, expected {expected}; put the old file back, or start a new run", path.display())]
+    Drift {
+        /// The file.
+        path: PathBuf,
+        /// `the run began` or `it was locked`.
+        since: &'static str,
+        /// Hash of the file as it is.
+        found: String,
+        /// Hash that was recorded.
+        expected: String,
+    },
+    /// The device isn't there.
+    #[error("device `{device}`: {reason}")]
+    Device {
+        /// As it was asked for.
+        device: String,
+        /// Why it can't be used, and what to do.
+        reason: String,
+    },
+    /// The arguments of the command contradict each other or the world.
+    #[error("{message}")]
+    Usage {
+        /// What was given, what is possible.
+        message: String,
+    },
+    /// The data can't be used.
+    #[error("{0}")]
+    Data(String),
+    /// The network or its files.
+    #[error("{0}")]
+    Model(String),
+    /// The science.
+    #[error("{0}")]
+    Prune(String),
+    /// A tensor operation.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// Something that can't happen happened.
+    #[error("internal error: {0}; please report it with the recipe")]
+    Internal(String),
+}
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Wraps an I/O error with what was tried and where.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// The status that the process ends with.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Recipe { .. } | Self::Expect { .. } | Self::Step { recipe: true, .. } => EXIT_RECIPE,
+            _ => EXIT_ENVIRONMENT,
+        }
+    }
+}
+
+/// The system's words, with the way out where there is a usual one.
+fn explain_io(e: &io::Error) -> String {
+    match e.kind() {
+        io::ErrorKind::StorageFull => {
+            "the disk is full; free some space and go on with `prunectl resume`, or choose another --out".to_owned()
+        }
+        io::ErrorKind::QuotaExceeded => "the disk quota is used up; free some space and go on with `prunectl resume`".to_owned(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose another place".to_owned(),
+        io::ErrorKind::PermissionDenied => format!("permission denied ({e})"),
+        io::ErrorKind::NotFound => "there is no such file or folder".to_owned(),
+        _ => e.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_disk_names_the_way_out() {
+        let e = Error::io("write", "runs/x-1/metrics.json")(io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!(e.exit_status(), EXIT_ENVIRONMENT);
+        assert!(e.to_string().contains("disk is full") && e.to_string().contains("prunectl resume"), "{e}");
+    }
+}

@@ -1,0 +1,105 @@
+//! Files that are either old or new, never half: written beside their place, flushed to the disk, renamed.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// What a name ends in while its content is being written. A run directory may hold one after a crash; nothing ever reads it.
+pub const PARTIAL: &str = ".partial";
+
+/// Replaces `path` by `bytes`: after a crash at any moment it holds the old content or the new one.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = partial_name(path);
+    let written = (|| {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    })();
+    if written.is_err() {
+        // The first error is the one to tell; a partial file that stays is never read.
+        let _ = fs::remove_file(&partial);
+    }
+    written.map_err(Error::io("write", path))?;
+    sync_folder_of(path)
+}
+
+/// The name under which `path` is written before it is renamed.
+pub fn partial_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().map(|n| n.to_owned()).unwrap_or_default();
+    name.push(PARTIAL);
+    path.with_file_name(name)
+}
+
+/// Makes a rename in the folder of `path` last through a power cut, where the system can.
+pub fn sync_folder_of(path: &Path) -> Result<()> {
+    #[cfg(unix)]
+    if let Some(folder) = path.parent() {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io("flush", folder))?;
+    }
+    Ok(())
+}
+
+/// SHA-256 of a file's content, in hexadecimal.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(Error::io("read", path))?;
+        if n == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..n]);
+    }
+}
+
+/// SHA-256 of bytes, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A step's name as a file name: the same wherever the name is short and plain; characters that a path can't carry become `_`,
+/// and a long name ends in its hash instead.
+pub fn file_name_of(name: &str) -> String {
+    const LONGEST: usize = 120;
+    let clean: String = name.chars().map(|c| if c.is_control() || "/\\:*?\"<>|".contains(c) { '_' } else { c }).collect();
+    if clean.len() <= LONGEST && clean == name {
+        return clean;
+    }
+    let cut = clean.char_indices().map(|(i, _)| i).take_while(|i| *i <= LONGEST - 10).last().unwrap_or(0);
+    format!("{}-{}", &clean[..cut.min(clean.len())], &sha256(name.as_bytes())[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_whole_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        write_atomic(&path, b"one").unwrap();
+        write_atomic(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert!(!partial_name(&path).exists());
+        assert!(write_atomic(&dir.path().join("none/a"), b"x").is_err());
+    }
+
+    #[test]
+    fn names_become_files() {
+        assert_eq!(file_name_of("acc[round=3]"), "acc[round=3]");
+        let long = file_name_of(&format!("grid[method=wanda(on = a/b), {}]", "x".repeat(300)));
+        assert!(long.len() < 140 && !long.contains('/'), "{long}");
+        assert_ne!(file_name_of("a/b"), file_name_of("a\\b"));
+    }
+}
