@@ -1,0 +1,311 @@
+//! Rows of criteria that score from data and gradients, known to `check` and `plan` and not carried out yet.
+
+use prunectl_recipe::catalogue::{Entry, SiteKind, Ty};
+
+use super::Criterion;
+use crate::row::{
+    ALL_SITES, CALIBRATION, GATED_SITES, INNER_AND_WEIGHTS, INNER_SITES, ON, QUIRK, WEIGHTS, criterion, needs_data, optional,
+    param, required, within,
+};
+
+macro_rules! planned {
+    ($name:ident, $spec:expr) => {
+        pub(super) const $name: Entry<dyn Criterion> = Entry { spec: $spec, build: None };
+    };
+}
+
+planned!(
+    FISHER,
+    needs_data(criterion(
+        "fisher",
+        "Theis et al., Faster gaze prediction with dense networks and Fisher pruning (2018), eq. 9; Crowley et al., A closer look at structured pruning (2018)",
+        &[ON, QUIRK],
+        GATED_SITES,
+        "Fisher pruning: the second-order loss change of removing a unit, from the squared gradient of its gate.\n\n\
+         `½ · E_x[(∂L(x)/∂ξ)²]`, with `∂L/∂ξ = Σ a·∂L/∂a` summed over the example's tokens before squaring.\n\n\
+         Mind: L(x) is the mean over the example's scored tokens and the square is taken per example, so the score does not depend on the batch. \
+         The published code divides once more by the batch size (`quirk = \"reference\"`).\n\n\
+         ```prune\nscore m.layers[*].attention.heads using fisher(on = d.train.sample(64, seed = 0)) as s\n```",
+    ))
+);
+planned!(
+    GROUP_FISHER,
+    needs_data(criterion(
+        "group_fisher",
+        "Liu et al., Group Fisher Pruning for Practical Network Compression (2021), eq. 6-9",
+        &[
+            ON,
+            param("per", Ty::OneOf(&["none", "params", "flops", "memory"]), "none", "Divide by what removing the unit saves."),
+            QUIRK,
+        ],
+        &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Experts, SiteKind::Hidden],
+        "Fisher information of coupled units, divided by the cost that their removal saves.\n\n\
+         `E_x[(Σ_members ∂L(x)/∂ξ)²] / cost`: contributions of coupled members (a KV group's heads, a residual channel's writers) are added **before** squaring.\n\n\
+         Mind: the authors' code takes the gradient of the batch mean, so its scores carry 1/N, and divides integers by integers; both behind `quirk = \"reference\"`.\n\n\
+         ```prune\nscore m.layers[*].mlp.neurons using group_fisher(on = d.train.sample(64, seed = 0), per = params) as s\n```",
+    ))
+);
+planned!(
+    OBD,
+    needs_data(criterion(
+        "obd",
+        "LeCun et al., Optimal Brain Damage (1990), eq. 5",
+        &[
+            ON,
+            param(
+                "hessian",
+                Ty::OneOf(&["empirical_fisher", "ggn"]),
+                "empirical_fisher",
+                "Diagonal used for the curvature: squared gradients of the labels' loss, or the generalised Gauss-Newton of the model's own probabilities.",
+            ),
+        ],
+        INNER_AND_WEIGHTS,
+        "Loss increase of setting a weight to zero under a diagonal quadratic model at a minimum: `½ · h · w²`, summed over a unit's group.\n\n\
+         h is the mean over examples of the squared gradient of the example's mean loss, or the GGN diagonal.\n\n\
+         Mind: squares are per example (the square of a batch's gradient is another number).\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using obd(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
+    ))
+);
+planned!(
+    LOSS_MODEL,
+    needs_data(criterion(
+        "loss_model",
+        "Laurent et al., Revisiting Loss Modelling for Unstructured Pruning (2020), eq. 4-6",
+        &[
+            ON,
+            param("kind", Ty::OneOf(&["linear", "quadratic"]), "linear", "Order of the loss model."),
+            param(
+                "hessian",
+                Ty::OneOf(&["empirical_fisher", "ggn"]),
+                "empirical_fisher",
+                "Diagonal used by `quadratic`.",
+            ),
+            param("penalty", Ty::Float, "0", "λ of the step-size penalty ½·λ·w², added outside the absolute value."),
+        ],
+        INNER_AND_WEIGHTS,
+        "The loss change that a local model predicts: `|g·w|` (linear) or `|−g·w + ½·h·w²|` (quadratic, absolute value of the **sum**).\n\n\
+         Mind: g is averaged over all the data before the absolute value; the authors' experiments iterate over many small prunings (`rescore`).\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using loss_model(on = d.train.sample(64, seed = 0), kind = quadratic) { scope = global  rescore = 10% }\n```",
+    ))
+);
+planned!(
+    HRANK,
+    needs_data(criterion(
+        "hrank",
+        "Lin et al., HRank: Filter Pruning using High-Rank Feature Map (2020), eq. 5",
+        &[
+            CALIBRATION,
+            within(param("tol", Ty::Float, "1e-3", "Singular values below tol · the largest do not count."), 0.0, 1.0),
+        ],
+        INNER_SITES,
+        "Mean numerical rank of a unit's output matrix: `E_x rank([tokens, head_dim])`.\n\n\
+         Mind: random activations have full rank and tie; the default tolerance of other libraries (machine epsilon) counts rounding noise as rank. \
+         Needs head_dim > 1; neurons are scored by blocks of a layer.\n\n\
+         ```prune\nscore m.layers[*].attention.heads using hrank(on = d.train.sample(64, seed = 0)) as s\n```",
+    ))
+);
+planned!(
+    SNIP,
+    needs_data(criterion(
+        "snip",
+        "Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity (2019), eq. 4",
+        &[ON],
+        INNER_AND_WEIGHTS,
+        "Connection sensitivity: `|g·w|` with g the gradient of the mean loss over all the data; units sum over their group.\n\n\
+         Mind: published codes re-initialise the weights first and divide by the sum; the order is the same, the given weights are used here.\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using snip(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
+    ))
+);
+planned!(
+    GRASP,
+    needs_data(criterion(
+        "grasp",
+        "Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (2020), eq. 8",
+        &[
+            ON,
+            within(param("temperature", Ty::Float, "200", "Logits are divided by it before the softmax (the authors' 200)."), 1e-6, 1e6),
+        ],
+        WEIGHTS,
+        "Gradient flow kept: `−w·Hg` names the weights whose removal reduces the gradient norm least; the method removes the **highest**, so our score is its negative, `w·Hg`.\n\n\
+         Mind: Hg is a Hessian-vector product in f64; with temperature 200 the softmax is nearly uniform and the ranking differs from temperature 1.\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using grasp(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
+    ))
+);
+planned!(
+    SYNFLOW,
+    criterion(
+        "synflow",
+        "Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow (2020), eq. 2",
+        &[within(param("rounds", Ty::Count, "100", "Rounds of scoring, the density falling exponentially."), 1.0, 1e4)],
+        INNER_AND_WEIGHTS,
+        "Synaptic flow: `|w| · ∂R/∂|w|` with R the sum of the outputs of the network of absolute weights, fed embeddings of ones; no data.\n\n\
+         Mind: it runs in f64. With inputs of ones every position carries the same value vector, so query and key weights score zero in a transformer: rank by layer.\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using synflow(rounds = 20) { scope = layer }\n```",
+    )
+);
+planned!(
+    LRP,
+    needs_data(criterion(
+        "lrp",
+        "Yeom et al., Pruning by explaining: a novel criterion for deep neural network pruning (2021), eq. 3-5",
+        &[
+            CALIBRATION,
+            param("rule", Ty::OneOf(&["epsilon", "zplus"]), "epsilon", "How relevance is shared among a layer's inputs."),
+        ],
+        INNER_SITES,
+        "Layer-wise relevance propagation: relevance that flows through a unit, `Σ_x |R|`.\n\n\
+         Mind: relevance is conserved, Σ in = Σ out, up to the share of biases; the published code's rule named epsilon is z⁺.\n\n\
+         ```prune\nscore m.layers[*].mlp.neurons using lrp(on = d.train.sample(64, seed = 0), rule = zplus) as s\n```",
+    ))
+);
+planned!(
+    ACTIVATION,
+    needs_data(criterion(
+        "activation",
+        "Zhao et al., Adaptive Activation-based Structured Pruning (2023), eq. 2",
+        &[
+            CALIBRATION,
+            param("stat", Ty::OneOf(&["mean", "attention"]), "attention", "`mean` of |a|, or the attention map mean |a|^p."),
+            within(param("p", Ty::Float, "2", "The exponent of `attention`."), 0.1, 16.0),
+        ],
+        INNER_SITES,
+        "Mean of |a|^p of a unit's activation over all tokens that count.\n\n\
+         Mind: padding never counts; scales differ by layer, so `scope = layer` is the fair comparison.\n\n\
+         ```prune\nscore m.layers[*].mlp.neurons using activation(on = d.train.sample(64, seed = 0)) as s\n```",
+    ))
+);
+planned!(
+    ACTIVATION_NORM,
+    needs_data(criterion(
+        "activation_norm",
+        "Muralidharan et al., Compact Language Models via Pruning and Knowledge Distillation (Minitron, 2024), sec. 2.2",
+        &[CALIBRATION],
+        &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Hidden],
+        "Mean over examples of the ℓ2 norm over tokens of a unit's activation; heads take the norm of their context vector, `hidden` the norms' outputs summed over the layers.\n\n\
+         Mind: `hidden` is one score for the whole model. Padding never counts.\n\n\
+         ```prune\nscore m.layers[*].mlp.neurons using activation_norm(on = d.train.sample(64, seed = 0)) as s\n```",
+    ))
+);
+planned!(
+    REAP,
+    needs_data(criterion(
+        "reap",
+        "Lasby et al., REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression (2025), eq. 9",
+        &[CALIBRATION],
+        &[SiteKind::Experts],
+        "Router-weighted expert activation: mean over the tokens routed to an expert of gate × ‖expert output‖₂.\n\n\
+         Mind: an expert that no token reaches scores 0; its row of the router goes with it.",
+    ))
+);
+planned!(
+    FREQUENCY,
+    needs_data(criterion(
+        "frequency",
+        "Chen et al., Task-Specific Expert Pruning for Sparse Mixture-of-Experts (2022)",
+        &[CALIBRATION],
+        &[SiteKind::Experts],
+        "Share of tokens that the router sends to an expert. The baseline that `reap` must beat.",
+    ))
+);
+planned!(
+    UNIQUENESS,
+    needs_data(criterion(
+        "uniqueness",
+        "Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), eq. 3",
+        &[CALIBRATION],
+        &[SiteKind::Neurons],
+        "How little a neuron's activation resembles the others': the negative of `u_j = Σ_{k≠j} |cos(h_j, h_k)| / (N·v)`.\n\n\
+         Mind: N² memory per layer, tiled; cosines run over the tokens of all batches.\n\n\
+         ```prune\nscore m.layers[*].mlp.neurons using uniqueness(on = d.train.sample(64, seed = 0)) as s\n```",
+    ))
+);
+planned!(
+    SENSITIVITY,
+    needs_data(criterion(
+        "sensitivity",
+        "Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), sec. 4",
+        &[ON],
+        &[SiteKind::Neurons],
+        "Mean over batches of `|Σ g·w|` of a neuron's group: the sensitivity that GUM's authors set against uniqueness.\n\n\
+         ```prune\nscore m.layers[*].mlp.neurons using sensitivity(on = d.train.sample(64, seed = 0)) as s\n```",
+    ))
+);
+planned!(
+    SUPERMASK,
+    criterion(
+        "supermask",
+        "Zhou et al., Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask (2019), table 1",
+        &[
+            param(
+                "kind",
+                Ty::OneOf(&[
+                    "large_final",
+                    "small_final",
+                    "large_init",
+                    "large_init_large_final",
+                    "small_init_small_final",
+                    "magnitude_increase",
+                    "movement",
+                ]),
+                "large_final",
+                "The mask criterion, from a weight's first and final values.",
+            ),
+            required("initial", Ty::Snapshot, "The snapshot that holds the first values."),
+            param("fill", Ty::OneOf(&["zero", "init", "sign"]), "zero", "What removed weights become: zero, their first value, or a signed constant."),
+        ],
+        WEIGHTS,
+        "Masks from a weight's first value w_i and final value w_f, such as `|w_f|`, `|w_f| − |w_i|`, `|w_f − w_i|`.\n\n\
+         Mind: its `movement` is |w_f − w_i|, not movement pruning (Sanh 2020).\n\n\
+         ```prune\nsnapshot m as first\nprune m.layers[*].linears.weights by 50% using supermask(kind = magnitude_increase, initial = first) { scope = global }\n```",
+    )
+);
+planned!(
+    SLICE,
+    needs_data(criterion(
+        "slice",
+        "Ashkboos et al., SliceGPT: Compress Large Language Models by Deleting Rows and Columns (2024), sec. 3",
+        &[CALIBRATION],
+        &[SiteKind::Hidden],
+        "Rotates the residual stream onto its principal components and cuts the smallest directions.\n\n\
+         Mind: layer norms are turned into RMS norms first; the rotation is orthogonal, so the uncut model's outputs do not change.",
+    ))
+);
+planned!(
+    BLOCK_INFLUENCE,
+    needs_data(criterion(
+        "block_influence",
+        "Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect (2024), eq. 1",
+        &[CALIBRATION, QUIRK],
+        &[SiteKind::Layers],
+        "How much a layer turns the residual stream: `1 − E cos(x_in, x_out)` over the tokens that count.\n\n\
+         Mind: the last layer's output is taken before the final norm. The unofficial code sums over tokens (`quirk = \"reference\"`).\n\n\
+         ```prune\nprune m.layers[*] by 1 layers using block_influence(on = d.train.sample(64, seed = 0))\n```",
+    ))
+);
+planned!(
+    ADAPTIVE,
+    needs_data(criterion(
+        "adaptive",
+        "Zhao et al., Adaptive Activation-based Structured Pruning (2023), algorithm 2",
+        &[
+            CALIBRATION,
+            param("target", Ty::OneOf(&["accuracy", "params", "flops"]), "accuracy", "What the loop aims at."),
+            within(param("step", Ty::Percent, "5%", "λ: how much the threshold grows in a round; halved after a miss."), 0.0, 100.0),
+            optional("bound", Ty::Percent, "The target's value: accuracy to keep, or share of parameters or FLOPs to reach."),
+        ],
+        INNER_SITES,
+        "Grows an activation threshold until the target is missed, rolls back to the last accepted weights and halves the step.\n\n\
+         Mind: written from the paper's description; each round restores the last accepted weights.",
+    ))
+);
+planned!(
+    UNIFORM,
+    criterion(
+        "uniform",
+        "the baseline of Liu et al., Rethinking the Value of Network Pruning (2019)",
+        &[],
+        ALL_SITES,
+        "An equal share of every layer, the highest indices first: what channel pruning must beat.\n\n\
+         ```prune\nprune m.layers[*].mlp.neurons by 50% using uniform()\n```",
+    )
+);

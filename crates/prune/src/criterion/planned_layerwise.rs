@@ -1,0 +1,80 @@
+//! Rows of layer-wise one-shot criteria, known to `check` and `plan` and not carried out yet.
+
+use prunectl_recipe::catalogue::{Entry, Ty};
+
+use super::Criterion;
+use crate::row::{
+    CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, QUIRK, WEIGHTS, criterion, needs_data, param, sequential, within,
+};
+
+macro_rules! planned {
+    ($name:ident, $spec:expr) => {
+        pub(super) const $name: Entry<dyn Criterion> = Entry { spec: $spec, build: None };
+    };
+}
+
+planned!(
+    WANDA,
+    needs_data(sequential(criterion(
+        "wanda",
+        "Sun et al., A Simple and Effective Pruning Approach for Large Language Models (2023), eq. 1",
+        &[CALIBRATION, QUIRK],
+        INNER_AND_WEIGHTS,
+        "Weights times the norm of their input: `|w_ij| · ‖x_j‖₂`, ranked within each output row by default.\n\n\
+         A structured site sums the scores of its group. `prune` scores each block on the inputs that its pruned predecessors give; `score` uses dense inputs.\n\n\
+         Mind: N:M patterns run along the inputs. The authors divide the squared norm by the number of sequences (`quirk = \"reference\"`): all columns scale alike, masks do not change.\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using wanda(on = d.train.sample(64, seed = 0))\n```",
+    )))
+);
+planned!(
+    SPARSEGPT,
+    needs_data(sequential(criterion(
+        "sparsegpt",
+        "Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot (2023), eq. 5 and algorithm 1",
+        &[
+            CALIBRATION,
+            within(param("damp", Ty::Percent, "1%", "Share of the mean diagonal of H added to it."), 0.0, 100.0),
+            within(param("block", Ty::Count, "128", "Columns whose mask is chosen together."), 1.0, 65536.0),
+            QUIRK,
+        ],
+        WEIGHTS,
+        "Removes weights with the least `w² / [H⁻¹]_jj²` (upper Cholesky factor of the inverse of `H = 2XXᵀ/n + λI`) and updates the remaining ones column by column.\n\n\
+         Mind: the mask of a block of columns is chosen over all rows together; dead inputs get a unit diagonal; a failed factorisation is retried with more damping and says so. \
+         The authors' code removes one weight more in each block (`quirk = \"reference\"`).\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using sparsegpt(on = d.train.sample(64, seed = 0), damp = 1%, block = 128)\n```",
+    )))
+);
+planned!(
+    FLAP,
+    needs_data(sequential(criterion(
+        "flap",
+        "An et al., Fluctuation-based Adaptive Structured Pruning for Large Language Models (2024), eq. 5-8",
+        &[
+            CALIBRATION,
+            param("metric", Ty::OneOf(&["wifv", "ifv", "wifn"]), "wifv", "Weighted input fluctuation (the paper's), the fluctuation alone, or the weighted input norm."),
+            param("bias", Ty::Bool, "true", "Add W·mean(removed input) to the consumer's bias."),
+            QUIRK,
+        ],
+        INNER_SITES,
+        "Fluctuation of a unit's activation times the consumer's weights: `Var(x_j) · ‖W_:j‖²`, standardised per layer, ranked globally; heads count their share of parameters; what is removed is replaced by its mean in the consumer's bias.\n\n\
+         Mind: variances are computed in two passes or by Welford's method. The published code's running mean overwrites itself (`quirk = \"reference\"`).\n\n\
+         ```prune\nprune m.layers[*].mlp.neurons by 20% using flap(on = d.train.sample(64, seed = 0))\n```",
+    )))
+);
+planned!(
+    THINET,
+    needs_data(sequential(criterion(
+        "thinet",
+        "Luo et al., ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression (2017), eq. 6-7",
+        &[
+            CALIBRATION,
+            within(param("samples", Ty::Count, "4096", "Rows of the consumer's output that the choice is made on."), 1.0, 1e7),
+            param("rescale", Ty::Bool, "true", "Rescale the survivors by least squares."),
+            within(param("seed", Ty::Count, "0", "Which rows are drawn."), 0.0, 9e15),
+        ],
+        INNER_SITES,
+        "Greedy removed set T that changes the consumer's output least: `Σ (Σ_{j∈T} x̂_ij)²`; survivors are rescaled by least squares.\n\n\
+         Mind: the consumer is `down` for neurons and `o` for heads; ties go to the lowest index.\n\n\
+         ```prune\nprune m.layers[*].mlp.neurons by 20% using thinet(on = d.train.sample(64, seed = 0)) { scope = layer }\n```",
+    )))
+);

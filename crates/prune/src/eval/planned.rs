@@ -1,0 +1,82 @@
+//! Rows of metrics known to `check` and `plan` and not carried out yet.
+
+use prunectl_recipe::catalogue::{Entry, Ty};
+
+use super::Metric;
+use crate::row::{metric, needs_data, param, required, within};
+
+macro_rules! planned {
+    ($name:ident, $spec:expr) => {
+        pub(super) const $name: Entry<dyn Metric> = Entry { spec: $spec, build: None };
+    };
+}
+
+planned!(
+    BARRIER,
+    needs_data(metric(
+        "barrier",
+        "Frankle et al., Linear Mode Connectivity and the Lottery Ticket Hypothesis (2020), sec. 2",
+        &[
+            required("a", Ty::Model, "One end."),
+            required("b", Ty::Model, "The other end."),
+            within(param("points", Ty::Count, "30", "Points on the line, the ends included."), 2.0, 1e4),
+        ],
+        "Highest loss on the straight line between two models' weights, minus the mean of the ends.",
+    ))
+);
+planned!(
+    MEMORY,
+    metric(
+        "memory",
+        "arithmetic over the network's shapes",
+        &[
+            within(param("batch", Ty::Count, "1", "Sequences at once."), 1.0, 1e6),
+            within(param("length", Ty::Tokens, "2048 tokens", "Tokens of each sequence."), 1.0, 1e9),
+        ],
+        "Bytes of weights and KV cache while generating.",
+    )
+);
+planned!(
+    ZERO_COST,
+    needs_data(metric(
+        "zero_cost",
+        "Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS (2021), sec. 3",
+        &[param(
+            "kind",
+            Ty::OneOf(&["synflow", "snip", "grasp", "fisher", "grad_norm", "jacob_cov", "vote"]),
+            "synflow",
+            "The proxy, or the vote of synflow, jacob_cov and snip.",
+        )],
+        "Scores an untrained shape; a sweep's table gives Spearman's correlation with the trained result.",
+    ))
+);
+planned!(
+    SENSITIVITY,
+    needs_data(metric(
+        "sensitivity",
+        "Li et al., Pruning Filters for Efficient ConvNets (2017), fig. 2b",
+        &[
+            param("amounts", Ty::List(&Ty::Percent), "[10%, 30%, 50%, 70%]", "Shares removed from one layer at a time."),
+            param("criterion", Ty::Text, "\"magnitude\"", "The criterion that ranks the units."),
+        ],
+        "Loss against share removed, one layer at a time.",
+    ))
+);
+planned!(
+    CKA,
+    needs_data(metric(
+        "cka",
+        "Kornblith et al., Similarity of Neural Network Representations Revisited (2019), eq. 4",
+        &[param("kernel", Ty::OneOf(&["linear", "rbf"]), "linear", "The kernel.")],
+        "Centred kernel alignment between blocks' outputs, over tokens.\n\nMind: the biased estimate depends on the number of tokens.",
+    ))
+);
+planned!(
+    COSINE,
+    needs_data(metric(
+        "cosine",
+        "Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers (2024), eq. 6",
+        &[],
+        "Mean cosine between the inputs of each pair of blocks.",
+    ))
+);
