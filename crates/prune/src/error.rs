@@ -20,6 +20,13 @@ pub enum PruneError {
     #[error(transparent)]
     Argument(#[from] ArgError),
 
+    /// A row without a constructor, or no row.
+    #[error("`{method}` is not carried out by this build")]
+    NotCarriedOut {
+        /// Its name.
+        method: String,
+    },
+
     /// The data source failed.
     #[error("{0}")]
     Data(Box<dyn std::error::Error + Send + Sync>),
@@ -45,7 +52,9 @@ pub enum PruneError {
     },
 
     /// A score that is NaN or infinite.
-    #[error("{method}: the score of unit {unit} of {key} is {value}; the model's activations or gradients overflow there: check its weights, or score in f32")]
+    #[error(
+        "{method}: the score of unit {unit} of {key} is {value}; the model's activations or gradients overflow there: check its weights, or score in f32"
+    )]
     NotFinite {
         /// The method.
         method: &'static str,
@@ -159,7 +168,9 @@ pub enum PruneError {
     },
 
     /// The loss of a training step is NaN or infinite.
-    #[error("the loss is {loss} at step {step} (learning rate {lr:e}); start from the last checkpoint with a smaller learning rate, a longer warm-up, or `clip = 1`")]
+    #[error(
+        "the loss is {loss} at step {step} (learning rate {lr:e}); start from the last checkpoint with a smaller learning rate, a longer warm-up, or `clip = 1`"
+    )]
     Diverged {
         /// The step, from 1.
         step: u64,

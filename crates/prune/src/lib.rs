@@ -1,1 +1,105 @@
-//! prune
+//! The science of pruning: criteria, selection, surgery, training and metrics.
+//!
+//! Not here: files, network, printing, family names. Data comes in through [`Batches`], [`Examples`] and [`TokenStream`];
+//! progress goes out through [`Progress`]; what is decided is a [`Decision`] before it is surgery.
+//!
+//! Adding a method is one file and one row in its registry ([`CRITERIA`], [`METRICS`], [`LOSSES`], …).
+
+mod adapter;
+mod criterion;
+mod data;
+mod decision;
+mod error;
+mod eval;
+mod labels;
+mod loss;
+mod optimizer;
+mod quantizer;
+mod rescore;
+mod row;
+mod rule;
+pub mod schedule;
+mod scores;
+mod selection;
+pub mod site;
+pub mod surgery;
+mod train;
+mod units;
+
+pub use adapter::{ADAPTERS, Adapter};
+pub use criterion::{CRITERIA, Criterion, Layerwise};
+pub use data::{Batches, Examples, InMemory, Progress, TokenStream};
+pub use decision::{Decision, Record, Removed, SiteRecord, UnitMap};
+pub use error::{PruneError, Result};
+pub use eval::{Inputs, METRICS, Measured, Metric, Needs};
+pub use loss::{LOSSES, LossInput, LossTerm};
+pub use optimizer::{Memory, OPTIMIZERS, Optimizer, Update};
+pub use quantizer::{QUANTIZERS, Quantizer};
+pub use rescore::{Rescored, rescore};
+pub use rule::RULES;
+pub use schedule::{Clock, SCHEDULES};
+pub use scores::Scores;
+pub use selection::{AtLeast, Request, Shape, select};
+pub use site::{Key, Sites};
+pub use train::{Flow, Observer, StepEvent, Term, TrainMeta, TrainSpec, TrainState, Trainer};
+
+use prunectl_recipe::catalogue::{Args, Catalogue, Entry};
+
+/// Every row that the language knows.
+pub fn catalogue() -> Catalogue {
+    let specs = CRITERIA.iter().map(|e| &e.spec);
+    let specs = specs.chain(METRICS.iter().map(|e| &e.spec)).chain(LOSSES.iter().map(|e| &e.spec));
+    let specs = specs.chain(OPTIMIZERS.iter().map(|e| &e.spec)).chain(ADAPTERS.iter().map(|e| &e.spec));
+    let specs = specs.chain(QUANTIZERS.iter().map(|e| &e.spec));
+    Catalogue::new(specs.chain(SCHEDULES).chain(RULES))
+}
+
+/// The method of that name, built from its checked arguments.
+///
+/// # Errors
+/// An argument that the method can't use, or a row that this build does not carry out.
+pub fn build<T: ?Sized>(rows: &[Entry<T>], name: &str, args: &Args) -> Result<Box<T>> {
+    let row = rows.iter().find(|r| r.spec.name == name);
+    let build = row.and_then(|r| r.build).ok_or_else(|| PruneError::NotCarriedOut { method: name.to_owned() })?;
+    Ok(build(args)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prunectl_recipe::catalogue::Support;
+
+    #[test]
+    fn every_row_that_runs_can_be_built_and_no_other() {
+        fn agree<T: ?Sized>(rows: &[Entry<T>]) {
+            for row in rows {
+                assert_eq!(row.build.is_some(), row.spec.support == Support::Runs, "{}", row.spec.name);
+            }
+        }
+        agree(CRITERIA);
+        agree(METRICS);
+        agree(LOSSES);
+        agree(OPTIMIZERS);
+        agree(ADAPTERS);
+        agree(QUANTIZERS);
+    }
+
+    #[test]
+    fn names_are_unique_and_rows_are_documented() {
+        let rows = CRITERIA.len()
+            + METRICS.len()
+            + LOSSES.len()
+            + OPTIMIZERS.len()
+            + ADAPTERS.len()
+            + QUANTIZERS.len()
+            + SCHEDULES.len()
+            + RULES.len();
+        assert_eq!(catalogue().iter().count(), rows, "a name stands twice");
+        for spec in catalogue().iter() {
+            assert!(!spec.doc.is_empty(), "{} has no page", spec.name);
+            for p in spec.params {
+                assert!(!p.doc.is_empty() && !(p.optional && p.default.is_some()), "{}({})", spec.name, p.name);
+            }
+        }
+    }
+}

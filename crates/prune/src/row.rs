@@ -15,15 +15,8 @@ pub(crate) const ALL_SITES: &[SiteKind] = &[
     SiteKind::Weights,
 ];
 /// Units that a gate on the forward pass can switch off.
-pub(crate) const GATED_SITES: &[SiteKind] = &[
-    SiteKind::Heads,
-    SiteKind::KvGroups,
-    SiteKind::Neurons,
-    SiteKind::Experts,
-    SiteKind::Attention,
-    SiteKind::Mlp,
-    SiteKind::Layers,
-];
+pub(crate) const GATED_SITES: &[SiteKind] =
+    &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Experts, SiteKind::Attention, SiteKind::Mlp, SiteKind::Layers];
 /// Gated units and single weights.
 pub(crate) const GATED_AND_WEIGHTS: &[SiteKind] = &[
     SiteKind::Heads,
@@ -36,8 +29,7 @@ pub(crate) const GATED_AND_WEIGHTS: &[SiteKind] = &[
     SiteKind::Weights,
 ];
 /// Heads, KV groups, neurons and single weights.
-pub(crate) const INNER_AND_WEIGHTS: &[SiteKind] =
-    &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Weights];
+pub(crate) const INNER_AND_WEIGHTS: &[SiteKind] = &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Weights];
 /// Heads, KV groups and neurons.
 pub(crate) const INNER_SITES: &[SiteKind] = &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons];
 /// Single weights only.
@@ -81,18 +73,7 @@ pub(crate) const QUIRK: Param = param(
 );
 
 const fn plain(kind: Kind, name: &'static str, source: &'static str, params: &'static [Param], doc: &'static str) -> Spec {
-    Spec {
-        name,
-        kind,
-        source,
-        doc,
-        params,
-        sites: &[],
-        support: Support::PlansOnly,
-        sequential: false,
-        learns: false,
-        needs_data: false,
-    }
+    Spec { name, kind, source, doc, params, sites: &[], support: Support::PlansOnly, sequential: false, learns: false, needs_data: false }
 }
 
 /// A criterion's row, not carried out yet.
@@ -112,13 +93,7 @@ pub(crate) const fn metric(name: &'static str, source: &'static str, params: &'s
 }
 
 /// Any other row, not carried out yet.
-pub(crate) const fn other(
-    kind: Kind,
-    name: &'static str,
-    source: &'static str,
-    params: &'static [Param],
-    doc: &'static str,
-) -> Spec {
+pub(crate) const fn other(kind: Kind, name: &'static str, source: &'static str, params: &'static [Param], doc: &'static str) -> Spec {
     plain(kind, name, source, params, doc)
 }
 

@@ -59,16 +59,9 @@ pub fn part(kind: SiteKind) -> &'static str {
 }
 
 fn part_kind(text: &str) -> Option<SiteKind> {
-    [
-        SiteKind::Heads,
-        SiteKind::KvGroups,
-        SiteKind::Neurons,
-        SiteKind::Experts,
-        SiteKind::Attention,
-        SiteKind::Mlp,
-    ]
-    .into_iter()
-    .find(|k| part(*k) == text)
+    [SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Experts, SiteKind::Attention, SiteKind::Mlp]
+        .into_iter()
+        .find(|k| part(*k) == text)
 }
 
 /// The kind in words, for messages.

@@ -4,8 +4,8 @@ use prunectl_recipe::catalogue::{Entry, SiteKind, Ty};
 
 use super::Criterion;
 use crate::row::{
-    ALL_SITES, CALIBRATION, GATED_SITES, INNER_AND_WEIGHTS, INNER_SITES, ON, QUIRK, WEIGHTS, criterion, needs_data, optional,
-    param, required, within,
+    ALL_SITES, CALIBRATION, GATED_SITES, INNER_AND_WEIGHTS, INNER_SITES, ON, QUIRK, WEIGHTS, criterion, needs_data, optional, param,
+    required, within,
 };
 
 macro_rules! planned {
@@ -33,11 +33,7 @@ planned!(
     needs_data(criterion(
         "group_fisher",
         "Liu et al., Group Fisher Pruning for Practical Network Compression (2021), eq. 6-9",
-        &[
-            ON,
-            param("per", Ty::OneOf(&["none", "params", "flops", "memory"]), "none", "Divide by what removing the unit saves."),
-            QUIRK,
-        ],
+        &[ON, param("per", Ty::OneOf(&["none", "params", "flops", "memory"]), "none", "Divide by what removing the unit saves."), QUIRK,],
         &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Experts, SiteKind::Hidden],
         "Fisher information of coupled units, divided by the cost that their removal saves.\n\n\
          `E_x[(Σ_members ∂L(x)/∂ξ)²] / cost`: contributions of coupled members (a KV group's heads, a residual channel's writers) are added **before** squaring.\n\n\
@@ -74,12 +70,7 @@ planned!(
         &[
             ON,
             param("kind", Ty::OneOf(&["linear", "quadratic"]), "linear", "Order of the loss model."),
-            param(
-                "hessian",
-                Ty::OneOf(&["empirical_fisher", "ggn"]),
-                "empirical_fisher",
-                "Diagonal used by `quadratic`.",
-            ),
+            param("hessian", Ty::OneOf(&["empirical_fisher", "ggn"]), "empirical_fisher", "Diagonal used by `quadratic`.",),
             param("penalty", Ty::Float, "0", "λ of the step-size penalty ½·λ·w², added outside the absolute value."),
         ],
         INNER_AND_WEIGHTS,
@@ -93,10 +84,7 @@ planned!(
     needs_data(criterion(
         "hrank",
         "Lin et al., HRank: Filter Pruning using High-Rank Feature Map (2020), eq. 5",
-        &[
-            CALIBRATION,
-            within(param("tol", Ty::Float, "1e-3", "Singular values below tol · the largest do not count."), 0.0, 1.0),
-        ],
+        &[CALIBRATION, within(param("tol", Ty::Float, "1e-3", "Singular values below tol · the largest do not count."), 0.0, 1.0),],
         INNER_SITES,
         "Mean numerical rank of a unit's output matrix: `E_x rank([tokens, head_dim])`.\n\n\
          Mind: random activations have full rank and tie; the default tolerance of other libraries (machine epsilon) counts rounding noise as rank. \
@@ -121,10 +109,7 @@ planned!(
     needs_data(criterion(
         "grasp",
         "Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (2020), eq. 8",
-        &[
-            ON,
-            within(param("temperature", Ty::Float, "200", "Logits are divided by it before the softmax (the authors' 200)."), 1e-6, 1e6),
-        ],
+        &[ON, within(param("temperature", Ty::Float, "200", "Logits are divided by it before the softmax (the authors' 200)."), 1e-6, 1e6),],
         WEIGHTS,
         "Gradient flow kept: `−w·Hg` names the weights whose removal reduces the gradient norm least; the method removes the **highest**, so our score is its negative, `w·Hg`.\n\n\
          Mind: Hg is a Hessian-vector product in f64; with temperature 200 the softmax is nearly uniform and the ranking differs from temperature 1.\n\n\
@@ -148,10 +133,7 @@ planned!(
     needs_data(criterion(
         "lrp",
         "Yeom et al., Pruning by explaining: a novel criterion for deep neural network pruning (2021), eq. 3-5",
-        &[
-            CALIBRATION,
-            param("rule", Ty::OneOf(&["epsilon", "zplus"]), "epsilon", "How relevance is shared among a layer's inputs."),
-        ],
+        &[CALIBRATION, param("rule", Ty::OneOf(&["epsilon", "zplus"]), "epsilon", "How relevance is shared among a layer's inputs."),],
         INNER_SITES,
         "Layer-wise relevance propagation: relevance that flows through a unit, `Σ_x |R|`.\n\n\
          Mind: relevance is conserved, Σ in = Σ out, up to the share of biases; the published code's rule named epsilon is z⁺.\n\n\
@@ -251,7 +233,12 @@ planned!(
                 "The mask criterion, from a weight's first and final values.",
             ),
             required("initial", Ty::Snapshot, "The snapshot that holds the first values."),
-            param("fill", Ty::OneOf(&["zero", "init", "sign"]), "zero", "What removed weights become: zero, their first value, or a signed constant."),
+            param(
+                "fill",
+                Ty::OneOf(&["zero", "init", "sign"]),
+                "zero",
+                "What removed weights become: zero, their first value, or a signed constant."
+            ),
         ],
         WEIGHTS,
         "Masks from a weight's first value w_i and final value w_f, such as `|w_f|`, `|w_f| − |w_i|`, `|w_f − w_i|`.\n\n\

@@ -3,9 +3,7 @@
 use prunectl_recipe::catalogue::{Entry, Ty};
 
 use super::Criterion;
-use crate::row::{
-    CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, QUIRK, WEIGHTS, criterion, needs_data, param, sequential, within,
-};
+use crate::row::{CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, QUIRK, WEIGHTS, criterion, needs_data, param, sequential, within};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
@@ -51,7 +49,12 @@ planned!(
         "An et al., Fluctuation-based Adaptive Structured Pruning for Large Language Models (2024), eq. 5-8",
         &[
             CALIBRATION,
-            param("metric", Ty::OneOf(&["wifv", "ifv", "wifn"]), "wifv", "Weighted input fluctuation (the paper's), the fluctuation alone, or the weighted input norm."),
+            param(
+                "metric",
+                Ty::OneOf(&["wifv", "ifv", "wifn"]),
+                "wifv",
+                "Weighted input fluctuation (the paper's), the fluctuation alone, or the weighted input norm."
+            ),
             param("bias", Ty::Bool, "true", "Add W·mean(removed input) to the consumer's bias."),
             QUIRK,
         ],

@@ -62,7 +62,12 @@ planned!(
         "Lagunas et al., Block Pruning For Faster Transformers (2021), eq. 3",
         &[
             within(param("lr", Ty::Scheduled, "1e-2", "Learning rate of the scores."), 0.0, 1e6),
-            param("granularity", Ty::OneOf(&["weight", "block", "row", "column", "head", "neuron"]), "weight", "What one score stands for."),
+            param(
+                "granularity",
+                Ty::OneOf(&["weight", "block", "row", "column", "head", "neuron"]),
+                "weight",
+                "What one score stands for."
+            ),
             within(param("rows", Ty::Count, "32", "Height of a block."), 1.0, 65536.0),
             within(param("columns", Ty::Count, "32", "Width of a block."), 1.0, 65536.0),
         ],

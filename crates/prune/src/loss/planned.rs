@@ -31,7 +31,12 @@ planned!(
         "Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding (2020), eq. 8",
         &[
             TEACHER,
-            param("map", Ty::OneOf(&["same", "uniform", "last"]), "uniform", "Which teacher layer each student layer imitates when layers were removed."),
+            param(
+                "map",
+                Ty::OneOf(&["same", "uniform", "last"]),
+                "uniform",
+                "Which teacher layer each student layer imitates when layers were removed."
+            ),
         ],
         "Mean squared error between hidden states, through a learned projection where widths differ.",
     )
@@ -52,10 +57,7 @@ planned!(
         Kind::Loss,
         "minilm",
         "Wang et al., MiniLMv2: Multi-Head Self-Attention Relation Distillation (2021), eq. 5-7",
-        &[
-            TEACHER,
-            within(param("relation_heads", Ty::Count, "12", "Relation heads; must divide both hidden sizes."), 1.0, 4096.0),
-        ],
+        &[TEACHER, within(param("relation_heads", Ty::Count, "12", "Relation heads; must divide both hidden sizes."), 1.0, 4096.0),],
         "KL between the self-relations of queries, keys and values of one teacher layer and the student's last.\n\n\
          Mind: relation heads need not equal attention heads.",
     )

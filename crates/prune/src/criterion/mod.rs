@@ -1,0 +1,95 @@
+//! Criteria: one file each, ending in its row. Rows not carried out yet stand in `planned_*`.
+
+mod loss_delta;
+mod magnitude;
+mod planned_data;
+mod planned_layerwise;
+mod planned_learned;
+mod random;
+mod taylor;
+
+use prunectl_model::Transformer;
+use prunectl_recipe::catalogue::{Entry, SiteKind};
+use prunectl_recipe::plan::Scope;
+
+use crate::data::{Batches, Progress};
+use crate::decision::{Decision, Removed};
+use crate::error::Result;
+use crate::scores::Scores;
+use crate::selection::Request;
+use crate::site::Sites;
+
+/// Scores units or weights. Must not change the model, and must give the same bits for any number of threads and, up to rounding
+/// (1e-5), for any batch size.
+pub trait Criterion: Send + Sync {
+    /// Scores what `sites` names. `data` is the criterion's `on`; a criterion that needs none never touches it.
+    fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores>;
+
+    /// Whether `data` is read.
+    fn needs_data(&self) -> bool {
+        false
+    }
+
+    /// The scope where a recipe names none.
+    fn default_scope(&self, kind: SiteKind) -> Scope {
+        if kind == SiteKind::Weights { Scope::Matrix } else { Scope::Global }
+    }
+
+    /// The layer-wise form, for methods that decide block by block or update the weights that stay.
+    fn layerwise(&self) -> Option<&dyn Layerwise> {
+        None
+    }
+}
+
+/// Prunes block by block: each block is scored on the inputs that its pruned predecessors give.
+pub trait Layerwise {
+    /// Masks the model in place and says what it decided, and on which scores.
+    fn prune(
+        &self,
+        model: &mut Transformer,
+        removed: &mut Removed,
+        request: &Request<'_>,
+        data: &mut dyn Batches,
+        progress: &dyn Progress,
+    ) -> Result<(Decision, Scores)>;
+}
+
+/// Every criterion that the language knows.
+pub static CRITERIA: &[Entry<dyn Criterion>] = &[
+    random::ENTRY,
+    magnitude::ENTRY,
+    loss_delta::ENTRY,
+    taylor::ENTRY,
+    planned_data::FISHER,
+    planned_data::GROUP_FISHER,
+    planned_data::OBD,
+    planned_data::LOSS_MODEL,
+    planned_layerwise::WANDA,
+    planned_layerwise::SPARSEGPT,
+    planned_layerwise::FLAP,
+    planned_layerwise::THINET,
+    planned_data::HRANK,
+    planned_learned::SLIMMING,
+    planned_learned::PSP,
+    planned_learned::MOVEMENT,
+    planned_learned::LEARNED_SCORES,
+    planned_learned::GUM,
+    planned_data::UNIQUENESS,
+    planned_data::SENSITIVITY,
+    planned_data::SNIP,
+    planned_data::GRASP,
+    planned_data::SYNFLOW,
+    planned_data::LRP,
+    planned_data::ACTIVATION,
+    planned_data::ADAPTIVE,
+    planned_learned::SERENE,
+    planned_learned::LOBSTER,
+    planned_data::SUPERMASK,
+    planned_learned::HARD_CONCRETE,
+    planned_data::ACTIVATION_NORM,
+    planned_data::REAP,
+    planned_data::FREQUENCY,
+    planned_data::SLICE,
+    planned_data::BLOCK_INFLUENCE,
+    planned_data::UNIFORM,
+];

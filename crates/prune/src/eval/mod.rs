@@ -1,0 +1,89 @@
+//! Metrics: one file each, ending in its row. Every value states its protocol.
+
+mod perplexity;
+mod planned;
+mod simple;
+mod task;
+mod teacher;
+
+use prunectl_model::Transformer;
+use prunectl_recipe::catalogue::Entry;
+
+use crate::data::{Batches, Progress, TokenStream};
+use crate::error::Result;
+
+/// What a metric reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// The model alone.
+    Nothing,
+    /// Batches of examples.
+    Batches,
+    /// One stream of tokens.
+    Stream,
+    /// Batches, and another model beside the one measured.
+    BatchesAndTeacher,
+}
+
+/// What the executor hands to a metric: at least what [`Metric::needs`] says.
+pub struct Inputs<'a> {
+    /// The model to measure.
+    pub model: &'a Transformer,
+    /// Examples.
+    pub batches: Option<&'a mut dyn Batches>,
+    /// The documents as one stream.
+    pub stream: Option<&'a TokenStream>,
+    /// The other model (`kl(teacher)`).
+    pub teacher: Option<&'a Transformer>,
+    /// Sequences run at once, where the metric cuts its own windows.
+    pub batch: usize,
+    /// Told how far it is.
+    pub progress: &'a dyn Progress,
+}
+
+/// A measured value.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Measured {
+    /// The value. A share (accuracy) is a fraction of 1.
+    pub value: f64,
+    /// Standard error of the mean over examples or tokens, where one is defined.
+    pub stderr: Option<f64>,
+    /// How it was measured, in words.
+    pub protocol: String,
+    /// Scored tokens.
+    pub tokens: Option<u64>,
+    /// Examples.
+    pub examples: Option<u64>,
+    /// The value of each example, in order, for paired comparison; empty where there are none.
+    pub per_example: Vec<f64>,
+}
+
+/// A number about a model.
+pub trait Metric: Send + Sync {
+    /// What it reads.
+    fn needs(&self) -> Needs;
+    /// Measures.
+    fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured>;
+    /// Whether a larger value is a better model; None: neither.
+    fn higher_is_better(&self) -> Option<bool>;
+}
+
+/// Every metric that the language knows.
+pub static METRICS: &[Entry<dyn Metric>] = &[
+    perplexity::ENTRY,
+    task::ACCURACY,
+    task::F1,
+    task::SPEARMAN,
+    task::LOSS,
+    teacher::KL,
+    simple::PARAMS,
+    simple::FLOPS,
+    simple::LATENCY,
+    simple::SPARSITY,
+    planned::BARRIER,
+    planned::MEMORY,
+    planned::ZERO_COST,
+    planned::SENSITIVITY,
+    planned::CKA,
+    planned::COSINE,
+];

@@ -1,0 +1,191 @@
+//! Metrics of the model alone: parameters, FLOPs, sparsity, latency.
+
+use std::time::Instant;
+
+use candle_core::Tensor;
+use prunectl_model::{Batch, Gates, cost};
+use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
+
+use super::{Inputs, Measured, Metric, Needs};
+use crate::error::Result;
+use crate::row::{metric, param, runs, within};
+
+struct Params;
+
+impl Metric for Params {
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+    fn higher_is_better(&self) -> Option<bool> {
+        Some(false)
+    }
+    fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured> {
+        Ok(Measured {
+            value: inputs.model.parameter_count() as f64,
+            protocol: "scalars of all parameters, a tied head once; masked units count until they are compacted".into(),
+            ..Measured::default()
+        })
+    }
+}
+
+struct Flops {
+    length: usize,
+}
+
+impl Metric for Flops {
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+    fn higher_is_better(&self) -> Option<bool> {
+        Some(false)
+    }
+    fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured> {
+        let m = inputs.model;
+        let per_token = cost::flops_per_token(m.blueprint(), m.dims(), self.length);
+        Ok(Measured {
+            value: per_token as f64 * self.length as f64,
+            protocol: format!(
+                "one forward pass of {} tokens, a multiply-add counts as 2, norms and activations are not counted",
+                self.length
+            ),
+            ..Measured::default()
+        })
+    }
+}
+
+struct Sparsity;
+
+impl Metric for Sparsity {
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+    fn higher_is_better(&self) -> Option<bool> {
+        None
+    }
+    fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured> {
+        let (mut zeros, mut all) = (0u64, 0u64);
+        for layer in 0..inputs.model.n_layers() {
+            for slot in inputs.model.linears(layer)? {
+                let values = inputs.model.params().require(&slot)?.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                all += values.len() as u64;
+                zeros += values.iter().filter(|v| **v == 0.0).count() as u64;
+            }
+        }
+        Ok(Measured {
+            value: zeros as f64 / all.max(1) as f64,
+            protocol: "share of exact zeros in the layers' weight matrices".into(),
+            ..Measured::default()
+        })
+    }
+}
+
+struct Latency {
+    batch: usize,
+    length: usize,
+    runs: usize,
+}
+
+/// Forward passes before the clock counts.
+const WARM_UP: usize = 2;
+
+impl Metric for Latency {
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+    fn higher_is_better(&self) -> Option<bool> {
+        Some(false)
+    }
+    fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured> {
+        let vocab = inputs.model.blueprint().vocab.max(1);
+        let ids: Vec<u32> = (0..self.batch * self.length).map(|i| (i * 7919 % vocab) as u32).collect();
+        let batch = Batch::new(Tensor::from_vec(ids, (self.batch, self.length), inputs.model.device())?);
+        let mut times = Vec::with_capacity(self.runs);
+        for run in 0..self.runs + WARM_UP {
+            inputs.progress.check()?;
+            let start = Instant::now();
+            // Reading one value waits for the device.
+            inputs
+                .model
+                .forward(&batch, &Gates::default(), &mut ())?
+                .flatten_all()?
+                .get(0)?
+                .to_dtype(candle_core::DType::F32)?
+                .to_scalar::<f32>()?;
+            if run >= WARM_UP {
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        let median = times.get(times.len() / 2).copied().unwrap_or_default();
+        let low = times.get(times.len() / 4).copied().unwrap_or_default();
+        let high = times.get(times.len() * 3 / 4).copied().unwrap_or_default();
+        Ok(Measured {
+            value: median,
+            protocol: format!(
+                "milliseconds of one forward pass, batch {}, {} tokens: median of {} after {WARM_UP} to warm up, quartiles {low:.2} to {high:.2}, {} threads",
+                self.batch,
+                self.length,
+                self.runs,
+                rayon::current_num_threads()
+            ),
+            tokens: Some((self.batch * self.length) as u64),
+            ..Measured::default()
+        })
+    }
+}
+
+fn params(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
+    Ok(Box::new(Params))
+}
+
+fn flops(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
+    Ok(Box::new(Flops { length: args.count("length")? as usize }))
+}
+
+fn sparsity(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
+    Ok(Box::new(Sparsity))
+}
+
+fn latency(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
+    Ok(Box::new(Latency {
+        batch: args.count("batch")? as usize,
+        length: args.count("length")? as usize,
+        runs: args.count("runs")? as usize,
+    }))
+}
+
+pub(super) const PARAMS: Entry<dyn Metric> = Entry {
+    spec: runs(metric(
+        "params",
+        "arithmetic over the parameters",
+        &[],
+        "Number of scalars; a tied head counts once. Masked units count until they are compacted.",
+    )),
+    build: Some(params),
+};
+pub(super) const FLOPS: Entry<dyn Metric> = Entry {
+    spec: runs(metric(
+        "flops",
+        "arithmetic over the network's shapes",
+        &[within(param("length", Ty::Tokens, "128 tokens", "Tokens of the sequence."), 1.0, 1e9)],
+        "Floating-point operations of one forward pass over a sequence; a multiply-add counts as 2.",
+    )),
+    build: Some(flops),
+};
+pub(super) const SPARSITY: Entry<dyn Metric> = Entry {
+    spec: runs(metric("sparsity", "arithmetic over the parameters", &[], "Share of exact zeros in the layers' weight matrices.")),
+    build: Some(sparsity),
+};
+pub(super) const LATENCY: Entry<dyn Metric> = Entry {
+    spec: runs(metric(
+        "latency",
+        "median wall time",
+        &[
+            within(param("batch", Ty::Count, "1", "Sequences at once."), 1.0, 1e6),
+            within(param("length", Ty::Tokens, "128 tokens", "Tokens of each sequence."), 1.0, 1e9),
+            within(param("runs", Ty::Count, "20", "Timed passes."), 1.0, 1e6),
+        ],
+        "Milliseconds of one forward pass: the median, in this process, on this machine.\n\nMind: masked units cost as much as live ones until they are compacted.",
+    )),
+    build: Some(latency),
+};

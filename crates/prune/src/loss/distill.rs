@@ -1,0 +1,83 @@
+//! Response distillation: the student imitates the teacher's softened distribution.
+//!
+//! Hinton et al., Distilling the Knowledge in a Neural Network (2015), sec. 2: `T² · KL(teacher ‖ student)` at temperature T, mean over
+//! the tokens (or examples) that count.
+
+use candle_core::{D, Tensor};
+use prunectl_kernels::kl_div;
+use prunectl_model::{Batch, Gates, Transformer};
+use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Ty};
+use prunectl_recipe::plan::{Schedule, Value};
+
+use super::{LossInput, LossTerm};
+use crate::error::{PruneError, Result};
+use crate::labels::output_rows;
+use crate::optimizer::schedule;
+use crate::row::{other, param, required, runs, within};
+use crate::schedule::Clock;
+
+struct Distill {
+    teacher: Value,
+    temperature: Schedule,
+}
+
+impl LossTerm for Distill {
+    fn teacher(&self) -> Option<&Value> {
+        Some(&self.teacher)
+    }
+
+    fn count(&self, model: &Transformer, batch: &Batch, _: u64) -> Result<f64> {
+        Ok(output_rows(model, batch)?.len() as f64)
+    }
+
+    fn sum(&self, input: &LossInput<'_>, clock: &Clock, step: u64) -> Result<Tensor> {
+        let teacher = input.teacher.ok_or(PruneError::Missing { method: "distill", needs: "a teacher".into() })?;
+        let temperature = clock.value(&self.temperature, step);
+        if temperature <= 0.0 {
+            return Err(PruneError::Invalid {
+                what: "`temperature` of distill",
+                found: temperature.to_string(),
+                expected: "a number above 0".into(),
+            });
+        }
+        let theirs = teacher.forward(input.batch, &Gates::default(), &mut ())?.detach();
+        let ours = input.outputs()?;
+        let (n, m) = (ours.dim(D::Minus1)?, theirs.dim(D::Minus1)?);
+        if n != m {
+            return Err(PruneError::Invalid {
+                what: "teacher of distill",
+                found: format!("{m} outputs"),
+                expected: format!("the student's {n}: the same vocabulary (or labels)"),
+            });
+        }
+        let rows = output_rows(input.model, input.batch)?;
+        let rows = Tensor::from_vec(rows.clone(), rows.len(), ours.device())?;
+        let ours = ours.reshape(((), n))?.index_select(&rows, 0)?;
+        let theirs = theirs.reshape(((), n))?.index_select(&rows, 0)?.to_dtype(ours.dtype())?;
+        Ok((kl_div(&ours, &theirs, temperature)?.sum_all()? * (temperature * temperature))?)
+    }
+}
+
+fn build(args: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
+    let teacher = args.get("teacher").cloned().ok_or_else(|| ArgError {
+        name: "teacher".into(),
+        found: "nothing".into(),
+        expected: "a model".into(),
+    })?;
+    Ok(Box::new(Distill { teacher, temperature: schedule(args, "temperature")? }))
+}
+
+pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
+    spec: runs(other(
+        Kind::Loss,
+        "distill",
+        "Hinton et al., Distilling the Knowledge in a Neural Network (2015), sec. 2",
+        &[
+            required("teacher", Ty::Model, "The model to imitate: another model, or `frozen(m)`. Its vocabulary must be the student's."),
+            within(param("temperature", Ty::Scheduled, "1", "T: both distributions are softened by it."), 1e-3, 1e3),
+        ],
+        "`T² · KL(teacher ‖ student)`, the mean over tokens (or examples). Padding never counts; every real position of a causal model does.\n\n\
+         ```prune\nlet teacher = frozen(m)\ntrain m on d.train for 20 steps {\n    optimizer = adamw(lr = 1e-4)\n    loss = 0.5 * task() + 0.5 * distill(teacher, temperature = 2)\n}\n```",
+    )),
+    build: Some(build),
+};

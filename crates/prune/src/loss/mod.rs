@@ -1,0 +1,77 @@
+//! Terms of a training loss: one file each, ending in its row.
+
+mod distill;
+mod masked_lm;
+mod planned;
+mod task;
+
+use std::cell::OnceCell;
+
+use candle_core::Tensor;
+use prunectl_model::{Batch, Gates, Transformer};
+use prunectl_recipe::catalogue::Entry;
+use prunectl_recipe::plan::Value;
+
+use crate::error::Result;
+
+/// One micro-batch of a training step.
+pub struct LossInput<'a> {
+    /// The model, its trained parameters in the graph.
+    pub model: &'a Transformer,
+    /// The examples.
+    pub batch: &'a Batch,
+    /// The models that terms imitate, in the order of [`LossTerm::teacher`].
+    pub teacher: Option<&'a Transformer>,
+    /// Differs for each micro-batch of each step, the same after a resume.
+    pub seed: u64,
+    outputs: &'a OnceCell<Tensor>,
+}
+
+impl<'a> LossInput<'a> {
+    /// The input of a term; `outputs` is shared by the terms of one micro-batch.
+    pub fn new(
+        model: &'a Transformer,
+        batch: &'a Batch,
+        teacher: Option<&'a Transformer>,
+        seed: u64,
+        outputs: &'a OnceCell<Tensor>,
+    ) -> Self {
+        Self { model, batch, teacher, seed, outputs }
+    }
+
+    /// The model's outputs for the batch as it is, computed once for all terms.
+    pub fn outputs(&self) -> Result<&Tensor> {
+        if self.outputs.get().is_none() {
+            let outputs = self.model.forward(self.batch, &Gates::default(), &mut ())?;
+            // The cell is empty: only this function fills it, on this thread.
+            let _ = self.outputs.set(outputs);
+        }
+        self.outputs.get().ok_or(crate::error::PruneError::Missing { method: "loss", needs: "the model's outputs".into() })
+    }
+}
+
+/// A term of `loss = …`. A training step minimises Σ weight · (Σ sums / Σ counts) over its micro-batches.
+pub trait LossTerm: Send + Sync {
+    /// The `teacher` argument: the executor finds the model and passes it to every call.
+    fn teacher(&self) -> Option<&Value> {
+        None
+    }
+    /// Scored tokens (or examples) of a micro-batch: what its sum will be divided by, together with the step's other micro-batches.
+    fn count(&self, model: &Transformer, batch: &Batch, seed: u64) -> Result<f64>;
+    /// The sum over scored tokens (or examples): a scalar in the graph. `progress` is the share of the training done, for schedules.
+    fn sum(&self, input: &LossInput<'_>, progress: &crate::schedule::Clock, step: u64) -> Result<Tensor>;
+}
+
+/// Every loss term that the language knows.
+pub static LOSSES: &[Entry<dyn LossTerm>] = &[
+    task::TASK,
+    task::NEXT_TOKEN,
+    masked_lm::ENTRY,
+    distill::ENTRY,
+    planned::L1,
+    planned::HIDDEN,
+    planned::ATTENTION_MAPS,
+    planned::MINILM,
+    planned::RELATION,
+    planned::NOISY_STUDENT,
+];
