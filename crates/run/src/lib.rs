@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod commands;
 pub mod compile;
+pub mod data;
 pub mod error;
 pub mod files;
 pub mod inspect;
@@ -14,6 +15,7 @@ pub mod rundir;
 pub mod save;
 pub mod session;
 pub mod stock;
+pub mod tokenizer;
 pub mod ui;
 
 pub use error::{Error, Result};

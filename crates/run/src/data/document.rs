@@ -1,0 +1,69 @@
+//! One row of data before it is tokenised.
+
+use std::sync::Arc;
+
+/// A text, or a pair of texts, with its label. Texts are kept byte for byte.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// The text; of a pair, the first.
+    pub text: String,
+    /// The second text of a pair.
+    pub pair: Option<String>,
+    /// The label as it stands in the file.
+    pub label: Option<Label>,
+}
+
+/// A label as it stands in a file.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Label {
+    /// A whole number: a class, or a value.
+    Integer(i64),
+    /// A value.
+    Real(f64),
+    /// The name of a class.
+    Text(Arc<str>),
+}
+
+impl Label {
+    /// The label in a cell of a csv file; `None` if it is blank.
+    pub(crate) fn from_cell(cell: &str) -> Option<Self> {
+        let cell = cell.trim();
+        if cell.is_empty() {
+            return None;
+        }
+        if let Ok(i) = cell.parse::<i64>() {
+            return Some(Self::Integer(i));
+        }
+        match cell.parse::<f64>() {
+            Ok(x) if x.is_finite() => Some(Self::Real(x)),
+            _ => Some(Self::Text(cell.into())),
+        }
+    }
+
+    /// The label in a JSON value; an error says what was found.
+    pub(crate) fn from_json(v: &serde_json::Value) -> Result<Option<Self>, &'static str> {
+        use serde_json::Value;
+        match v {
+            Value::Null => Ok(None),
+            Value::Bool(b) => Ok(Some(Self::Integer(i64::from(*b)))),
+            Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+                (Some(i), _) => Ok(Some(Self::Integer(i))),
+                (None, Some(x)) if x.is_finite() => Ok(Some(Self::Real(x))),
+                _ => Err("a number out of range"),
+            },
+            Value::String(s) => Ok(Some(Self::Text(s.as_str().into()))),
+            Value::Array(_) => Err("a list"),
+            Value::Object(_) => Err("an object"),
+        }
+    }
+}
+
+impl std::fmt::Display for Label {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Integer(i) => write!(f, "{i}"),
+            Self::Real(x) => write!(f, "{x}"),
+            Self::Text(t) => write!(f, "`{t}`"),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! How many rows fit at once, where a step does not say.
+
+/// The largest part of a machine's memory that the activations of a step may take.
+const SHARE: f64 = 0.25;
+/// More rows at once than this win nothing on a CPU or a GPU.
+const MOST: usize = 64;
+
+/// What decides how many rows fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AutoBatch {
+    /// Tokens of the longest row.
+    pub length: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Widest FFN.
+    pub ffn: usize,
+    /// Most query heads of a layer.
+    pub heads: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Logits at each token: the vocabulary, or 0 where a row has one set of labels.
+    pub vocabulary: usize,
+    /// Whether a backward pass follows, so that every layer's activations stay.
+    pub backward: bool,
+}
+
+impl AutoBatch {
+    /// Bytes of activations for one row in f32: residual stream, q/k/v and context, FFN, attention weights, logits.
+    /// An estimate from above for the shapes of this network; it decides a batch, never a result.
+    pub fn row_bytes(&self) -> u64 {
+        let (s, h) = (self.length as u64, self.hidden as u64);
+        let block = s * (8 * h + 3 * self.ffn as u64) + 2 * self.heads as u64 * s * s;
+        let kept = if self.backward { block * self.layers.max(1) as u64 } else { 2 * block };
+        // Logits, and their gradient or log-probabilities.
+        4 * (kept + 2 * s * self.vocabulary as u64)
+    }
+
+    /// The largest power of two of rows, at most 64, whose activations fit a quarter of `memory_bytes`; at least 1.
+    pub fn rows(&self, memory_bytes: u64) -> usize {
+        let fit = (memory_bytes as f64 * SHARE / self.row_bytes().max(1) as f64) as usize;
+        let fit = fit.clamp(1, MOST);
+        1 << fit.ilog2()
+    }
+}
+
+/// The memory that this process may use: the machine's, or its control group's where that is less. It does not depend on what else runs,
+/// so that a run repeated on a machine takes the same batches. 4 GiB where it can't be found out.
+pub fn memory_bytes() -> u64 {
+    const UNKNOWN: u64 = 4 << 30;
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+        .map_or(UNKNOWN, |kib| kib * 1024);
+    let group = number("/sys/fs/cgroup/memory.max").or_else(|| number("/sys/fs/cgroup/memory/memory.limit_in_bytes"));
+    group.filter(|g| *g > 0).map_or(total, |g| g.min(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fits_memory() {
+        let small = AutoBatch { length: 64, hidden: 64, ffn: 256, heads: 4, layers: 4, vocabulary: 0, backward: false };
+        assert_eq!(small.rows(8 << 30), 64);
+        let large = AutoBatch { length: 2048, hidden: 4096, ffn: 11008, heads: 32, layers: 32, vocabulary: 128_256, backward: false };
+        let rows = large.rows(64 << 30);
+        assert!(rows >= 1 && (rows as u64) * large.row_bytes() <= (64 << 30) / 4, "{rows}");
+        assert_eq!(AutoBatch { backward: true, ..large }.rows(1 << 30), 1);
+        assert!(memory_bytes() > 1 << 20);
+    }
+}

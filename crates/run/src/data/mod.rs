@@ -1,0 +1,245 @@
+//! Data: sources and splits, samples and mixtures of them, token streams and batches.
+//!
+//! What is opened here is data that a recipe names; models and recipes are opened elsewhere, and nothing here knows what the numbers are
+//! used for. A row that can't be read is an error with its file and line, or, where the recipe says `corrupt = skip`, counted and
+//! reported; none is dropped silently. Draws are the same on every platform ([`draw`]).
+
+mod batch;
+mod document;
+mod draw;
+mod error;
+mod fields;
+mod file;
+mod labels;
+mod lines;
+mod memory;
+mod select;
+mod stream;
+mod table;
+mod tokens;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use prunectl_recipe::plan::{DataDecl, DataExpr, DataSource};
+
+pub use batch::{BatchSpec, DataBatches, Need, Target};
+pub use document::{Document, Label};
+pub use error::{BadRow, BadRows, DataError, Place};
+pub use fields::FIELDS;
+pub use file::FileRecord;
+pub use labels::Classes;
+pub use memory::{AutoBatch, memory_bytes};
+pub use select::{Dataset, describe};
+
+use fields::Fields;
+use lines::LineTable;
+use table::{Body, Table};
+
+/// Splits in the order in which they are listed, with the words that name them in files.
+const SPLITS: [(&str, &[&str]); 3] =
+    [("train", &["train", "training"]), ("validation", &["validation", "valid", "val", "dev"]), ("test", &["test"])];
+
+/// The splits of a source, found without reading it: empty for a source without splits, `None` when it can't be known here.
+pub fn splits(decl: &DataDecl) -> Option<Vec<String>> {
+    match parts(decl).ok()? {
+        Parts::Whole(_) => Some(Vec::new()),
+        Parts::Splits(s) => Some(s.into_iter().map(|(name, _)| name.to_owned()).collect()),
+    }
+}
+
+/// Where the rows of a split come from.
+#[derive(Debug, Clone, PartialEq)]
+enum Part {
+    File(PathBuf),
+    Builtin { name: String, split: &'static str },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Parts {
+    Whole(Part),
+    Splits(Vec<(&'static str, Part)>),
+}
+
+fn parts(decl: &DataDecl) -> Result<Parts, DataError> {
+    match &decl.source {
+        DataSource::Hub(repo) => Err(DataError::NotYet {
+            what: format!("data from the Hub (`hf(\"{repo}\")`)"),
+            instead: "download its files and read them with csv(…), jsonl(…), text(…) or tokens(…)".into(),
+        }),
+        DataSource::Text(p) => files(p, &["txt", "text", "raw", "md"]),
+        DataSource::Csv(p) => files(p, &["csv", "tsv", "tab"]),
+        DataSource::Jsonl(p) => files(p, &["jsonl", "ndjson", "json"]),
+        DataSource::Tokens(p) => files(p, &["safetensors"]),
+        DataSource::Builtin(name) => builtin_splits(name),
+    }
+}
+
+/// A file, or the splits that a folder holds: files whose name has the word train, validation (valid, val, dev) or test in it.
+fn files(path: &Path, extensions: &[&str]) -> Result<Parts, DataError> {
+    let io = |error| DataError::Io { path: path.to_owned(), error };
+    if !std::fs::metadata(path).map_err(io)?.is_dir() {
+        return Ok(Parts::Whole(Part::File(path.to_owned())));
+    }
+    let mut found: BTreeMap<usize, Vec<PathBuf>> = BTreeMap::new();
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(io)? {
+        let file = entry.map_err(io)?.path();
+        let Some(name) = file.file_name().and_then(|n| n.to_str()).map(str::to_lowercase) else { continue };
+        let known = file.extension().and_then(|e| e.to_str()).is_some_and(|e| extensions.contains(&e.to_lowercase().as_str()));
+        if !known || name.starts_with('.') || !file.is_file() {
+            continue;
+        }
+        let has = |words: &[&str]| name.split(|c: char| !c.is_alphanumeric()).any(|w| words.contains(&w));
+        if let Some(i) = SPLITS.iter().position(|(_, words)| has(words)) {
+            found.entry(i).or_default().push(file.clone());
+        }
+        names.push(name);
+    }
+    let wrong = |found: String, expected: String| DataError::WrongFile { path: path.to_owned(), found, expected };
+    let all = extensions.join(", .");
+    if found.is_empty() {
+        names.sort();
+        let found = match names.is_empty() {
+            true => format!("a folder without .{all} files"),
+            false => format!("a folder with {}", names.join(", ")),
+        };
+        return Err(wrong(found, format!("a file, or a folder with train.*, validation.* (or dev.*) and test.* of .{all}")));
+    }
+    let mut splits = Vec::new();
+    for (i, mut files) in found {
+        let Some((name, _)) = SPLITS.get(i) else { continue };
+        files.sort();
+        match files.as_slice() {
+            [one] => splits.push((*name, Part::File(one.clone()))),
+            several => {
+                let listed: Vec<String> = several.iter().map(|f| f.display().to_string()).collect();
+                return Err(wrong(format!("{} files for the split `{name}`: {}", listed.len(), listed.join(", ")), "one".into()));
+            }
+        }
+    }
+    Ok(Parts::Splits(splits))
+}
+
+fn builtin_splits(name: &str) -> Result<Parts, DataError> {
+    match name {
+        "tales" => Ok(Parts::Splits(SPLITS.map(|(split, _)| (split, Part::Builtin { name: name.to_owned(), split })).to_vec())),
+        _ => Err(DataError::UnknownBuiltin { name: name.to_owned(), known: vec!["tales".into()] }),
+    }
+}
+
+/// A declared source, and what of it is open.
+#[derive(Debug)]
+struct Source {
+    decl: DataDecl,
+    open: Mutex<BTreeMap<&'static str, Arc<Table>>>,
+}
+
+/// The data of a recipe. Nothing is read before a step wants it; what was read is kept open.
+#[derive(Debug, Clone, Default)]
+pub struct DataStore {
+    sources: Arc<BTreeMap<String, Source>>,
+}
+
+impl DataStore {
+    /// The data statements of a plan, paths already joined to the recipe's folder.
+    pub fn new(decls: &[DataDecl]) -> Self {
+        let source = |d: &DataDecl| (d.name.clone(), Source { decl: d.clone(), open: Mutex::default() });
+        Self { sources: Arc::new(decls.iter().map(source).collect()) }
+    }
+
+    /// Everything that can be known without reading a row: names, fields, files that exist, splits, and what this version can't do.
+    /// The executor asks before it loads anything.
+    pub fn check(&self, expr: &DataExpr) -> Result<(), DataError> {
+        select::check(expr, &mut |name, split| {
+            let source = self.source(name)?;
+            Fields::read(&source.decl)?;
+            Self::part(source, split).map(|_| ())
+        })
+    }
+
+    /// Opens what an expression names. Files are scanned whole, so a corrupt row is found here and not in the middle of a step.
+    pub fn resolve(&self, expr: &DataExpr) -> Result<Dataset, DataError> {
+        self.check(expr)?;
+        let mut tables = BTreeMap::new();
+        select::check(expr, &mut |name, split| {
+            let table = self.open(name, split)?;
+            tables.insert((name.to_owned(), split.map(str::to_owned)), table);
+            Ok(())
+        })?;
+        Ok(Dataset::new(expr.clone(), tables))
+    }
+
+    /// Every file read so far, with its hash, by path.
+    pub fn files(&self) -> Vec<FileRecord> {
+        let mut all: Vec<FileRecord> = self.tables().filter_map(|t| t.record().cloned()).collect();
+        all.sort_by(|a, b| a.path.cmp(&b.path));
+        all.dedup();
+        all
+    }
+
+    /// Rows left out by `corrupt = skip`, by file: for the run's output and its report.
+    pub fn skipped(&self) -> Vec<(PathBuf, BadRows)> {
+        let mut all: Vec<_> = self.tables().filter_map(|t| Some((t.record()?.path.clone(), t.skipped()?.clone()))).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all.dedup();
+        all
+    }
+
+    fn tables(&self) -> impl Iterator<Item = Arc<Table>> + '_ {
+        self.sources.values().flat_map(|s| lock(&s.open).values().cloned().collect::<Vec<_>>())
+    }
+
+    fn source(&self, name: &str) -> Result<&Source, DataError> {
+        let known = || self.sources.keys().cloned().collect();
+        self.sources.get(name).ok_or_else(|| DataError::UnknownData { name: name.to_owned(), known: known() })
+    }
+
+    fn part(source: &Source, split: Option<&str>) -> Result<(&'static str, Part), DataError> {
+        let data = || source.decl.name.clone();
+        match (parts(&source.decl)?, split) {
+            (Parts::Whole(part), None) => Ok(("", part)),
+            (Parts::Whole(_), Some(split)) => {
+                Err(DataError::UnknownSplit { data: data(), split: split.to_owned(), known: Vec::new() })
+            }
+            (Parts::Splits(all), None) => {
+                Err(DataError::SplitNeeded { data: data(), known: all.into_iter().map(|(n, _)| n.to_owned()).collect() })
+            }
+            (Parts::Splits(all), Some(split)) => {
+                let canonical = SPLITS.iter().find(|(_, words)| words.contains(&split)).map_or(split, |(name, _)| name);
+                let known = all.iter().map(|(n, _)| (*n).to_owned()).collect();
+                let found = all.into_iter().find(|(n, _)| *n == canonical);
+                found.ok_or_else(|| DataError::UnknownSplit { data: data(), split: split.to_owned(), known })
+            }
+        }
+    }
+
+    fn open(&self, name: &str, split: Option<&str>) -> Result<Arc<Table>, DataError> {
+        let source = self.source(name)?;
+        let (key, part) = Self::part(source, split)?;
+        if let Some(table) = lock(&source.open).get(key) {
+            return Ok(table.clone());
+        }
+        let fields = Fields::read(&source.decl)?;
+        let body = match (&part, &source.decl.source) {
+            (Part::Builtin { name, split }, _) => builtin(name, split),
+            (Part::File(p), DataSource::Csv(_)) => LineTable::delimited(p, &fields).map(Body::Lines),
+            (Part::File(p), DataSource::Jsonl(_)) => LineTable::json(p, &fields).map(Body::Lines),
+            (Part::File(p), DataSource::Tokens(_)) => tokens::TokenTable::open(p).map(Body::Tokens),
+            (Part::File(p), _) => Body::text(p),
+        }?;
+        let table = Arc::new(Table { body, label_names: fields.labels });
+        lock(&source.open).insert(key, table.clone());
+        Ok(table)
+    }
+}
+
+/// A poisoned lock guards a map that is whole: entries are only ever added.
+fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn builtin(name: &str, split: &str) -> Result<Body, DataError> {
+    Err(DataError::UnknownBuiltin { name: format!("{name}.{split}"), known: Vec::new() })
+}

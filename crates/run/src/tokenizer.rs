@@ -1,0 +1,260 @@
+//! Tokenizers in the Hugging Face layout (`tokenizer.json`).
+//!
+//! A tokenizer.json may carry truncation and padding to a fixed length, and the `tokenizers` crate obeys both where Hugging Face's Python
+//! classes override them. Here they are switched off on reading: rows are padded to the longest of their batch and cut by the rule that
+//! the run prints. Special tokens are added as the file's post-processor says.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use tokenizers::{PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy};
+
+/// Why a tokenizer can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The operating system refused.
+    #[error("{}: {error}", path.display())]
+    Io { path: PathBuf, error: std::io::Error },
+    /// Not a tokenizer.json.
+    #[error("{origin} is not a tokenizer that this version reads: {why}")]
+    Unreadable { origin: String, why: String },
+    /// A folder with an older format only.
+    #[error("{} has {found} but no tokenizer.json; make one with `AutoTokenizer.from_pretrained(\"{}\").save_pretrained(\"{}\")` in Python", dir.display(), dir.display(), dir.display())]
+    OldFormat { dir: PathBuf, found: String },
+    /// More tokens than the embedding has rows.
+    #[error("{origin} gives token ids up to {largest} (`{token}`), and the model's embedding has {rows} rows: this is not the model's tokenizer, or the embedding was cut")]
+    Vocabulary { origin: String, largest: u32, token: String, rows: usize },
+    /// A limit that leaves no room for text.
+    #[error("rows of at most {limit} tokens leave no room for text: {origin} adds {added} special tokens")]
+    NoRoom { origin: String, limit: usize, added: usize },
+    /// Masked language modelling without a mask token.
+    #[error("{origin} has no mask token ([MASK], <mask>): masked-token loss needs one")]
+    NoMaskToken { origin: String },
+    /// A text could not be tokenised.
+    #[error("{origin} could not tokenise a text: {why}")]
+    Encode { origin: String, why: String },
+}
+
+/// One row in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// 0 in the first text, 1 in the second; `None` if all are 0.
+    pub types: Option<Vec<u32>>,
+    /// Whether tokens had to be cut off.
+    pub cut: bool,
+}
+
+/// A tokenizer; cloning is cheap.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<tokenizers::Tokenizer>,
+    json: Arc<Vec<u8>>,
+    origin: String,
+    pad: u32,
+    mask: Option<u32>,
+    prefix: Vec<u32>,
+    special: Arc<Vec<u32>>,
+    largest: (u32, String),
+    limit: Option<usize>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("origin", &self.origin).field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer in a model's folder; `None` if there is none of any kind, which is legal with pre-tokenised data.
+    pub fn open(dir: &Path) -> Result<Option<Self>, TokenizerError> {
+        let path = dir.join("tokenizer.json");
+        let json = match std::fs::read(&path) {
+            Ok(json) => json,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                const OLD: [&str; 5] = ["vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"];
+                return match OLD.iter().find(|f| dir.join(f).is_file()) {
+                    Some(found) => Err(TokenizerError::OldFormat { dir: dir.to_owned(), found: (*found).to_owned() }),
+                    None => Ok(None),
+                };
+            }
+            Err(error) => return Err(TokenizerError::Io { path, error }),
+        };
+        let side = |name: &str| -> serde_json::Value {
+            let bytes = std::fs::read(dir.join(name)).unwrap_or_default();
+            serde_json::from_slice(&bytes).unwrap_or_default()
+        };
+        Self::build(&path.display().to_string(), json, &side("config.json"), &side("tokenizer_config.json")).map(Some)
+    }
+
+    /// A tokenizer from the bytes of a tokenizer.json, as built-in models carry it, with the model's config for its padding token.
+    pub fn from_bytes(origin: &str, json: &[u8], config: &serde_json::Value) -> Result<Self, TokenizerError> {
+        Self::build(origin, json.to_vec(), config, &serde_json::Value::Null)
+    }
+
+    fn build(
+        origin: &str,
+        json: Vec<u8>,
+        config: &serde_json::Value,
+        tokenizer_config: &serde_json::Value,
+    ) -> Result<Self, TokenizerError> {
+        let unreadable = |why: String| TokenizerError::Unreadable { origin: origin.to_owned(), why };
+        let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| unreadable(e.to_string()))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
+
+        let largest = inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).max();
+        let largest = largest.ok_or_else(|| unreadable("its vocabulary is empty".into()))?;
+        let mut special: Vec<u32> = inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
+        special.sort_unstable();
+
+        // Special tokens are a string, or an object that holds it.
+        let named = |key: &str| -> Option<u32> {
+            let v = tokenizer_config.get(key)?;
+            inner.token_to_id(v.as_str().or_else(|| v.get("content")?.as_str())?)
+        };
+        let any = |names: &[&str]| names.iter().find_map(|n| inner.token_to_id(n));
+        let id = |key: &str| config.get(key)?.as_u64().and_then(|i| u32::try_from(i).ok()).filter(|i| *i <= largest.0);
+        // Padded places are never attended to nor scored, so any id that the embedding has will do.
+        let pad = id("pad_token_id").or_else(|| named("pad_token")).or_else(|| any(&["[PAD]", "<pad>"])).unwrap_or(0);
+        let mask = named("mask_token").or_else(|| any(&["[MASK]", "<mask>"]));
+        let prefix = prefix_of(&inner).map_err(|e| unreadable(e.to_string()))?;
+        Ok(Self {
+            inner: Arc::new(inner),
+            json: Arc::new(json),
+            origin: origin.to_owned(),
+            pad,
+            mask,
+            prefix,
+            special: Arc::new(special),
+            largest,
+            limit: None,
+        })
+    }
+
+    /// Refuses a tokenizer that can give ids without a row in the embedding.
+    pub fn fits(&self, embedding_rows: usize) -> Result<(), TokenizerError> {
+        let (largest, token) = self.largest.clone();
+        if (largest as usize) < embedding_rows {
+            return Ok(());
+        }
+        Err(TokenizerError::Vocabulary { origin: self.origin.clone(), largest, token, rows: embedding_rows })
+    }
+
+    /// The same tokenizer, cutting rows to `limit` tokens with their special tokens: from the end, of a pair the longer text first.
+    pub fn limited(&self, limit: usize) -> Result<Self, TokenizerError> {
+        if self.limit == Some(limit) {
+            return Ok(self.clone());
+        }
+        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true).max(p.added_tokens(false)));
+        if limit <= added {
+            return Err(TokenizerError::NoRoom { origin: self.origin.clone(), limit, added });
+        }
+        let mut inner = (*self.inner).clone();
+        let rule = TruncationParams {
+            max_length: limit,
+            strategy: TruncationStrategy::LongestFirst,
+            direction: TruncationDirection::Right,
+            stride: 0,
+        };
+        inner
+            .with_truncation(Some(rule))
+            .map_err(|e| TokenizerError::Unreadable { origin: self.origin.clone(), why: e.to_string() })?;
+        Ok(Self { inner: Arc::new(inner), limit: Some(limit), ..self.clone() })
+    }
+
+    /// A text, or a pair, with its special tokens.
+    pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Encoded, TokenizerError> {
+        let input: tokenizers::EncodeInput<'_> = match pair {
+            Some(pair) => (text, pair).into(),
+            None => text.into(),
+        };
+        let encoding = self.inner.encode_fast(input, true).map_err(|e| self.trouble(&e))?;
+        let types = encoding.get_type_ids();
+        Ok(Encoded {
+            ids: encoding.get_ids().to_vec(),
+            types: types.iter().any(|t| *t != 0).then(|| types.to_vec()),
+            cut: !encoding.get_overflowing().is_empty(),
+        })
+    }
+
+    /// A text without special tokens, never cut.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        // Cutting is a property of the tokenizer; only one without a limit may serve here.
+        debug_assert!(self.limit.is_none());
+        Ok(self.inner.encode_fast(text, false).map_err(|e| self.trouble(&e))?.get_ids().to_vec())
+    }
+
+    /// Text of tokens; special tokens are left out on request.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, skip_special_tokens).map_err(|e| self.trouble(&e))
+    }
+
+    fn trouble(&self, e: &tokenizers::Error) -> TokenizerError {
+        TokenizerError::Encode { origin: self.origin.clone(), why: e.to_string() }
+    }
+
+    /// The special tokens that this tokenizer puts in front of a text: BOS, `[CLS]`, or nothing.
+    pub fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+    /// The id for padded places.
+    pub fn pad(&self) -> u32 {
+        self.pad
+    }
+    /// The mask token, or an error that says that there is none.
+    pub fn mask(&self) -> Result<u32, TokenizerError> {
+        self.mask.ok_or_else(|| TokenizerError::NoMaskToken { origin: self.origin.clone() })
+    }
+    /// Whether an id is a special token ([CLS], BOS, padding, …).
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.binary_search(&id).is_ok()
+    }
+    /// One more than the largest id that it can give.
+    pub fn vocabulary(&self) -> usize {
+        self.largest.0 as usize + 1
+    }
+    /// The tokenizer.json, byte for byte, for `save`.
+    pub fn json(&self) -> &[u8] {
+        &self.json
+    }
+    /// SHA-256 of the tokenizer.json, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        hex(&Sha256::digest(self.json.as_slice()))
+    }
+    /// Where it was read.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+    /// The rule by which rows are cut, in words.
+    pub fn rule(&self) -> String {
+        match self.limit {
+            Some(limit) => format!("rows over {limit} tokens are cut at the end (of a pair, the longer text first)"),
+            None => "rows are not cut".into(),
+        }
+    }
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// What stands before the tokens of a plain text when special tokens are asked for.
+fn prefix_of(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<u32>> {
+    const PROBES: [&str; 4] = ["a", "the", "0", "."];
+    for probe in PROBES {
+        let plain = inner.encode_fast(probe, false)?;
+        let full = inner.encode_fast(probe, true)?;
+        let (plain, full) = (plain.get_ids(), full.get_ids());
+        if plain.is_empty() {
+            continue;
+        }
+        if let Some(start) = full.windows(plain.len()).position(|w| w == plain) {
+            return Ok(full[..start].to_vec());
+        }
+    }
+    Ok(Vec::new())
+}
