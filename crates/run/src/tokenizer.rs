@@ -23,7 +23,9 @@ pub enum TokenizerError {
     #[error("{} has {found} but no tokenizer.json; make one with `AutoTokenizer.from_pretrained(\"{}\").save_pretrained(\"{}\")` in Python", dir.display(), dir.display(), dir.display())]
     OldFormat { dir: PathBuf, found: String },
     /// More tokens than the embedding has rows.
-    #[error("{origin} gives token ids up to {largest} (`{token}`), and the model's embedding has {rows} rows: this is not the model's tokenizer, or the embedding was cut")]
+    #[error(
+        "{origin} gives token ids up to {largest} (`{token}`), and the model's embedding has {rows} rows: this is not the model's tokenizer, or the embedding was cut"
+    )]
     Vocabulary { origin: String, largest: u32, token: String, rows: usize },
     /// A limit that leaves no room for text.
     #[error("rows of at most {limit} tokens leave no room for text: {origin} adds {added} special tokens")]
@@ -159,9 +161,7 @@ impl Tokenizer {
             direction: TruncationDirection::Right,
             stride: 0,
         };
-        inner
-            .with_truncation(Some(rule))
-            .map_err(|e| TokenizerError::Unreadable { origin: self.origin.clone(), why: e.to_string() })?;
+        inner.with_truncation(Some(rule)).map_err(|e| TokenizerError::Unreadable { origin: self.origin.clone(), why: e.to_string() })?;
         Ok(Self { inner: Arc::new(inner), limit: Some(limit), ..self.clone() })
     }
 

@@ -299,8 +299,8 @@ impl DataBatches {
             }
             keep
         });
-        let types = (self.spec.token_types > 0 && ready.iter().any(|r| r.types.is_some()))
-            .then(|| fill(&ready, length, 0, |r| r.types.as_ref()));
+        let types =
+            (self.spec.token_types > 0 && ready.iter().any(|r| r.types.is_some())).then(|| fill(&ready, length, 0, |r| r.types.as_ref()));
         let labels = match (&self.spec.target, &self.labels) {
             (None, _) => None,
             (_, Some(RowLabels::Classes(all))) => {

@@ -124,7 +124,9 @@ pub enum DataError {
     #[error("{place} has no label, and {why}")]
     NoLabel { place: Place, why: String },
     /// Text without a tokenizer.
-    #[error("{what} is text, and the model has no tokenizer: put its tokenizer.json into the model's folder, or use `tokens(\"….safetensors\")`")]
+    #[error(
+        "{what} is text, and the model has no tokenizer: put its tokenizer.json into the model's folder, or use `tokens(\"….safetensors\")`"
+    )]
     NoTokenizer { what: String },
     /// Rows that can't be used together.
     #[error("{what}: {found}; expected {expected}")]

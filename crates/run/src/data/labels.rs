@@ -115,7 +115,10 @@ mod tests {
         assert_eq!(classes.class(&Label::Text("good".into()), &recipe, at).ok(), Some(1));
         for (label, expected) in [
             (Label::Integer(2), "f.csv:7: label 2 is out of range; the model has 2 labels, 0 to 1"),
-            (Label::Integer(-1), "f.csv:7: label -1 is out of range; the model has 2 labels, 0 to 1 (−1 marks labels that a benchmark keeps hidden"),
+            (
+                Label::Integer(-1),
+                "f.csv:7: label -1 is out of range; the model has 2 labels, 0 to 1 (−1 marks labels that a benchmark keeps hidden",
+            ),
             (Label::Text("mixed".into()), "f.csv:7: no label is called `mixed`; known: `NEGATIVE`, `POSITIVE`"),
             (Label::Real(0.5), "f.csv:7: label 0.5; expected a class, 0 to 1"),
         ] {

@@ -186,7 +186,10 @@ impl LineTable {
                 bad.add(line, "a quote in this row is never closed, so the row takes in the rest of the file".into());
                 continue;
             }
-            labels.push(interner.intern(known.label.and_then(|i| cells.get(i)).and_then(|c| std::str::from_utf8(c).ok()).and_then(Label::from_cell)));
+            labels.push(
+                interner
+                    .intern(known.label.and_then(|i| cells.get(i)).and_then(|c| std::str::from_utf8(c).ok()).and_then(Label::from_cell)),
+            );
             rows.push(RowSpan { offset: span.start, bytes: (span.end - span.start) as u32, line: u32::try_from(line).unwrap_or(u32::MAX) });
         }
         let record = file.record(reader.into_inner());
@@ -269,11 +272,7 @@ fn json_layout(path: &Path, fields: &Fields, names: &[String]) -> Result<Layout<
         Column::Name(n) => Ok(n),
         c @ Column::Index(_) => Err(absent(&c)),
     };
-    Ok(Layout {
-        text: name(layout.text)?,
-        pair: layout.pair.map(name).transpose()?,
-        label: layout.label.map(name).transpose()?,
-    })
+    Ok(Layout { text: name(layout.text)?, pair: layout.pair.map(name).transpose()?, label: layout.label.map(name).transpose()? })
 }
 
 fn json_document(layout: &Layout<String>, object: &serde_json::Map<String, serde_json::Value>) -> Result<Document, String> {

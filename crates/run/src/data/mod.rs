@@ -200,9 +200,7 @@ impl DataStore {
         let data = || source.decl.name.clone();
         match (parts(&source.decl)?, split) {
             (Parts::Whole(part), None) => Ok(("", part)),
-            (Parts::Whole(_), Some(split)) => {
-                Err(DataError::UnknownSplit { data: data(), split: split.to_owned(), known: Vec::new() })
-            }
+            (Parts::Whole(_), Some(split)) => Err(DataError::UnknownSplit { data: data(), split: split.to_owned(), known: Vec::new() }),
             (Parts::Splits(all), None) => {
                 Err(DataError::SplitNeeded { data: data(), known: all.into_iter().map(|(n, _)| n.to_owned()).collect() })
             }

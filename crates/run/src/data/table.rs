@@ -21,8 +21,14 @@ pub(crate) struct Table {
 pub(crate) enum Body {
     Lines(LineTable),
     /// One document, byte for byte.
-    Text { file: RawFile, record: FileRecord },
-    Memory { name: String, documents: Vec<Document> },
+    Text {
+        file: RawFile,
+        record: FileRecord,
+    },
+    Memory {
+        name: String,
+        documents: Vec<Document>,
+    },
     Tokens(TokenTable),
 }
 
