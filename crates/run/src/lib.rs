@@ -1,5 +1,6 @@
 //! The world around the science: command line, executor, data, device, run directory, report and export. Never maths.
 
+pub mod builtin;
 pub mod cli;
 pub mod commands;
 pub mod compile;

@@ -16,6 +16,7 @@ mod memory;
 mod select;
 mod stream;
 mod table;
+pub mod tales;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -239,5 +240,8 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 fn builtin(name: &str, split: &str) -> Result<Body, DataError> {
-    Err(DataError::UnknownBuiltin { name: format!("{name}.{split}"), known: Vec::new() })
+    let split = tales::Split::from_name(split)
+        .ok_or_else(|| DataError::UnknownBuiltin { name: format!("{name}.{split}"), known: vec!["tales".into()] })?;
+    let document = |tale: tales::Tale| Document { text: tale.text, pair: None, label: Some(Label::Integer(i64::from(tale.label))) };
+    Ok(Body::Memory { name: format!("{name}.{}", split.name()), documents: split.tales().map(document).collect() })
 }

@@ -1,0 +1,125 @@
+//! `builtin("tales")`: a seeded generator of short stories, each with a label (does the character asked about end happy?).
+//!
+//! Everything is drawn with integer arithmetic from ChaCha8, one stream per story, so a story depends on nothing but its
+//! split and its index: any platform, order or number of threads gives the same bytes. No story is stored anywhere.
+//!
+//! The label needs several skills at once: who is asked about (names, pronouns, "the one with the red ball"), which
+//! sentences speak of them, negation, counting, and the outcome of a contest. The text itself asks a language model for
+//! agreement, counting and recall over distance.
+mod story;
+pub mod vocabulary;
+mod words;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// The names of the classes, by label.
+pub const LABELS: [&str; 2] = ["sad", "happy"];
+
+/// Changing this changes every story, and makes the built-in models and their figures obsolete.
+const SEED: [u8; 32] = *b"prunectl tales, edition 2026 (1)";
+
+/// Casts and places are dealt to the splits in shares of an eighth.
+const SHARES: u32 = 8;
+
+/// One story.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tale {
+    /// A paragraph of English sentences.
+    pub text: String,
+    /// Index into [`LABELS`].
+    pub label: u32,
+}
+
+/// A part of the data. Splits share no combination of cast and place, hence no story.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Split {
+    Train,
+    Validation,
+    Test,
+}
+
+impl Split {
+    pub const ALL: [Split; 3] = [Split::Train, Split::Validation, Split::Test];
+
+    /// The name that a recipe uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Validation => "validation",
+            Split::Test => "test",
+        }
+    }
+
+    /// The split of this name, if there is one.
+    pub fn from_name(name: &str) -> Option<Split> {
+        Split::ALL.into_iter().find(|split| split.name() == name)
+    }
+
+    /// Number of stories.
+    pub fn size(self) -> usize {
+        match self {
+            Split::Train => 40_000,
+            Split::Validation | Split::Test => 4_096,
+        }
+    }
+
+    /// The story at `index`; `None` past the end.
+    pub fn tale(self, index: usize) -> Option<Tale> {
+        (index < self.size()).then(|| story::tell(&mut Dice::new(self, index as u64), self))
+    }
+
+    /// All stories, made one by one as they are asked for.
+    pub fn tales(self) -> impl ExactSizeIterator<Item = Tale> + Clone {
+        (0..self.size()).map(move |index| story::tell(&mut Dice::new(self, index as u64), self))
+    }
+
+    /// Whether a cast and place with this fingerprint belong here.
+    fn owns(self, fingerprint: u32) -> bool {
+        let share = fingerprint % SHARES;
+        match self {
+            Split::Train => share > 1,
+            Split::Validation => share == 0,
+            Split::Test => share == 1,
+        }
+    }
+}
+
+/// The integer draws of one story.
+struct Dice(ChaCha8Rng);
+
+impl Dice {
+    fn new(split: Split, index: u64) -> Dice {
+        let mut rng = ChaCha8Rng::from_seed(SEED);
+        rng.set_stream((split as u64) << 32 | index);
+        Dice(rng)
+    }
+
+    /// Uniform in `0..n` (multiply-shift: the bias of n / 2³² does not matter here); 0 when `n` is 0.
+    fn below(&mut self, n: u32) -> u32 {
+        ((u64::from(self.0.next_u32()) * u64::from(n)) >> 32) as u32
+    }
+
+    fn coin(&mut self) -> bool {
+        self.below(2) == 1
+    }
+
+    /// True in `percent` of 100 draws.
+    fn chance(&mut self, percent: u32) -> bool {
+        self.below(100) < percent
+    }
+
+    /// One of a table of words; tables are never empty.
+    fn pick<T: Copy, const N: usize>(&mut self, table: &[T; N]) -> T {
+        const { assert!(N > 0) };
+        table[self.below(N as u32) as usize]
+    }
+
+    /// Two different entries.
+    fn pick_two<T: Copy + PartialEq, const N: usize>(&mut self, table: &[T; N]) -> [T; 2] {
+        const { assert!(N > 1) };
+        let first = self.below(N as u32);
+        let second = (first + 1 + self.below(N as u32 - 1)) % N as u32;
+        [table[first as usize], table[second as usize]]
+    }
+}
