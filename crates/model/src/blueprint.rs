@@ -44,18 +44,18 @@ pub struct Embeddings {
     pub norm_eps: Option<f64>,
     /// Factor on the token embeddings.
     pub scale: f64,
-    /// Whether a projection from `width` to `hidden` follows, and whether it has a bias.
-    pub project: Option<Bias>,
+    /// What is projected from `width` to `hidden`.
+    pub project: Option<Projection>,
 }
 
-/// Whether a linear map has a bias.
+/// What is projected from the width of the tables to the width of the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// y = xWᵀ + b
-    Yes,
-    /// y = xWᵀ
-    No,
+pub enum Projection {
+    /// The token embedding alone, without a bias; positions are `hidden` wide and are added after it.
+    Tokens,
+    /// The normed sum of all tables, with a bias.
+    Sum,
 }
 
 /// Learned absolute positions.
@@ -412,16 +412,16 @@ impl Blueprint {
         let e = &self.embeddings;
         s.add("embeddings.token.weight".into(), &[self.vocab, e.width], SlotKind::Embedding);
         if let Some(p) = &e.positions {
-            s.add("embeddings.position.weight".into(), &[p.rows, e.width], SlotKind::Embedding);
+            s.add("embeddings.position.weight".into(), &[p.rows, self.position_width()], SlotKind::Embedding);
         }
         if e.token_types > 0 {
             s.add("embeddings.token_type.weight".into(), &[e.token_types, e.width], SlotKind::Embedding);
         }
         if e.norm_eps.is_some() {
-            s.norm("embeddings.norm", e.width, NormKind::Layer);
+            s.norm("embeddings.norm", self.position_width(), NormKind::Layer);
         }
-        if let Some(bias) = e.project {
-            s.linear("embeddings.project", self.hidden, e.width, bias == Bias::Yes);
+        if let Some(projection) = e.project {
+            s.linear("embeddings.project", self.hidden, e.width, projection == Projection::Sum);
         }
         for (i, d) in dims.iter().enumerate() {
             self.layer_slots(&mut s, i, d);
@@ -517,6 +517,11 @@ impl Blueprint {
                 }
             }
         }
+    }
+
+    /// Width of the position table and of the embeddings' norm.
+    pub fn position_width(&self) -> usize {
+        if self.embeddings.project == Some(Projection::Tokens) { self.hidden } else { self.embeddings.width }
     }
 
     /// Width of what the token head's matrix multiplies.

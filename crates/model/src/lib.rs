@@ -21,7 +21,7 @@ pub use checkpoint::{Facts, LoadOptions, init, load, to_checkpoint};
 pub use dims::LayerDims;
 pub use error::{ModelError, Result};
 pub use gates::{Gates, LayerGates, Point, Tap};
-pub use loss::LossOut;
+pub use loss::{LossOut, ScoredTokens};
 pub use net::Context;
 pub use params::Params;
 pub use site::{SiteKind, Slice};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::batch::Batch;
-use crate::blueprint::{Blueprint, Task};
+use crate::blueprint::{Blueprint, Head, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
 use crate::gates::{Gates, LayerGates, Point, Tap, show};
@@ -149,20 +149,26 @@ impl Transformer {
 
     /// From the last block's output to outputs: logits `[batch, seq, vocab]`, `[batch, labels]`, `[batch, seq, 2]` or an embedding `[batch, hidden]`.
     pub fn finish(&self, x: &Tensor, context: &Context, tap: &mut dyn Tap) -> Result<Tensor> {
-        let x = self.last_norm(x, tap)?;
+        let x = self.last_norm(x, context, tap)?;
         net::heads::outputs(self, &x, context)
     }
 
     /// The final norm, where there is one.
-    pub fn last_norm(&self, x: &Tensor, tap: &mut dyn Tap) -> Result<Tensor> {
-        let _ = (show, Point::FinalNorm, &tap);
-        Ok(x.clone())
+    pub fn last_norm(&self, x: &Tensor, context: &Context, tap: &mut dyn Tap) -> Result<Tensor> {
+        if !self.blueprint.final_norm {
+            return Ok(x.clone());
+        }
+        let x = context.gate_hidden(net::norm::norm(&self.params, "final_norm", self.blueprint.norm, x)?)?;
+        show(tap, self.dims.len(), Point::FinalNorm, &x)?;
+        Ok(x)
     }
 
-    /// Token logits `[rows, vocab]` of some rows of the flattened `[batch·seq, hidden]` states; needs a token head.
-    pub fn finish_rows(&self, x: &Tensor, rows: &Tensor) -> Result<Tensor> {
-        let _ = (x, rows);
-        Err(not_yet("finish_rows"))
+    /// Token logits `[rows, vocab]` of some rows of the flattened `[batch·seq, hidden]` output of the last block; needs a token head.
+    /// Logits of a large vocabulary are most of a pass's memory, so ask only for the rows that are scored.
+    pub fn finish_rows(&self, x: &Tensor, context: &Context, rows: &[u32], tap: &mut dyn Tap) -> Result<Tensor> {
+        let x = self.last_norm(x, context, tap)?.flatten_to(1)?;
+        let x = if rows.is_empty() { x.narrow(0, 0, 0)? } else { x.index_select(&Tensor::new(rows, x.device())?, 0)? };
+        net::heads::token_logits(self, &x)
     }
 
     /// The whole forward pass.
@@ -173,23 +179,24 @@ impl Transformer {
 
     /// The output of the last block, before the final norm.
     pub fn hidden(&self, batch: &Batch, gates: &Gates, tap: &mut dyn Tap) -> Result<(Tensor, Context)> {
-        let (mut x, context) = self.embed(batch)?;
+        let (x, context) = self.embed(batch)?;
+        let context = context.with_hidden_gate(gates.hidden.clone());
+        let mut x = context.gate_hidden(x)?;
         for layer in 0..self.dims.len() {
             x = self.block(layer, &x, &context, gates.layer(layer), tap)?;
         }
         Ok((x, context))
     }
 
-    /// The loss of outputs, per example.
-    pub fn loss(&self, batch: &Batch, outputs: &Tensor) -> Result<LossOut> {
-        let _ = (batch, outputs);
-        Err(not_yet("loss"))
-    }
-
     /// Forward and loss; only the logits of scored tokens are computed.
     pub fn forward_loss(&self, batch: &Batch, gates: &Gates, tap: &mut dyn Tap) -> Result<LossOut> {
-        let _ = (batch, gates, tap);
-        Err(not_yet("forward_loss"))
+        if !matches!(self.blueprint.head, Head::Tokens { .. }) {
+            return self.loss(batch, &self.forward(batch, gates, tap)?);
+        }
+        let scored = self.scored_tokens(batch)?;
+        let (x, context) = self.hidden(batch, gates, tap)?;
+        let logits = self.finish_rows(&x, &context, &scored.rows, tap)?;
+        self.token_loss(context.size().0, &scored, &logits)
     }
 }
 

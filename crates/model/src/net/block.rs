@@ -1,11 +1,90 @@
-//! One block.
+//! One block: where norms, sublayers and residuals meet.
+
 use candle_core::Tensor;
 
-use super::Context;
+use super::{Context, attention, mlp, norm, spread_scalar_gate};
+use crate::blueprint::Layout;
 use crate::error::Result;
-use crate::gates::{LayerGates, Tap};
+use crate::gates::{LayerGates, Point, Tap, show};
 use crate::transformer::Transformer;
 
-pub(crate) fn block(_: &Transformer, _: usize, x: &Tensor, _: &Context, _: Option<&LayerGates>, _: &mut dyn Tap) -> Result<Tensor> {
-    Ok(x.clone())
+/// `[batch, seq, hidden]` to the same.
+pub(crate) fn block(
+    model: &Transformer,
+    layer: usize,
+    x: &Tensor,
+    context: &Context,
+    gates: Option<&LayerGates>,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let dims = model.layer_dims(layer)?;
+    let blueprint = &model.blueprint;
+    show(tap, layer, Point::BlockInput, x)?;
+    let normed = |name: &str, x: &Tensor| -> Result<Tensor> {
+        context.gate_hidden(norm::norm(&model.params, &format!("layers.{layer}.{name}"), blueprint.norm, x)?)
+    };
+    // What only reads a bias needs no norm before it.
+    let input = |name: &str, x: &Tensor, present: bool| if present { normed(name, x) } else { Ok(x.clone()) };
+    let gated = |what: &str, y: Tensor, gate: Option<&Tensor>| -> Result<Tensor> {
+        let y = context.gate_hidden(y)?;
+        match gate {
+            None => Ok(y),
+            Some(gate) => Ok(y.broadcast_mul(&spread_scalar_gate(what, gate, context.batch, model.dtype)?)?),
+        }
+    };
+    let attend = |x: &Tensor, after: Option<&str>, tap: &mut dyn Tap| -> Result<Tensor> {
+        let mut y = attention::attention(model, layer, x, context, gates, tap)?;
+        if let Some(name) = after {
+            y = normed(name, &y)?;
+        }
+        gated("attention", y, gates.and_then(|g| g.attention.as_ref()))
+    };
+    let feed = |x: &Tensor, after: Option<&str>, tap: &mut dyn Tap| -> Result<Tensor> {
+        let mut y = mlp::mlp(model, layer, x, context, gates, tap)?;
+        if let Some(name) = after {
+            y = normed(name, &y)?;
+        }
+        gated("the MLP", y, gates.and_then(|g| g.mlp.as_ref()))
+    };
+
+    let mut y = x.clone();
+    match blueprint.layout {
+        Layout::Pre | Layout::Sandwich => {
+            let after = |name| (blueprint.layout == Layout::Sandwich).then_some(name);
+            if dims.has_attention() {
+                y = (&y + attend(&input("norm1", &y, dims.q_heads > 0)?, after("post_norm1"), tap)?)?;
+            }
+            if dims.has_mlp() {
+                y = (&y + feed(&input("norm2", &y, dims.ffn > 0)?, after("post_norm2"), tap)?)?;
+            }
+        }
+        Layout::Post => {
+            if dims.has_attention() {
+                y = (&y + attend(&y, None, tap)?)?;
+            }
+            y = normed("norm1", &y)?;
+            if dims.has_mlp() {
+                y = (&y + feed(&y, None, tap)?)?;
+            }
+            y = normed("norm2", &y)?;
+        }
+        Layout::Parallel | Layout::ParallelOneNorm => {
+            let (first, second) = (dims.q_heads > 0, dims.ffn > 0);
+            let one = blueprint.layout == Layout::ParallelOneNorm;
+            let attention_input = input("norm1", x, first || (one && second))?;
+            let mlp_input = if one { attention_input.clone() } else { input("norm2", x, second)? };
+            if dims.has_attention() {
+                y = (&y + attend(&attention_input, None, tap)?)?;
+            }
+            if dims.has_mlp() {
+                y = (&y + feed(&mlp_input, None, tap)?)?;
+            }
+        }
+    }
+    if let Some(gate) = gates.and_then(|g| g.layer.as_ref()) {
+        let gate = spread_scalar_gate("the layer", gate, context.batch, model.dtype)?;
+        y = (x + (y - x)?.broadcast_mul(&gate)?)?;
+    }
+    show(tap, layer, Point::BlockOutput, &y)?;
+    Ok(y)
 }

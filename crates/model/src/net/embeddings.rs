@@ -1,13 +1,80 @@
 //! From ids to the residual stream.
-use candle_core::Tensor;
 
-use super::Context;
+use candle_core::{DType, Tensor};
+
+use super::{Context, linear, norm, position};
 use crate::batch::Batch;
-use crate::error::Result;
+use crate::blueprint::{Norm, NormKind, Projection};
+use crate::error::{ModelError, Result};
 use crate::transformer::Transformer;
 
+/// The input of block 0 `[batch, seq, hidden]`, and what all blocks share.
 pub(crate) fn embed(model: &Transformer, batch: &Batch) -> Result<(Tensor, Context)> {
+    let (blueprint, params, device) = (&model.blueprint, &model.params, &model.device);
+    let spec = &blueprint.embeddings;
     let (b, s) = batch.size()?;
-    let x = model.params.require("embeddings.token.weight")?.index_select(&batch.input_ids.flatten_all()?, 0)?;
-    Ok((x.reshape((b, s, ()))?, Context { batch: b, seq: s, keep: None, last: vec![s; b], rotary: Vec::new() }))
+    let ids = batch.checked_ids(blueprint.vocab)?;
+    let keep = batch.host_keep()?;
+
+    let look_up = |table: &Tensor, rows: &Tensor| -> Result<Tensor> {
+        Ok(table.index_select(&rows.flatten_all()?, 0)?.reshape((b, s, ()))?) // [b, s, width]
+    };
+    let tokens = batch.input_ids.to_dtype(DType::U32)?.to_device(device)?;
+    let mut x = look_up(params.require("embeddings.token.weight")?, &tokens)?;
+    if spec.scale != 1.0 {
+        x = (x * spec.scale)?;
+    }
+    if spec.project == Some(Projection::Tokens) {
+        x = linear(params, "embeddings.project", &x)?;
+    }
+    if spec.token_types > 0 {
+        let table = params.require("embeddings.token_type.weight")?;
+        x = match &batch.token_type_ids {
+            Some(types) => (x + look_up(table, &checked_types(types, spec.token_types, (b, s))?.to_device(device)?)?)?,
+            None => x.broadcast_add(&table.get(0)?)?,
+        };
+    }
+    if let Some(positions) = &spec.positions {
+        let rows: Vec<u32> = position::rows(&positions.rule, &ids, keep.as_deref()).into_iter().flatten().collect();
+        if let Some(past) = rows.iter().find(|row| **row as usize >= positions.rows) {
+            let offset = (*past as usize + 1).saturating_sub(s);
+            return Err(ModelError::TooLong { found: s, available: positions.rows.saturating_sub(offset) });
+        }
+        let rows = Tensor::from_vec(rows, (b, s), device)?;
+        x = (x + look_up(params.require("embeddings.position.weight")?, &rows)?)?;
+    }
+    if let Some(eps) = spec.norm_eps {
+        x = norm::norm(params, "embeddings.norm", Norm { kind: NormKind::Layer, eps }, &x)?;
+    }
+    if spec.project == Some(Projection::Sum) {
+        x = linear(params, "embeddings.project", &x)?;
+    }
+
+    let last = match &keep {
+        None => vec![s.saturating_sub(1) as u32; b],
+        Some(keep) => keep.iter().map(|row| row.iter().rposition(|k| *k != 0).unwrap_or(0) as u32).collect(),
+    };
+    let keep = match keep {
+        None => None,
+        Some(rows) => Some(Tensor::from_vec(rows.concat(), (b, s), device)?),
+    };
+    let rotary =
+        blueprint.rotary.iter().map(|r| position::rotary_table(r, s, model.dtype, device)).collect::<Result<Vec<_>>>()?;
+    Ok((x, Context { batch: b, seq: s, keep, last, rotary, hidden_gate: None }))
+}
+
+fn checked_types(types: &Tensor, rows: usize, (b, s): (usize, usize)) -> Result<Tensor> {
+    let types = types.to_dtype(DType::U32)?;
+    let values = types.flatten_all()?.to_vec1::<u32>()?;
+    match values.iter().find(|t| **t as usize >= rows) {
+        None if types.dims() == [b, s] => Ok(types),
+        None => Err(ModelError::Mismatch {
+            what: "shape of the token types".into(),
+            found: format!("{:?}", types.dims()),
+            expected: format!("[{b}, {s}]"),
+        }),
+        Some(found) => {
+            Err(ModelError::Mismatch { what: "token type".into(), found: found.to_string(), expected: format!("one of 0..{rows}") })
+        }
+    }
 }

@@ -1,10 +1,19 @@
 //! The mechanisms of the network. No family is named here: a `Blueprint` says which mechanisms a model has.
 
+pub(crate) mod attention;
 pub(crate) mod block;
 pub(crate) mod embeddings;
 pub(crate) mod heads;
+pub(crate) mod mlp;
+pub(crate) mod norm;
+pub(crate) mod position;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
+use prunectl_kernels as kernels;
+
+use crate::blueprint::Activation;
+use crate::error::{ModelError, Result};
+use crate::params::Params;
 
 /// What all blocks of one forward pass share: built once per batch.
 #[derive(Debug, Clone)]
@@ -14,7 +23,114 @@ pub struct Context {
     /// u8 `[batch, seq]`; None where every token is real.
     pub(crate) keep: Option<Tensor>,
     /// Index of the last real token of each row.
-    pub(crate) last: Vec<usize>,
+    pub(crate) last: Vec<u32>,
     /// cos and sin `[1, seq, dim / 2]` of each rotary table.
     pub(crate) rotary: Vec<(Tensor, Tensor)>,
+    /// `[hidden]`: multiplies what is written to the residual stream.
+    pub(crate) hidden_gate: Option<Tensor>,
+}
+
+impl Context {
+    /// `(batch, seq)`.
+    pub fn size(&self) -> (usize, usize) {
+        (self.batch, self.seq)
+    }
+
+    /// u8 `[batch, seq]`, 1 on real tokens; None where every token is real.
+    pub fn keep(&self) -> Option<&Tensor> {
+        self.keep.as_ref()
+    }
+
+    /// The same context with gates on the channels of the residual stream.
+    pub fn with_hidden_gate(mut self, gate: Option<Tensor>) -> Self {
+        self.hidden_gate = gate;
+        self
+    }
+
+    pub(crate) fn gate_hidden(&self, x: Tensor) -> Result<Tensor> {
+        match &self.hidden_gate {
+            None => Ok(x),
+            Some(gate) => Ok(x.broadcast_mul(gate)?),
+        }
+    }
+}
+
+/// y = xWᵀ + b with the parameters of that stem; the bias where there is one.
+pub(crate) fn linear(params: &Params, stem: &str, x: &Tensor) -> Result<Tensor> {
+    Ok(kernels::linear(x, params.require(&format!("{stem}.weight"))?, params.get(&format!("{stem}.bias")))?)
+}
+
+impl Activation {
+    /// Element by element.
+    pub(crate) fn apply(self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self.kernel() {
+            Some(kernel) => kernel.apply(x)?,
+            None => x.tanh()?,
+        })
+    }
+
+    fn kernel(self) -> Option<kernels::Activation> {
+        Some(match self {
+            Self::GeluErf => kernels::Activation::GeluErf,
+            Self::GeluTanh => kernels::Activation::GeluTanh,
+            Self::QuickGelu => kernels::Activation::QuickGelu,
+            Self::Silu => kernels::Activation::Silu,
+            Self::Relu => kernels::Activation::Relu,
+            Self::Tanh => return None,
+        })
+    }
+
+    /// act(gate)·up.
+    pub(crate) fn gated(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        Ok(match self.kernel() {
+            Some(kernel) => kernels::gated(kernel, gate, up)?,
+            None => gate.tanh()?.mul(up)?,
+        })
+    }
+}
+
+/// z ← cap·tanh(z / cap).
+pub(crate) fn softcap(x: Tensor, cap: Option<f64>) -> Result<Tensor> {
+    match cap {
+        None => Ok(x),
+        Some(cap) => Ok(((x / cap)?.tanh()? * cap)?),
+    }
+}
+
+/// A gate, shared (`inner`) or one for each example (`[batch, inner…]`), as `[1 or batch, 1…, inner…]` of the rank of what it multiplies.
+pub(crate) fn spread_gate(what: &str, gate: &Tensor, batch: usize, inner: &[usize], rank: usize, dtype: DType) -> Result<Tensor> {
+    let found = gate.dims();
+    let lead = if found == inner {
+        1
+    } else if found.first() == Some(&batch) && found.get(1..) == Some(inner) {
+        batch
+    } else {
+        return Err(ModelError::Mismatch {
+            what: format!("shape of the gates on {what}"),
+            found: format!("{found:?}"),
+            expected: format!("{inner:?}, or that with the batch size {batch} in front"),
+        });
+    };
+    let mut shape = vec![1; rank];
+    let inner_start = rank - inner.len();
+    if let Some(first) = shape.first_mut() {
+        *first = lead;
+    }
+    for (slot, n) in shape.iter_mut().skip(inner_start).zip(inner) {
+        *slot = *n;
+    }
+    Ok(gate.to_dtype(dtype)?.reshape(shape)?)
+}
+
+/// A gate on a whole sublayer, `[1]` or `[batch]`, as `[1 or batch, 1, 1]`.
+pub(crate) fn spread_scalar_gate(what: &str, gate: &Tensor, batch: usize, dtype: DType) -> Result<Tensor> {
+    let n = gate.elem_count();
+    if gate.rank() > 1 || (n != 1 && n != batch) {
+        return Err(ModelError::Mismatch {
+            what: format!("shape of the gate on {what}"),
+            found: format!("{:?}", gate.dims()),
+            expected: format!("[1] or [{batch}]"),
+        });
+    }
+    Ok(gate.to_dtype(dtype)?.reshape((n, 1, 1))?)
 }

@@ -1,0 +1,76 @@
+//! Attention with grouped key/value heads, whose counts differ between layers.
+
+use candle_core::Tensor;
+use prunectl_kernels as kernels;
+
+use super::{Context, linear, norm, spread_gate};
+use crate::blueprint::{Norm, NormKind, Pairs};
+use crate::error::{ModelError, Result};
+use crate::gates::{LayerGates, Point, Tap, show};
+use crate::transformer::Transformer;
+
+/// x `[b, s, hidden]`, already normed where the layout norms first, to what attention adds to the residual stream.
+pub(crate) fn attention(
+    model: &Transformer,
+    layer: usize,
+    x: &Tensor,
+    context: &Context,
+    gates: Option<&LayerGates>,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let (blueprint, params) = (&model.blueprint, &model.params);
+    let dims = model.layer_dims(layer)?;
+    let (b, s) = context.size();
+    let stem = format!("layers.{layer}.attention");
+    if dims.q_heads == 0 {
+        let bias = params.require(&format!("{stem}.o.bias"))?;
+        return Ok(bias.broadcast_as(x.shape())?);
+    }
+    let spec = blueprint.layers.get(layer).ok_or(ModelError::NoSuchLayer { layer, layers: blueprint.layers.len() })?;
+    show(tap, layer, Point::AttentionInput, x)?;
+
+    let heads = |name: &str, n: usize| -> Result<Tensor> {
+        let projected = linear(params, &format!("{stem}.{name}"), x)?.reshape((b, s, n, dims.head_dim))?;
+        let normed = if blueprint.attention.qk_norm && name != "v" {
+            // A norm over the head has no use for a mean: families that have one use the RMS kind of the model.
+            norm::norm(params, &format!("{stem}.{name}_norm"), head_norm(blueprint.norm), &projected)?
+        } else {
+            projected
+        };
+        Ok(normed.transpose(1, 2)?) // [b, n, s, head_dim]
+    };
+    let (mut q, mut k, v) = (heads("q", dims.q_heads)?, heads("k", dims.kv_heads)?, heads("v", dims.kv_heads)?);
+    if let Some((rotary, (cos, sin))) = spec.rotary.and_then(|r| blueprint.rotary.get(r).zip(context.rotary.get(r))) {
+        let style = match rotary.pairs {
+            Pairs::Half => kernels::RopeStyle::Half,
+            Pairs::Interleaved => kernels::RopeStyle::Interleaved,
+        };
+        q = kernels::rope(&q, cos, sin, style, rotary.dim)?;
+        k = kernels::rope(&k, cos, sin, style, rotary.dim)?;
+    }
+    show(tap, layer, Point::Queries, &q)?;
+    show(tap, layer, Point::Keys, &k)?;
+    show(tap, layer, Point::Values, &v)?;
+
+    let mask = kernels::AttnMask { causal: blueprint.attention.causal, window: spec.window, key_keep: context.keep.as_ref() };
+    let cap = blueprint.attention.softcap;
+    if tap.wants(layer, Point::AttentionProbs) {
+        tap.see(layer, Point::AttentionProbs, &kernels::attention_probs(&q, &k, &mask, spec.scale, cap)?)?;
+    }
+    let mut seen = kernels::attention(&q, &k, &v, &mask, spec.scale, cap)?.transpose(1, 2)?; // [b, s, heads, head_dim]
+    if let Some(gate) = gates.and_then(|g| g.heads.as_ref()) {
+        let gate = spread_gate("heads", gate, b, &[dims.q_heads], 3, model.dtype)?.unsqueeze(3)?;
+        seen = seen.broadcast_mul(&gate)?;
+    }
+    show(tap, layer, Point::HeadContext, &seen)?;
+    let out = linear(params, &format!("{stem}.o"), &seen.reshape((b, s, dims.q_width()))?)?;
+    show(tap, layer, Point::AttentionOutput, &out)?;
+    Ok(out)
+}
+
+fn head_norm(norm: Norm) -> Norm {
+    match norm.kind {
+        NormKind::Layer => Norm { kind: NormKind::Rms, ..norm },
+        _ => norm,
+    }
+}

@@ -1,0 +1,173 @@
+//! MLPs: plain or gated, dense or a mixture of routed experts (Shazeer et al., 2017; top-k of a softmax, as in Mixtral's paper, 2024, eq. 1).
+
+use candle_core::{D, DType, Tensor};
+use prunectl_kernels as kernels;
+
+use super::{Context, linear, spread_gate};
+use crate::blueprint::{Mlp, Router};
+use crate::error::{ModelError, Result};
+use crate::gates::{LayerGates, Point, Tap, show};
+use crate::params::Params;
+use crate::transformer::Transformer;
+
+/// x `[b, s, hidden]`, already normed where the layout norms first, to what the MLP adds to the residual stream.
+pub(crate) fn mlp(
+    model: &Transformer,
+    layer: usize,
+    x: &Tensor,
+    context: &Context,
+    gates: Option<&LayerGates>,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let (spec, params) = (&model.blueprint.mlp, &model.params);
+    let dims = model.layer_dims(layer)?;
+    let stem = format!("layers.{layer}.mlp");
+    if dims.ffn == 0 {
+        return Ok(params.require(&format!("{stem}.down.bias"))?.broadcast_as(x.shape())?);
+    }
+    show(tap, layer, Point::MlpInput, x)?;
+    let out = if dims.experts > 0 {
+        mixture(model, layer, x, context, gates, tap)?
+    } else {
+        let mut inner = intermediate(spec, params, &stem, x)?; // [b, s, ffn]
+        if let Some(gate) = gates.and_then(|g| g.neurons.as_ref()) {
+            inner = inner.broadcast_mul(&spread_gate("neurons", gate, context.batch, &[dims.ffn], 3, model.dtype)?)?;
+        }
+        show(tap, layer, Point::Intermediate, &inner)?;
+        linear(params, &format!("{stem}.down"), &inner)?
+    };
+    show(tap, layer, Point::MlpOutput, &out)?;
+    Ok(out)
+}
+
+/// The input of the down projection, `[.., hidden]` to `[.., ffn]`.
+fn intermediate(spec: &Mlp, params: &Params, stem: &str, x: &Tensor) -> Result<Tensor> {
+    let up = linear(params, &format!("{stem}.up"), x)?;
+    if spec.gated { spec.activation.gated(&linear(params, &format!("{stem}.gate"), x)?, &up) } else { spec.activation.apply(&up) }
+}
+
+fn mixture(
+    model: &Transformer,
+    layer: usize,
+    x: &Tensor,
+    context: &Context,
+    gates: Option<&LayerGates>,
+    tap: &mut dyn Tap,
+) -> Result<Tensor> {
+    let (spec, params) = (&model.blueprint.mlp, &model.params);
+    let dims = model.layer_dims(layer)?;
+    let (b, s) = context.size();
+    let hidden = x.dim(D::Minus1)?;
+    let stem = format!("layers.{layer}.mlp");
+    let Some(router) = &spec.router else {
+        return Err(ModelError::Mismatch {
+            what: format!("router of layer {layer}"),
+            found: "none".into(),
+            expected: format!("one for {} experts", dims.experts),
+        });
+    };
+    let x = x.reshape((b * s, hidden))?;
+    let expert_gates = gates.and_then(|g| g.experts.as_ref());
+    let logits = linear(params, &format!("{stem}.router"), &x)?; // [n, experts]
+    show(tap, layer, Point::RouterLogits, &logits.reshape((b, s, dims.experts))?)?;
+    let (weights, rows) = route(router, &logits, expert_gates)?;
+    show(tap, layer, Point::RouterWeights, &weights.reshape((b, s, dims.experts))?)?;
+
+    let neuron_gates = match gates.and_then(|g| g.neurons.as_ref()) {
+        None => None,
+        Some(gate) => Some(spread_gate("neurons", gate, b, &[dims.experts, dims.ffn], 3, model.dtype)?),
+    };
+    let mut outputs = Vec::new();
+    // Where in the concatenated outputs each token's contributions stand, lowest expert first.
+    let mut places: Vec<Vec<u32>> = vec![Vec::new(); b * s];
+    let mut placed = 0_u32;
+    for (expert, rows) in rows.iter().enumerate() {
+        if rows.is_empty() {
+            continue;
+        }
+        for row in rows {
+            if let Some(list) = places.get_mut(*row as usize) {
+                list.push(placed);
+            }
+            placed += 1;
+        }
+        let index = Tensor::new(rows.as_slice(), x.device())?;
+        show(tap, layer, Point::ExpertRows(expert), &index)?;
+        let prefix = format!("{stem}.experts.{expert}");
+        let mut inner = intermediate(spec, params, &prefix, &x.index_select(&index, 0)?)?; // [rows, ffn]
+        if let Some(gate) = &neuron_gates {
+            let gate = gate.narrow(1, expert, 1)?.squeeze(1)?; // [1 or b, ffn]
+            inner = if gate.dim(0)? == 1 {
+                inner.broadcast_mul(&gate)?
+            } else {
+                let examples: Vec<u32> = rows.iter().map(|row| row / s as u32).collect();
+                inner.mul(&gate.contiguous()?.index_select(&Tensor::new(examples, x.device())?, 0)?)?
+            };
+        }
+        show(tap, layer, Point::ExpertIntermediate(expert), &inner)?;
+        let out = linear(params, &format!("{prefix}.down"), &inner)?;
+        show(tap, layer, Point::ExpertOutput(expert), &out)?;
+        let mut weight = weights.index_select(&index, 0)?.narrow(1, expert, 1)?; // [rows, 1]
+        if let Some(gate) = expert_gates {
+            weight = weight.broadcast_mul(&gate.to_dtype(model.dtype)?.narrow(0, expert, 1)?)?;
+        }
+        outputs.push(out.broadcast_mul(&weight)?);
+    }
+    let chosen = places.first().map_or(0, Vec::len);
+    let gather = Tensor::from_vec(places.concat(), b * s * chosen, x.device())?;
+    let gathered = Tensor::cat(&outputs, 0)?.index_select(&gather, 0)?; // [n · chosen, hidden]
+    Ok(gathered.reshape((b * s, chosen, hidden))?.sum(1)?.reshape((b, s, hidden))?)
+}
+
+/// Each expert's weight for each token `[n, experts]`, 0 where it isn't chosen, and the tokens of each expert in ascending order.
+fn route(router: &Router, logits: &Tensor, gates: Option<&Tensor>) -> Result<(Tensor, Vec<Vec<u32>>)> {
+    let (n, experts) = logits.dims2()?;
+    let open: Vec<bool> = match gates {
+        None => vec![true; experts],
+        Some(gate) if gate.dims() == [experts] => {
+            gate.to_dtype(DType::F64)?.to_vec1::<f64>()?.iter().map(|g| *g != 0.0).collect()
+        }
+        Some(gate) => {
+            return Err(ModelError::Mismatch {
+                what: "shape of the gates on experts".into(),
+                found: format!("{:?}", gate.dims()),
+                expected: format!("[{experts}]"),
+            });
+        }
+    };
+    let available = open.iter().filter(|o| **o).count();
+    if available == 0 {
+        return Err(ModelError::Mismatch {
+            what: "open experts".into(),
+            found: "none".into(),
+            expected: "at least one; gate the whole MLP to switch all of them off".into(),
+        });
+    }
+    let device = logits.device();
+    let logits = if available == experts {
+        logits.clone()
+    } else {
+        let shut: Vec<f64> = open.iter().map(|o| if *o { 0.0 } else { f64::NEG_INFINITY }).collect();
+        logits.broadcast_add(&Tensor::new(shut, &candle_core::Device::Cpu)?.to_dtype(logits.dtype())?.to_device(device)?)?
+    };
+    let probs = kernels::softmax_last_dim(&logits)?;
+    let host = probs.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    let top_k = router.top_k.min(available);
+    let mut rows = vec![Vec::new(); experts];
+    let mut chosen = vec![0.0_f64; n * experts];
+    for (token, (p, marks)) in host.iter().zip(chosen.chunks_mut(experts)).enumerate() {
+        let mut order: Vec<usize> = (0..experts).filter(|e| open.get(*e) == Some(&true)).collect();
+        // Stable: of equal experts the lower index is taken.
+        order.sort_by(|a, b| p.get(*b).partial_cmp(&p.get(*a)).unwrap_or(std::cmp::Ordering::Equal));
+        for e in order.into_iter().take(top_k) {
+            if let (Some(mark), Some(list)) = (marks.get_mut(e), rows.get_mut(e)) {
+                *mark = 1.0;
+                list.push(token as u32);
+            }
+        }
+    }
+    let chosen = Tensor::from_vec(chosen, (n, experts), &candle_core::Device::Cpu)?.to_dtype(probs.dtype())?.to_device(device)?;
+    let weights = probs.mul(&chosen)?;
+    let weights = if router.renormalise { weights.broadcast_div(&weights.sum_keepdim(1)?)? } else { weights };
+    Ok((weights, rows))
+}
