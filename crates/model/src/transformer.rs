@@ -8,6 +8,7 @@ use crate::batch::Batch;
 use crate::blueprint::{Blueprint, Head, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
+use crate::family::Family;
 use crate::gates::{Gates, LayerGates, Point, Tap, show};
 use crate::loss::LossOut;
 use crate::net;
@@ -31,8 +32,10 @@ pub struct Transformer {
 pub struct Origin {
     /// `config.json` as it was read.
     pub config: serde_json::Value,
-    /// The `model_type` of the config: the row of `FAMILIES`.
+    /// The `model_type` of the config.
     pub model_type: String,
+    /// The row of `FAMILIES`.
+    pub family: &'static Family,
     /// What it was loaded for.
     pub task: Task,
     /// The type of its tensors on disk.

@@ -1,14 +1,21 @@
-//! Checkpoints: names ↔ slots, safe reading, writing back.
+//! Checkpoints: names ↔ slots, reading a folder, writing back.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+mod files;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::blueprint::{Blueprint, Task};
+use crate::blueprint::{Blueprint, Head, Pooling, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
-use crate::transformer::Transformer;
+use crate::family::names::FileTensor;
+use crate::family::{self, Resolved};
+use crate::params::Params;
+use crate::transformer::{Origin, Transformer};
+use files::{Files, read_json};
 
 /// How to load.
 #[derive(Debug, Clone)]
@@ -36,13 +43,15 @@ pub struct Facts {
     pub dims: Vec<LayerDims>,
     /// The config's `model_type`.
     pub model_type: String,
+    /// The family's name: its row of `FAMILIES`.
+    pub family: &'static str,
     /// What it would be loaded for.
     pub task: Task,
     /// `config.json`.
     pub config: serde_json::Value,
-    /// Scalars that the network has.
+    /// Scalars that the network has; a tied head counts once.
     pub parameters: u64,
-    /// The type of most tensors on disk.
+    /// The type of most scalars on disk.
     pub stored_dtype: DType,
     /// Bytes of the weight files, as their headers say.
     pub file_bytes: u64,
@@ -52,29 +61,213 @@ pub struct Facts {
     pub unused: Vec<String>,
 }
 
+/// A folder whose config and headers are read and agree.
+struct Opened {
+    resolved: Resolved,
+    config: serde_json::Value,
+    files: Files,
+    /// Each tensor that the network needs, under the name that it has in these files.
+    tensors: Vec<(String, FileTensor)>,
+}
+
+impl Opened {
+    fn read(dir: &Path, task: Option<Task>, data: bool) -> Result<Self> {
+        let path = dir.join("config.json");
+        let config = read_json(&path)?;
+        // The config is judged before the weights: its complaint says more than a missing file.
+        family::resolve(&path, &config, task, &|_| false)?;
+        let files = Files::open(dir, data)?;
+        let mut resolved = family::resolve(&path, &config, task, &|name| files.has_suffix(name))?;
+        if let Head::Encode { pooling, .. } = &mut resolved.blueprint.head
+            && let Some(stated) = sentence_pooling(dir)?
+        {
+            *pooling = stated;
+        }
+        let names = (resolved.family.names)(&resolved.blueprint);
+        let mut tensors = Vec::new();
+        for tensor in names.file_tensors(&resolved.blueprint, &resolved.dims)? {
+            let name = find(&files, names.prefix, &tensor.name).ok_or_else(|| ModelError::MissingTensor {
+                path: dir.to_owned(),
+                tensor: tensor.name.clone(),
+                expected: format!("{:?}", tensor.shape()),
+                task: resolved.task.to_string(),
+            })?;
+            check_entry(&files, &name, &tensor)?;
+            tensors.push((name, tensor));
+        }
+        Ok(Self { resolved, config, files, tensors })
+    }
+
+    fn stored_dtype(&self) -> DType {
+        let mut scalars: BTreeMap<&str, (u64, DType)> = BTreeMap::new();
+        for (name, _) in &self.tensors {
+            if let Some((_, entry)) = self.files.entry(name)
+                && let Some(dtype) = entry.float()
+            {
+                scalars.entry(entry.dtype.as_str()).or_insert((0, dtype)).0 += entry.elements();
+            }
+        }
+        scalars.values().max_by_key(|(n, _)| *n).map_or(DType::F32, |(_, dtype)| *dtype)
+    }
+}
+
+/// The name under which the files have a tensor: as the family writes it, without the base model's prefix, or in BERT's first spelling.
+fn find(files: &Files, prefix: &str, name: &str) -> Option<String> {
+    let base = name.strip_prefix(prefix).unwrap_or(name);
+    [name, base].into_iter().find_map(|name| {
+        let old = name
+            .strip_suffix(".weight")
+            .map(|stem| format!("{stem}.gamma"))
+            .or_else(|| name.strip_suffix(".bias").map(|stem| format!("{stem}.beta")));
+        std::iter::once(name.to_owned()).chain(old).find(|name| files.entry(name).is_some())
+    })
+}
+
+fn check_entry(files: &Files, name: &str, tensor: &FileTensor) -> Result<()> {
+    let Some((path, entry)) = files.entry(name) else { return Ok(()) };
+    let expected = tensor.shape();
+    if entry.float().is_some() && entry.shape == expected {
+        return Ok(());
+    }
+    Err(ModelError::TensorMismatch {
+        path: path.to_owned(),
+        tensor: name.to_owned(),
+        found: format!("{} {:?}", entry.dtype, entry.shape),
+        expected: format!("F32, F16, BF16 or F64 {expected:?}"),
+    })
+}
+
+/// The pooling that a sentence-transformers folder states.
+fn sentence_pooling(dir: &Path) -> Result<Option<Pooling>> {
+    let path: PathBuf = dir.join("1_Pooling").join("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let config = read_json(&path)?;
+    let asked: Vec<&str> = config
+        .as_object()
+        .map(|map| map.iter().filter(|(k, v)| k.starts_with("pooling_mode_") && v.as_bool() == Some(true)).map(|(k, _)| k.as_str()).collect())
+        .unwrap_or_default();
+    match asked.as_slice() {
+        ["pooling_mode_mean_tokens"] => Ok(Some(Pooling::Mean)),
+        ["pooling_mode_cls_token"] => Ok(Some(Pooling::First)),
+        ["pooling_mode_lasttoken"] => Ok(Some(Pooling::Last)),
+        other => Err(ModelError::Unsupported {
+            path,
+            what: format!("pooling {other:?}"),
+            hint: "one of pooling_mode_mean_tokens, pooling_mode_cls_token and pooling_mode_lasttoken is".into(),
+        }),
+    }
+}
+
 impl Facts {
     /// Reads `config.json` and the headers of the safetensors files in a folder. Works where the files' data section is absent.
     pub fn read(dir: &Path, task: Option<Task>) -> Result<Self> {
-        let _ = (dir, task);
-        Err(ModelError::Mismatch { what: "Facts::read".into(), found: "a skeleton".into(), expected: "an implementation".into() })
+        let opened = Opened::read(dir, task, false)?;
+        let stored_dtype = opened.stored_dtype();
+        let used: BTreeSet<&str> = opened.tensors.iter().map(|(name, _)| name.as_str()).collect();
+        let unused = opened.files.names().filter(|name| !used.contains(name)).map(str::to_owned).collect();
+        let file_bytes = opened.files.bytes();
+        let Opened { resolved, config, .. } = opened;
+        Ok(Self {
+            parameters: resolved.blueprint.parameter_count(&resolved.dims),
+            tied: matches!(resolved.blueprint.head, Head::Tokens { tied: true, .. }),
+            blueprint: resolved.blueprint,
+            dims: resolved.dims,
+            model_type: resolved.model_type,
+            family: resolved.family.name,
+            task: resolved.task,
+            config,
+            stored_dtype,
+            file_bytes,
+            unused,
+        })
+    }
+
+    /// The same of a config alone (`init("config.json", …)`): no file, so no bytes.
+    pub fn of_config(path: &Path, task: Option<Task>) -> Result<Self> {
+        let config = read_json(path)?;
+        let resolved = family::resolve(path, &config, task, &|_| false)?;
+        Ok(Self {
+            parameters: resolved.blueprint.parameter_count(&resolved.dims),
+            tied: matches!(resolved.blueprint.head, Head::Tokens { tied: true, .. }),
+            blueprint: resolved.blueprint,
+            dims: resolved.dims,
+            model_type: resolved.model_type,
+            family: resolved.family.name,
+            task: resolved.task,
+            config,
+            stored_dtype: DType::F32,
+            file_bytes: 0,
+            unused: Vec::new(),
+        })
     }
 }
 
 /// Loads a model from a folder with `config.json` and `model.safetensors` (or shards and an index).
 pub fn load(dir: &Path, options: &LoadOptions) -> Result<Transformer> {
-    let _ = (dir, options);
-    Err(ModelError::Mismatch { what: "load".into(), found: "a skeleton".into(), expected: "an implementation".into() })
+    let opened = Opened::read(dir, options.task, true)?;
+    let mut params = Params::default();
+    for (name, tensor) in &opened.tensors {
+        let Some(value) = opened.files.tensor(name, options.dtype, &options.device)? else {
+            return Err(ModelError::MissingSlot { slot: name.clone() });
+        };
+        for (slot, part) in tensor.parts.iter().zip(tensor.split(&value)?) {
+            params.set(slot.name.clone(), part);
+        }
+    }
+    let stored_dtype = opened.stored_dtype();
+    let Opened { resolved, config, .. } = opened;
+    Ok(assemble(resolved, config, params, stored_dtype, options))
+}
+
+pub(crate) fn assemble(
+    resolved: Resolved,
+    config: serde_json::Value,
+    params: Params,
+    stored_dtype: DType,
+    options: &LoadOptions,
+) -> Transformer {
+    Transformer {
+        blueprint: Arc::new(resolved.blueprint),
+        dims: resolved.dims,
+        params,
+        origin: Arc::new(Origin { config, model_type: resolved.model_type, family: resolved.family, task: resolved.task, stored_dtype }),
+        device: options.device.clone(),
+        dtype: options.dtype,
+    }
 }
 
 /// The config and the tensors under their file names: fused and transposed as the family's own files are. Tied tensors are left out.
+///
+/// Where the counts of layers differ, or a stock field can't say them, the config has per-layer arrays under `"prunectl"`, which `load` reads.
 pub fn to_checkpoint(model: &Transformer) -> Result<(serde_json::Value, BTreeMap<String, Tensor>)> {
-    let _ = model;
-    Err(ModelError::Mismatch { what: "to_checkpoint".into(), found: "a skeleton".into(), expected: "an implementation".into() })
+    let origin = &model.origin;
+    let config = family::write_config(origin.family, &origin.config, origin.task, &model.blueprint, &model.dims)?;
+    let names = (origin.family.names)(&model.blueprint);
+    let mut tensors = BTreeMap::new();
+    for tensor in names.file_tensors(&model.blueprint, &model.dims)? {
+        let parts = tensor.parts.iter().map(|slot| model.params.require(&slot.name).cloned()).collect::<Result<Vec<_>>>()?;
+        let mut name = tensor.name.as_str();
+        if origin.task == Task::Encoder {
+            name = name.strip_prefix(names.prefix).unwrap_or(name);
+        }
+        tensors.insert(name.to_owned(), tensor.join(&parts)?.contiguous()?);
+    }
+    Ok((config, tensors))
 }
 
-/// A model with random weights in the shapes of a config (`init("config.json", seed = …)`): matrices and embeddings normal with the
-/// config's `initializer_range`, biases 0, norms 1. The same seed gives the same bits on every machine.
+/// File name and slots of each tensor of the model's files, in the order of the network: a slot's weights are found in its file by this.
+pub fn file_names(model: &Transformer) -> Result<Vec<(String, Vec<String>)>> {
+    let names = (model.origin.family.names)(&model.blueprint);
+    let tensors = names.file_tensors(&model.blueprint, &model.dims)?;
+    Ok(tensors.into_iter().map(|t| (t.name, t.parts.into_iter().map(|s| s.name).collect())).collect())
+}
+
+/// A model with random weights in the shapes of a config (`init("config.json", seed = …)`).
 pub fn init(config: &Path, seed: u64, options: &LoadOptions) -> Result<Transformer> {
-    let _ = (config, seed, options);
-    Err(ModelError::Mismatch { what: "init".into(), found: "a skeleton".into(), expected: "an implementation".into() })
+    let value = read_json(config)?;
+    let resolved = family::resolve(config, &value, options.task, &|_| false)?;
+    let params = crate::init::parameters(&resolved.blueprint, &resolved.dims, &value, seed, options)?;
+    Ok(assemble(resolved, value, params, DType::F32, options))
 }

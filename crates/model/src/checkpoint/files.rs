@@ -1,0 +1,211 @@
+//! The weight files of a folder: one, or shards with an index; memory-mapped.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
+use serde_json::Value;
+
+use crate::error::{ModelError, Result};
+use crate::header::{Entry, Header};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// The largest config or index that is read.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+
+struct Shard {
+    path: PathBuf,
+    header: Header,
+    map: Option<Mmap>,
+}
+
+/// The tensors of a folder.
+pub(crate) struct Files {
+    shards: Vec<Shard>,
+    /// Tensor → shard.
+    index: BTreeMap<String, usize>,
+}
+
+/// A JSON file.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let io = |source| ModelError::Io { path: path.to_owned(), source };
+    let size = std::fs::metadata(path).map_err(io)?.len();
+    if size > MAX_JSON_BYTES {
+        return Err(ModelError::Config {
+            path: path.to_owned(),
+            field: "(the whole file)".into(),
+            found: format!("{size} bytes"),
+            expected: format!("at most {MAX_JSON_BYTES}"),
+        });
+    }
+    let bytes = std::fs::read(path).map_err(io)?;
+    serde_json::from_slice(&bytes).map_err(|source| ModelError::Json { path: path.to_owned(), source })
+}
+
+impl Files {
+    /// Reads the headers. With `data` the files are mapped and their sizes checked.
+    pub fn open(dir: &Path, data: bool) -> Result<Self> {
+        let single = dir.join(SINGLE);
+        if single.is_file() {
+            let shard = Shard::open(single, data)?;
+            let index = shard.header.tensors.keys().map(|name| (name.clone(), 0)).collect();
+            return Ok(Self { shards: vec![shard], index });
+        }
+        let path = dir.join(INDEX);
+        if !path.is_file() {
+            return Err(no_weights(dir));
+        }
+        let json = read_json(&path)?;
+        let bad = |field: String, found: String, expected: &str| ModelError::Config {
+            path: path.clone(),
+            field,
+            found,
+            expected: expected.to_owned(),
+        };
+        let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
+            return Err(bad("weight_map".into(), "nothing".into(), "an object: tensor → file"));
+        };
+        let mut names: Vec<&str> = Vec::new();
+        let mut index = BTreeMap::new();
+        for (tensor, file) in map {
+            let plain = file.as_str().filter(|f| Path::new(f).file_name().is_some_and(|n| n == *f));
+            let Some(file) = plain else {
+                return Err(bad(format!("weight_map.{tensor}"), file.to_string(), "the name of a file in the same folder"));
+            };
+            let shard = names.iter().position(|n| *n == file).unwrap_or_else(|| {
+                names.push(file);
+                names.len() - 1
+            });
+            index.insert(tensor.clone(), shard);
+        }
+        let shards = names.iter().map(|name| Shard::open(dir.join(name), data)).collect::<Result<Vec<_>>>()?;
+        for (tensor, shard) in &index {
+            let Some(shard) = shards.get(*shard) else { continue };
+            if !shard.header.tensors.contains_key(tensor) {
+                let found = format!("{} without it", shard.path.display());
+                return Err(bad(format!("weight_map.{tensor}"), found, "the shard that has it; download the shards again"));
+            }
+        }
+        Ok(Self { shards, index })
+    }
+
+    /// Every tensor's name.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of that name, whatever stands in front of it.
+    pub fn has_suffix(&self, name: &str) -> bool {
+        self.index.keys().any(|known| known.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.')))
+    }
+
+    /// A tensor's entry and the file that it is in.
+    pub fn entry(&self, name: &str) -> Option<(&Path, &Entry)> {
+        let shard = self.shards.get(*self.index.get(name)?)?;
+        Some((&shard.path, shard.header.tensors.get(name)?))
+    }
+
+    /// Bytes of all files, as their headers say.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|s| s.header.data_start.saturating_add(s.header.data_bytes)).sum()
+    }
+
+    /// A float tensor, checked to be finite, in the type that is asked for.
+    pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
+        let Some(shard) = self.index.get(name).and_then(|i| self.shards.get(*i)) else { return Ok(None) };
+        let Some(entry) = shard.header.tensors.get(name) else { return Ok(None) };
+        let Some(stored) = entry.float() else {
+            return Err(ModelError::TensorMismatch {
+                path: shard.path.clone(),
+                tensor: name.to_owned(),
+                found: entry.dtype.clone(),
+                expected: "F32, F16, BF16 or F64".into(),
+            });
+        };
+        let bytes = shard.bytes(entry).ok_or_else(|| ModelError::Safetensors {
+            path: shard.path.clone(),
+            place: format!("tensor `{name}`"),
+            found: "no data".into(),
+            expected: format!("{} bytes", entry.end - entry.begin),
+        })?;
+        if let Some((index, value)) = first_not_finite(stored, bytes) {
+            return Err(ModelError::NotFinite { path: shard.path.clone(), tensor: name.to_owned(), index, value });
+        }
+        let tensor = Tensor::from_raw_buffer(bytes, stored, &entry.shape, &Device::Cpu)?;
+        Ok(Some(tensor.to_dtype(dtype)?.to_device(device)?))
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf, data: bool) -> Result<Self> {
+        let header = Header::read(&path)?;
+        if !data {
+            return Ok(Self { path, header, map: None });
+        }
+        let io = |source| ModelError::Io { path: path.clone(), source };
+        let file = File::open(&path).map_err(io)?;
+        header.check_size(&path, file.metadata().map_err(io)?.len())?;
+        // SAFETY: the map is only read. Another process that cuts the file short while it is read ends this one with a bus error,
+        // as with every reader that maps weights; reading them into memory instead would double the peak.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Self { path, header, map: Some(map) })
+    }
+
+    fn bytes(&self, entry: &Entry) -> Option<&[u8]> {
+        let begin = usize::try_from(self.header.data_start.checked_add(entry.begin)?).ok()?;
+        let end = usize::try_from(self.header.data_start.checked_add(entry.end)?).ok()?;
+        self.map.as_ref()?.get(begin..end)
+    }
+}
+
+/// The first NaN or infinity: every exponent bit set.
+fn first_not_finite(dtype: DType, bytes: &[u8]) -> Option<(usize, f64)> {
+    fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
+        let (values, _) = bytes.as_chunks::<N>();
+        // Whole blocks first: the common case, no bad value at all, vectorises.
+        const BLOCK: usize = 4096;
+        let block = values.chunks(BLOCK).position(|b| b.iter().fold(false, |any, v| any | bad(*v)))?;
+        let inside = values.get(block * BLOCK..)?.iter().position(|v| bad(*v))?;
+        Some(block * BLOCK + inside)
+    }
+    let value = |index: usize, width: usize| {
+        let raw = bytes.get(index * width..(index + 1) * width).unwrap_or_default();
+        match (dtype, raw) {
+            (DType::F64, &[a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            (DType::F32, &[a, b, c, d]) => f64::from(f32::from_le_bytes([a, b, c, d])),
+            (DType::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f64(),
+            (_, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f64(),
+            _ => f64::NAN,
+        }
+    };
+    let found = match dtype {
+        DType::F64 => find::<8>(bytes, |v| u64::from_le_bytes(v) & 0x7ff0_0000_0000_0000 == 0x7ff0_0000_0000_0000),
+        DType::F32 => find::<4>(bytes, |v| u32::from_le_bytes(v) & 0x7f80_0000 == 0x7f80_0000),
+        DType::F16 => find::<2>(bytes, |v| u16::from_le_bytes(v) & 0x7c00 == 0x7c00),
+        _ => find::<2>(bytes, |v| u16::from_le_bytes(v) & 0x7f80 == 0x7f80),
+    };
+    found.map(|index| (index, value(index, dtype.size_in_bytes())))
+}
+
+fn no_weights(dir: &Path) -> ModelError {
+    let others: Vec<String> = std::fs::read_dir(dir)
+        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    let pickled = others.iter().find(|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"));
+    let (found, hint) = match pickled {
+        Some(name) => (
+            format!("`{name}`"),
+            format!(
+                "pickled files can run code and are not read; convert it once: python -c \"from transformers import AutoModelForCausalLM as M; \
+                 M.from_pretrained('{0}').save_pretrained('{0}', safe_serialization=True)\" (with the Auto class of your task)",
+                dir.display()
+            ),
+        ),
+        None if others.is_empty() => ("no files".into(), format!("expected `{SINGLE}` or `{INDEX}`")),
+        None => (format!("{} other files", others.len()), format!("expected `{SINGLE}` or `{INDEX}`")),
+    };
+    ModelError::NoWeights { path: dir.to_owned(), found, hint }
+}

@@ -1,0 +1,293 @@
+//! Reading `config.json`: every field checked, every complaint with its name.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::blueprint::{Pairs, Rotary, RotaryScaling, Task};
+use crate::error::{ModelError, Result};
+
+/// Largest width, vocabulary or count of positions that is taken for real.
+const MAX_WIDTH: usize = 1 << 24;
+/// Largest number of layers, heads or experts that is taken for real.
+const MAX_COUNT: usize = 1 << 13;
+
+/// A config, or an object inside it.
+#[derive(Clone, Copy)]
+pub(crate) struct Fields<'a> {
+    path: &'a Path,
+    parent: Option<&'a str>,
+    map: &'a Map<String, Value>,
+}
+
+/// What a family's reader is given.
+pub(crate) struct Source<'a> {
+    /// The config.
+    pub fields: Fields<'a>,
+    /// What the model is read for.
+    pub task: Task,
+    /// Whether the weight files have a tensor of that name.
+    pub has_tensor: &'a dyn Fn(&str) -> bool,
+}
+
+impl<'a> Fields<'a> {
+    /// The top of a config file.
+    pub fn top(path: &'a Path, value: &'a Value) -> Result<Self> {
+        match value {
+            Value::Object(map) => Ok(Self { path, parent: None, map }),
+            other => Err(ModelError::Config {
+                path: path.to_owned(),
+                field: "(the whole file)".into(),
+                found: brief(other),
+                expected: "a JSON object".into(),
+            }),
+        }
+    }
+
+    /// An error about a field.
+    pub fn error(&self, name: &str, expected: impl Into<String>) -> ModelError {
+        let found = self.map.get(name).map_or_else(|| "nothing".to_owned(), brief);
+        let field = self.parent.map_or_else(|| name.to_owned(), |p| format!("{p}.{name}"));
+        ModelError::Config { path: self.path.to_owned(), field, found, expected: expected.into() }
+    }
+
+    /// A refusal of a mechanism.
+    pub fn unsupported(&self, what: impl Into<String>, hint: impl Into<String>) -> ModelError {
+        ModelError::Unsupported { path: self.path.to_owned(), what: what.into(), hint: hint.into() }
+    }
+
+    /// The value of the first of these names that is there and not null.
+    pub fn get(&self, names: &[&'a str]) -> Option<(&'a str, &'a Value)> {
+        names.iter().find_map(|name| self.map.get(*name).filter(|v| !v.is_null()).map(|v| (*name, v)))
+    }
+
+    fn whole(&self, names: &[&'a str], least: usize, most: usize) -> Result<Option<usize>> {
+        let Some((name, value)) = self.get(names) else { return Ok(None) };
+        match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+            Some(n) if (least..=most).contains(&n) => Ok(Some(n)),
+            _ => Err(self.error(name, format!("a whole number in {least}..={most}"))),
+        }
+    }
+
+    fn required<T>(&self, names: &[&'a str], value: Option<T>, expected: &str) -> Result<T> {
+        value.ok_or_else(|| self.error(names.first().copied().unwrap_or_default(), expected))
+    }
+
+    /// A width, vocabulary or count of positions, at least 1.
+    pub fn width(&self, names: &[&'a str]) -> Result<usize> {
+        self.required(names, self.whole(names, 1, MAX_WIDTH)?, "a whole number, at least 1")
+    }
+
+    /// The same where it may be absent.
+    pub fn width_or_none(&self, names: &[&'a str]) -> Result<Option<usize>> {
+        self.whole(names, 1, MAX_WIDTH)
+    }
+
+    /// The same where 0 is meaningful.
+    pub fn width_or(&self, names: &[&'a str], default: usize) -> Result<usize> {
+        Ok(self.whole(names, 0, MAX_WIDTH)?.unwrap_or(default))
+    }
+
+    /// A number of layers, heads or experts, at least 1.
+    pub fn count(&self, names: &[&'a str]) -> Result<usize> {
+        self.required(names, self.whole(names, 1, MAX_COUNT)?, "a whole number, at least 1")
+    }
+
+    /// The same where it may be absent.
+    pub fn count_or_none(&self, names: &[&'a str]) -> Result<Option<usize>> {
+        self.whole(names, 1, MAX_COUNT)
+    }
+
+    /// A finite number.
+    pub fn number_or_none(&self, names: &[&'a str]) -> Result<Option<f64>> {
+        let Some((name, value)) = self.get(names) else { return Ok(None) };
+        match value.as_f64().filter(|x| x.is_finite()) {
+            Some(x) => Ok(Some(x)),
+            None => Err(self.error(name, "a number")),
+        }
+    }
+
+    /// A finite number above 0.
+    pub fn positive_or_none(&self, names: &[&'a str]) -> Result<Option<f64>> {
+        match (self.number_or_none(names)?, self.get(names)) {
+            (Some(x), Some((name, _))) if x <= 0.0 => Err(self.error(name, "a number above 0")),
+            (x, _) => Ok(x),
+        }
+    }
+
+    /// A finite number above 0, with the default that the family's own config has.
+    pub fn positive_or(&self, names: &[&'a str], default: f64) -> Result<f64> {
+        Ok(self.positive_or_none(names)?.unwrap_or(default))
+    }
+
+    /// true or false.
+    pub fn flag_or(&self, name: &'a str, default: bool) -> Result<bool> {
+        match self.get(&[name]) {
+            None => Ok(default),
+            Some((_, Value::Bool(b))) => Ok(*b),
+            Some(_) => Err(self.error(name, "true or false")),
+        }
+    }
+
+    /// A string.
+    pub fn text(&self, names: &[&'a str]) -> Result<Option<&'a str>> {
+        match self.get(names) {
+            None => Ok(None),
+            Some((_, Value::String(s))) => Ok(Some(s)),
+            Some((name, _)) => Err(self.error(name, "a string")),
+        }
+    }
+
+    /// An object.
+    pub fn object(&self, name: &'a str) -> Result<Option<Self>> {
+        match self.get(&[name]) {
+            None => Ok(None),
+            Some((_, Value::Object(map))) => Ok(Some(Self { path: self.path, parent: Some(name), map })),
+            Some(_) => Err(self.error(name, "an object")),
+        }
+    }
+
+    /// A list of strings.
+    pub fn texts(&self, name: &'a str) -> Result<Option<Vec<&'a str>>> {
+        match self.get(&[name]) {
+            None => Ok(None),
+            Some((_, Value::Array(list))) => {
+                let texts: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
+                texts.map(Some).ok_or_else(|| self.error(name, "a list of strings"))
+            }
+            Some(_) => Err(self.error(name, "a list of strings")),
+        }
+    }
+
+    /// A list of indices.
+    pub fn indices(&self, name: &'a str) -> Result<Vec<usize>> {
+        match self.get(&[name]) {
+            None => Ok(Vec::new()),
+            Some((_, Value::Array(list))) => {
+                let indices: Option<Vec<usize>> = list.iter().map(|v| v.as_u64().and_then(|n| usize::try_from(n).ok())).collect();
+                indices.ok_or_else(|| self.error(name, "a list of layer indices"))
+            }
+            Some(_) => Err(self.error(name, "a list of layer indices")),
+        }
+    }
+
+    /// Number of classes: `id2label`, or `num_labels`; transformers' default is 2.
+    pub fn labels(&self) -> Result<usize> {
+        if let Some(labels) = self.object("id2label")? {
+            return Ok(labels.map.len().max(1));
+        }
+        Ok(self.count_or_none(&["num_labels"])?.unwrap_or(2))
+    }
+
+    /// Refuses a field that asks for something.
+    pub fn refuse_flag(&self, name: &'a str, what: &str, hint: &str) -> Result<()> {
+        if self.flag_or(name, false)? { Err(self.unsupported(format!("{what} (`{name}` is true)"), hint)) } else { Ok(()) }
+    }
+
+    /// Attention heads and the width of one, where the config may state it.
+    pub fn heads_of(&self, hidden: usize, names: &[&'a str]) -> Result<(usize, usize)> {
+        let heads = self.count(names)?;
+        let head_dim = match self.width_or_none(&["head_dim"])? {
+            Some(n) => n,
+            None if hidden.is_multiple_of(heads) => hidden / heads,
+            None => {
+                let name = names.iter().find(|n| self.map.contains_key(**n)).copied().unwrap_or_default();
+                return Err(self.error(name, format!("a divisor of the hidden size {hidden}, or a field `head_dim`")));
+            }
+        };
+        Ok((heads, head_dim))
+    }
+
+    /// The rotary embedding in either spelling: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
+    pub fn rotary(&self, head_dim: usize, pairs: Pairs, default_partial: f64) -> Result<Rotary> {
+        let parameters = self.object("rope_parameters")?;
+        let scaling = self.object("rope_scaling")?;
+        self.rotary_from(parameters.as_ref(), scaling.as_ref(), head_dim, pairs, default_partial)
+    }
+
+    /// The same with the objects given: some families have several.
+    pub fn rotary_from(
+        &self,
+        parameters: Option<&Self>,
+        scaling: Option<&Self>,
+        head_dim: usize,
+        pairs: Pairs,
+        default_partial: f64,
+    ) -> Result<Rotary> {
+        const THETA: f64 = 10_000.0;
+        let theta = match parameters {
+            Some(p) => p.positive_or_none(&["rope_theta"])?,
+            None => None,
+        };
+        let theta = theta.map_or_else(|| self.positive_or(&["rope_theta", "rotary_emb_base"], THETA), Ok)?;
+        let partial = match parameters {
+            Some(p) => p.positive_or_none(&["partial_rotary_factor"])?,
+            None => None,
+        };
+        let partial = partial.map_or_else(|| self.positive_or(&["partial_rotary_factor", "rotary_pct"], default_partial), Ok)?;
+        let dim = (head_dim as f64 * partial) as usize;
+        if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
+            return Err(self.error("partial_rotary_factor", format!("a share that turns an even number of the head's {head_dim} entries")));
+        }
+        let scaling = match parameters.or(scaling) {
+            None => RotaryScaling::None,
+            Some(p) => self.rotary_scaling(p)?,
+        };
+        Ok(Rotary { theta, dim, pairs, scaling })
+    }
+
+    fn rotary_scaling(&self, p: &Self) -> Result<RotaryScaling> {
+        let factor = || -> Result<f64> { p.required(&["factor"], p.positive_or_none(&["factor"])?, "a number above 0") };
+        let kind = p.text(&["rope_type", "type"])?.unwrap_or("default");
+        Ok(match kind {
+            "default" => RotaryScaling::None,
+            "linear" => RotaryScaling::Linear { factor: factor()? },
+            "dynamic" => RotaryScaling::Dynamic { factor: factor()?, original: self.width(&["max_position_embeddings"])? },
+            "llama3" => {
+                let need = |name: &'a str| p.required(&[name], p.positive_or_none(&[name])?, "a number above 0");
+                let (low, high) = (need("low_freq_factor")?, need("high_freq_factor")?);
+                if high <= low {
+                    return Err(p.error("high_freq_factor", format!("a number above low_freq_factor, {low}")));
+                }
+                RotaryScaling::Llama3 { factor: factor()?, low, high, original: p.width(&["original_max_position_embeddings"])? }
+            }
+            other => {
+                return Err(self.unsupported(
+                    format!("rotary scaling `{other}` (rope_type)"),
+                    "the types default, linear, dynamic and llama3 are; an approximation would be silently wrong",
+                ));
+            }
+        })
+    }
+}
+
+/// A value as it fits into a message.
+fn brief(value: &Value) -> String {
+    const LONGEST: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((cut, _)) => format!("{}…", text.get(..cut).unwrap_or_default()),
+        None => text,
+    }
+}
+
+/// The activation of that name in transformers.
+pub(crate) fn activation(fields: &Fields<'_>, names: &[&'static str], default: &str) -> Result<crate::blueprint::Activation> {
+    use crate::blueprint::Activation;
+    let word = fields.text(names)?.unwrap_or(default);
+    Ok(match word {
+        "gelu" | "gelu_python" => Activation::GeluErf,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_python_tanh" => Activation::GeluTanh,
+        "quick_gelu" => Activation::QuickGelu,
+        "silu" | "swish" => Activation::Silu,
+        "relu" => Activation::Relu,
+        "tanh" => Activation::Tanh,
+        other => {
+            let field = names.first().copied().unwrap_or_default();
+            return Err(fields.unsupported(
+                format!("activation `{other}` (`{field}`)"),
+                "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, quick_gelu, silu, relu and tanh are",
+            ));
+        }
+    })
+}

@@ -1,0 +1,318 @@
+//! Families: one data file each, and the table of all. A family file turns a config into a `Blueprint` and names tensors; it computes nothing.
+
+mod bert;
+pub(crate) mod config;
+mod llama;
+pub(crate) mod names;
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::blueprint::{Blueprint, Head, LayerSpec, Pooling, Task};
+use crate::dims::LayerDims;
+use crate::error::{ModelError, Result};
+use config::{Fields, Source};
+use names::Names;
+
+/// A row of `FAMILIES`.
+pub struct Family {
+    /// Its name in tables and messages.
+    pub name: &'static str,
+    /// The `model_type`s that it reads.
+    pub model_types: &'static [&'static str],
+    /// transformers' class for each task; the first of a task is the one that is written.
+    pub architectures: &'static [(&'static str, Task)],
+    pub(crate) read: fn(&Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)>,
+    pub(crate) names: fn(&Blueprint) -> Names,
+    pub(crate) keys: Keys,
+    /// Rewrites fields that describe single layers, once some are gone.
+    pub(crate) write_layers: fn(&mut Map<String, Value>, &Blueprint, &[LayerDims]),
+}
+
+impl std::fmt::Debug for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// The config fields that hold counts.
+pub(crate) struct Keys {
+    pub layers: &'static str,
+    pub hidden: &'static str,
+    pub heads: &'static str,
+    pub kv_heads: Option<&'static str>,
+    pub head_dim: Option<&'static str>,
+    pub ffn: &'static str,
+    pub experts: Option<ExpertKeys>,
+}
+
+/// The config fields of mixtures.
+pub(crate) struct ExpertKeys {
+    pub count: &'static [&'static str],
+    pub top_k: &'static str,
+    pub ffn: &'static str,
+}
+
+/// Every family. No row without golden logits and golden gate gradients of Hugging Face transformers.
+pub const FAMILIES: &[Family] = &[bert::FAMILY, llama::FAMILY];
+
+/// The config key under which shapes stand that stock fields can't say.
+pub const OWN_KEY: &str = "prunectl";
+
+/// What a config says.
+pub(crate) struct Resolved {
+    pub family: &'static Family,
+    pub model_type: String,
+    pub task: Task,
+    pub blueprint: Blueprint,
+    pub dims: Vec<LayerDims>,
+}
+
+/// Reads a config: which family, for what, which mechanisms and shapes.
+pub(crate) fn resolve(path: &Path, config: &Value, task: Option<Task>, has_tensor: &dyn Fn(&str) -> bool) -> Result<Resolved> {
+    let fields = Fields::top(path, config)?;
+    let Some(model_type) = fields.text(&["model_type"])? else {
+        return Err(fields.error("model_type", format!("one of {}", known_types())));
+    };
+    let family = FAMILIES.iter().find(|f| f.model_types.contains(&model_type));
+    refuse(&fields, model_type, family)?;
+    let Some(family) = family else {
+        return Err(fields.unsupported(format!("model_type `{model_type}`"), format!("these are: {}", known_types())));
+    };
+    let task = choose_task(&fields, family, task)?;
+    let (mut blueprint, mut dims) = (family.read)(&Source { fields, task, has_tensor })?;
+    read_own(&fields, &mut blueprint, &mut dims)?;
+    for (layer, d) in dims.iter().enumerate() {
+        check_dims(&fields, layer, d)?;
+    }
+    Ok(Resolved { family, model_type: model_type.to_owned(), task, blueprint, dims })
+}
+
+fn known_types() -> String {
+    FAMILIES.iter().flat_map(|f| f.model_types.iter().copied()).collect::<Vec<_>>().join(", ")
+}
+
+/// Refuses by name what no family has.
+fn refuse(fields: &Fields<'_>, model_type: &str, family: Option<&Family>) -> Result<()> {
+    let none = "there is no such layer in this network, and none is approximated";
+    if let Some((name, _)) = fields.get(&["kv_lora_rank", "q_lora_rank"]) {
+        return Err(fields.unsupported(format!("multi-head latent attention, MLA (`{name}` of model_type `{model_type}`)"), none));
+    }
+    if let Some((name, _)) = fields.get(&["ssm_cfg", "state_size", "ssm_state_size", "mamba_d_state", "mamba_n_heads"]) {
+        return Err(fields.unsupported(format!("a state-space layer, SSM (`{name}` of model_type `{model_type}`)"), none));
+    }
+    if let Some((name, _)) = fields.get(&["quantization_config"]) {
+        return Err(fields.unsupported(
+            format!("a checkpoint that is quantised already (`{name}`)"),
+            "prune the original weights, then `quantize`",
+        ));
+    }
+    if let Some(map) = fields.object("auto_map")?.filter(|_| fields.get(&[OWN_KEY]).is_none()) {
+        for class in ["AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification"] {
+            let Some(place) = map.text(&[class])? else { continue };
+            let stock = place.rsplit('.').next().is_some_and(|name| {
+                family.is_some_and(|f| f.architectures.iter().any(|(known, _)| *known == name))
+            });
+            if !stock {
+                return Err(fields.unsupported(
+                    format!("remote code (`auto_map.{class}` is `{place}`)"),
+                    "code in a checkpoint is never run; use a model whose architecture transformers has built in",
+                ));
+            }
+        }
+    }
+    fields.refuse_flag("is_encoder_decoder", "an encoder-decoder", none)?;
+    fields.refuse_flag("add_cross_attention", "cross-attention", none)
+}
+
+fn choose_task(fields: &Fields<'_>, family: &Family, wanted: Option<Task>) -> Result<Task> {
+    let offers = |task: Task| family.architectures.iter().any(|(_, t)| *t == task);
+    if let Some(task) = wanted {
+        if offers(task) {
+            return Ok(task);
+        }
+        let mut known: Vec<String> = family.architectures.iter().map(|(_, t)| t.to_string()).collect();
+        known.dedup();
+        return Err(fields.unsupported(format!("task `{task}` with the family {}", family.name), format!("it has {}", known.join(", "))));
+    }
+    let names = fields.texts("architectures")?.unwrap_or_default();
+    let Some(name) = names.first() else {
+        let first = family.architectures.first().map(|(_, task)| *task);
+        return first.ok_or_else(|| fields.error("architectures", "a class of transformers"));
+    };
+    family.architectures.iter().find(|(known, _)| known == name).map(|(_, task)| *task).ok_or_else(|| {
+        let known: Vec<&str> = family.architectures.iter().map(|(known, _)| *known).collect();
+        fields.unsupported(format!("architecture `{name}`"), format!("the family {} has {}; or name a task", family.name, known.join(", ")))
+    })
+}
+
+/// Shapes that stock fields can't say: `{"prunectl": {"layer_dims": […], "layers": […], "embedding_scale": …}}`.
+fn read_own(fields: &Fields<'_>, blueprint: &mut Blueprint, dims: &mut Vec<LayerDims>) -> Result<()> {
+    let Some(own) = fields.object(OWN_KEY)? else { return Ok(()) };
+    if let Some((name, value)) = own.get(&["layer_dims"]) {
+        let read: Vec<LayerDims> = serde_json::from_value(value.clone()).map_err(|e| own.error(name, format!("shapes of layers: {e}")))?;
+        if read.len() != dims.len() {
+            return Err(own.error(name, format!("{} entries, one a layer", dims.len())));
+        }
+        *dims = read;
+    }
+    if let Some((name, value)) = own.get(&["layers"]) {
+        let read: Vec<LayerSpec> = serde_json::from_value(value.clone()).map_err(|e| own.error(name, format!("layers: {e}")))?;
+        let tables = blueprint.rotary.len();
+        if read.len() != dims.len() || read.iter().any(|l| l.rotary.is_some_and(|r| r >= tables) || !l.scale.is_finite()) {
+            return Err(own.error(name, format!("{} entries whose `rotary` is below {tables}", dims.len())));
+        }
+        blueprint.layers = read;
+    }
+    if let Some(scale) = own.positive_or_none(&["embedding_scale"])? {
+        blueprint.embeddings.scale = scale;
+    }
+    Ok(())
+}
+
+fn check_dims(fields: &Fields<'_>, layer: usize, d: &LayerDims) -> Result<()> {
+    const MOST: usize = 1 << 24;
+    let bad = |expected: String| fields.error("layer_dims", format!("in layer {layer} {expected}"));
+    if d.q_heads > 0 && (d.kv_heads == 0 || !d.q_heads.is_multiple_of(d.kv_heads) || d.head_dim == 0) {
+        return Err(fields.error(
+            "num_key_value_heads",
+            format!("a divisor of the {} query heads (layer {layer} has {})", d.q_heads, d.kv_heads),
+        ));
+    }
+    if d.q_heads.saturating_mul(d.head_dim) > MOST || d.ffn.saturating_mul(d.experts.max(1)) > MOST {
+        return Err(bad(format!("widths up to {MOST}")));
+    }
+    Ok(())
+}
+
+/// The config of a (pruned) model: stock fields where they can say the shapes, else also per-layer arrays under `OWN_KEY`.
+pub(crate) fn write_config(
+    family: &'static Family,
+    original: &Value,
+    task: Task,
+    blueprint: &Blueprint,
+    dims: &[LayerDims],
+) -> Result<Value> {
+    let mut config = original.clone();
+    let path = Path::new("config.json");
+    let Value::Object(map) = &mut config else { return Ok(config) };
+    map.shift_remove(OWN_KEY);
+    set_counts(&family.keys, map, blueprint, dims);
+    if let Some((class, _)) = family.architectures.iter().find(|(_, t)| *t == task) {
+        let known = map.get("architectures").and_then(|v| v.get(0)).and_then(Value::as_str);
+        if !family.architectures.iter().any(|(name, t)| Some(*name) == known && *t == task) {
+            map.insert("architectures".into(), json!([class]));
+        }
+    }
+    (family.write_layers)(map, blueprint, dims);
+    let pooler = matches!(blueprint.head, Head::Encode { pooler: true, .. });
+    let has_tensor = |name: &str| pooler && name.contains("pooler");
+    // What the stock fields say now; a reader that fails says nothing.
+    let said = resolve(path, &config, Some(task), &has_tensor).ok();
+    let Value::Object(map) = &mut config else { return Ok(config) };
+    let says = |f: &dyn Fn(&Resolved) -> bool| said.as_ref().is_some_and(f);
+    let mut own = Map::new();
+    if !says(&|r| r.dims == dims) {
+        own.insert("layer_dims".into(), json!(dims));
+    }
+    if !says(&|r| r.blueprint.layers == blueprint.layers) {
+        own.insert("layers".into(), json!(blueprint.layers));
+    }
+    if !says(&|r| r.blueprint.embeddings.scale == blueprint.embeddings.scale) {
+        own.insert("embedding_scale".into(), json!(blueprint.embeddings.scale));
+    }
+    if !own.is_empty() {
+        map.insert(OWN_KEY.into(), Value::Object(own));
+    }
+    let read = resolve(path, &config, Some(task), &has_tensor)?;
+    let mut said = read.blueprint;
+    adopt_pooling(&mut said, blueprint);
+    if said != *blueprint || read.dims != dims {
+        return Err(ModelError::Mismatch {
+            what: "what config.json can say of this model".into(),
+            found: format!("{said:?}"),
+            expected: format!("{blueprint:?}"),
+        });
+    }
+    Ok(config)
+}
+
+/// Pooling stands in a file of its own (`1_Pooling/config.json`), not in the config.
+fn adopt_pooling(said: &mut Blueprint, of: &Blueprint) {
+    if let (Head::Encode { pooling: a, .. }, Head::Encode { pooling: b, .. }) = (&mut said.head, &of.head) {
+        *a = *b;
+    }
+}
+
+fn set_counts(keys: &Keys, map: &mut Map<String, Value>, blueprint: &Blueprint, dims: &[LayerDims]) {
+    let mut set = |key: &str, value: usize| {
+        map.insert(key.to_owned(), json!(value));
+    };
+    // One value for all layers that have the part, or none.
+    let same = |of: &dyn Fn(&LayerDims) -> Option<usize>| {
+        let mut values = dims.iter().filter_map(of);
+        let first = values.next()?;
+        values.all(|v| v == first).then_some(first)
+    };
+    set(keys.layers, dims.len());
+    set(keys.hidden, blueprint.hidden);
+    if let Some(heads) = same(&|d| (d.q_heads > 0).then_some(d.q_heads)) {
+        set(keys.heads, heads);
+    }
+    if let (Some(key), Some(n)) = (keys.kv_heads, same(&|d| (d.q_heads > 0).then_some(d.kv_heads))) {
+        set(key, n);
+    }
+    if let (Some(key), Some(n)) = (keys.head_dim, same(&|d| (d.q_heads > 0).then_some(d.head_dim))) {
+        set(key, n);
+    }
+    if let Some(n) = same(&|d| (d.ffn > 0 && d.experts == 0).then_some(d.ffn)) {
+        set(keys.ffn, n);
+    }
+    if let Some(experts) = &keys.experts {
+        if let Some(n) = same(&|d| (d.ffn > 0 && d.experts > 0).then_some(d.ffn)) {
+            set(experts.ffn, n);
+        }
+        if let Some(n) = same(&|d| (d.ffn > 0 && d.experts > 0).then_some(d.experts)) {
+            let key = experts.count.iter().find(|k| map.contains_key(**k)).or(experts.count.first());
+            if let Some(key) = key {
+                map.insert((*key).to_owned(), json!(n));
+            }
+        }
+        if let Some(router) = &blueprint.mlp.router {
+            map.insert(experts.top_k.to_owned(), json!(router.top_k));
+        }
+    }
+}
+
+/// For families whose configs describe no single layer.
+pub(crate) fn no_layer_fields(_: &mut Map<String, Value>, _: &Blueprint, _: &[LayerDims]) {}
+
+/// For families with `layer_types`: written wherever some layers slide and some do not, or the field was there.
+pub(crate) fn write_layer_types(map: &mut Map<String, Value>, blueprint: &Blueprint, _: &[LayerDims]) {
+    let slides = blueprint.layers.iter().filter(|l| l.window.is_some()).count();
+    if map.contains_key("layer_types") || (slides > 0 && slides < blueprint.layers.len()) {
+        let kinds: Vec<&str> =
+            blueprint.layers.iter().map(|l| if l.window.is_some() { "sliding_attention" } else { "full_attention" }).collect();
+        map.insert("layer_types".into(), json!(kinds));
+    }
+}
+
+/// The head of an encoder without a task-specific one.
+pub(crate) fn encode_head(pooler: bool) -> Head {
+    Head::Encode { pooling: Pooling::Mean, pooler }
+}
+
+/// The classification head's outputs and whether they are a value (transformers' `problem_type`, or one label).
+pub(crate) fn labels_of(fields: &Fields<'_>) -> Result<(usize, bool)> {
+    let labels = fields.labels()?;
+    match fields.text(&["problem_type"])? {
+        Some("regression") if labels == 1 => Ok((labels, true)),
+        None => Ok((labels, labels == 1)),
+        Some("single_label_classification") => Ok((labels, false)),
+        Some(other) => Err(fields.unsupported(
+            format!("problem_type `{other}` with {labels} labels"),
+            "single_label_classification is, and regression with one label",
+        )),
+    }
+}
