@@ -146,7 +146,9 @@ fn sentence_pooling(dir: &Path) -> Result<Option<Pooling>> {
     let config = read_json(&path)?;
     let asked: Vec<&str> = config
         .as_object()
-        .map(|map| map.iter().filter(|(k, v)| k.starts_with("pooling_mode_") && v.as_bool() == Some(true)).map(|(k, _)| k.as_str()).collect())
+        .map(|map| {
+            map.iter().filter(|(k, v)| k.starts_with("pooling_mode_") && v.as_bool() == Some(true)).map(|(k, _)| k.as_str()).collect()
+        })
         .unwrap_or_default();
     match asked.as_slice() {
         ["pooling_mode_mean_tokens"] => Ok(Some(Pooling::Mean)),

@@ -103,17 +103,17 @@ fn refuse(fields: &Fields<'_>, model_type: &str, family: Option<&Family>) -> Res
         return Err(fields.unsupported(format!("a state-space layer, SSM (`{name}` of model_type `{model_type}`)"), none));
     }
     if let Some((name, _)) = fields.get(&["quantization_config"]) {
-        return Err(fields.unsupported(
-            format!("a checkpoint that is quantised already (`{name}`)"),
-            "prune the original weights, then `quantize`",
-        ));
+        return Err(
+            fields.unsupported(format!("a checkpoint that is quantised already (`{name}`)"), "prune the original weights, then `quantize`")
+        );
     }
     if let Some(map) = fields.object("auto_map")?.filter(|_| fields.get(&[OWN_KEY]).is_none()) {
         for class in ["AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification"] {
             let Some(place) = map.text(&[class])? else { continue };
-            let stock = place.rsplit('.').next().is_some_and(|name| {
-                family.is_some_and(|f| f.architectures.iter().any(|(known, _)| *known == name))
-            });
+            let stock = place
+                .rsplit('.')
+                .next()
+                .is_some_and(|name| family.is_some_and(|f| f.architectures.iter().any(|(known, _)| *known == name)));
             if !stock {
                 return Err(fields.unsupported(
                     format!("remote code (`auto_map.{class}` is `{place}`)"),
@@ -175,10 +175,9 @@ fn check_dims(fields: &Fields<'_>, layer: usize, d: &LayerDims) -> Result<()> {
     const MOST: usize = 1 << 24;
     let bad = |expected: String| fields.error("layer_dims", format!("in layer {layer} {expected}"));
     if d.q_heads > 0 && (d.kv_heads == 0 || !d.q_heads.is_multiple_of(d.kv_heads) || d.head_dim == 0) {
-        return Err(fields.error(
-            "num_key_value_heads",
-            format!("a divisor of the {} query heads (layer {layer} has {})", d.q_heads, d.kv_heads),
-        ));
+        return Err(
+            fields.error("num_key_value_heads", format!("a divisor of the {} query heads (layer {layer} has {})", d.q_heads, d.kv_heads))
+        );
     }
     if d.q_heads.saturating_mul(d.head_dim) > MOST || d.ffn.saturating_mul(d.experts.max(1)) > MOST {
         return Err(bad(format!("widths up to {MOST}")));

@@ -58,8 +58,7 @@ pub(crate) fn embed(model: &Transformer, batch: &Batch) -> Result<(Tensor, Conte
         None => None,
         Some(rows) => Some(Tensor::from_vec(rows.concat(), (b, s), device)?),
     };
-    let rotary =
-        blueprint.rotary.iter().map(|r| position::rotary_table(r, s, model.dtype, device)).collect::<Result<Vec<_>>>()?;
+    let rotary = blueprint.rotary.iter().map(|r| position::rotary_table(r, s, model.dtype, device)).collect::<Result<Vec<_>>>()?;
     Ok((x, Context { batch: b, seq: s, keep, last, rotary, hidden_gate: None }))
 }
 

@@ -124,9 +124,7 @@ fn route(router: &Router, logits: &Tensor, gates: Option<&Tensor>) -> Result<(Te
     let (n, experts) = logits.dims2()?;
     let open: Vec<bool> = match gates {
         None => vec![true; experts],
-        Some(gate) if gate.dims() == [experts] => {
-            gate.to_dtype(DType::F64)?.to_vec1::<f64>()?.iter().map(|g| *g != 0.0).collect()
-        }
+        Some(gate) if gate.dims() == [experts] => gate.to_dtype(DType::F64)?.to_vec1::<f64>()?.iter().map(|g| *g != 0.0).collect(),
         Some(gate) => {
             return Err(ModelError::Mismatch {
                 what: "shape of the gates on experts".into(),

@@ -9,13 +9,7 @@ use prunectl_model::{Batch, Labels, LoadOptions, Transformer};
 pub type Tensors = HashMap<String, Tensor>;
 
 /// Every family of the pack.
-pub const GOLDEN: &[&str] = &[
-    "bert_mlm",
-    "bert_cls",
-    "llama",
-    "llama_tied",
-    "llama_rope3",
-];
+pub const GOLDEN: &[&str] = &["bert_mlm", "bert_cls", "llama", "llama_tied", "llama_rope3"];
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/families")
