@@ -1,6 +1,8 @@
 //! AdamW (Loshchilov & Hutter 2019, algorithm 2, with PyTorch's order of operations), in place on plain buffers.
 
 use crate::error::KernelError;
+use crate::real::Real;
+use crate::simd::multiversion;
 use candle_core::Result;
 use rayon::prelude::*;
 
@@ -18,6 +20,29 @@ pub struct AdamW {
     pub weight_decay: f64,
 }
 
+/// The step's constants in the type of the buffers.
+#[derive(Clone, Copy)]
+struct Rates<T> {
+    shrink: T,
+    size: T,
+    keep_m: T,
+    take_m: T,
+    keep_v: T,
+    take_v: T,
+    root: T,
+    eps: T,
+}
+
+multiversion! {
+    fn update<T: Real>(param: &mut [T], grad: &[T], m: &mut [T], v: &mut [T], rates: Rates<T>) {
+        for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+            *m = rates.keep_m * *m + rates.take_m * g;
+            *v = rates.keep_v * *v + rates.take_v * (g * g);
+            *p = *p * rates.shrink - rates.size * *m / (v.sqrt() / rates.root + rates.eps);
+        }
+    }
+}
+
 /// One update of `param` with gradient `grad` and the running moments `m` and `v`; `step` counts from 1.
 pub fn adamw_step(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32], step: u64, options: &AdamW) -> Result<()> {
     for (what, len) in [("length of grad", grad.len()), ("length of m", m.len()), ("length of v", v.len())] {
@@ -28,21 +53,49 @@ pub fn adamw_step(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32],
     if step == 0 {
         return Err(KernelError::Value { op: OP, what: "step", found: "0".to_string(), expected: "a count from 1".to_string() }.into());
     }
-    let correction1 = 1.0 - options.beta1.powf(step as f64);
-    let correction2 = 1.0 - options.beta2.powf(step as f64);
-    let shrink = (1.0 - options.lr * options.weight_decay) as f32;
-    let size = (options.lr / correction1) as f32;
-    let (b1, b2) = (options.beta1 as f32, options.beta2 as f32);
-    let (c1, c2) = ((1.0 - options.beta1) as f32, (1.0 - options.beta2) as f32);
-    let root = correction2.sqrt() as f32;
-    let eps = options.eps as f32;
+    let steps = step as f64;
+    let rates = Rates {
+        shrink: (1.0 - options.lr * options.weight_decay) as f32,
+        size: (options.lr / (1.0 - options.beta1.powf(steps))) as f32,
+        keep_m: options.beta1 as f32,
+        take_m: (1.0 - options.beta1) as f32,
+        keep_v: options.beta2 as f32,
+        take_v: (1.0 - options.beta2) as f32,
+        root: (1.0 - options.beta2.powf(steps)).sqrt() as f32,
+        eps: options.eps as f32,
+    };
     let chunks = param.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
-    chunks.for_each(|(((param, grad), m), v)| {
-        for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
-            *m = b1 * *m + c1 * g;
-            *v = b2 * *v + c2 * (g * g);
-            *p = *p * shrink - size * *m / (v.sqrt() / root + eps);
-        }
-    });
+    chunks.for_each(|(((param, grad), m), v)| update(param, grad, m, v, rates));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two steps worked out in f64 from the algorithm's text.
+    #[test]
+    fn two_steps_follow_the_paper() {
+        let options = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.5 };
+        let (mut p, mut m, mut v) = (vec![1.0f32; 40_000], vec![0.0f32; 40_000], vec![0.0f32; 40_000]);
+        let (mut p64, mut m64, mut v64) = (1.0f64, 0.0f64, 0.0f64);
+        for (step, g) in [(1, 0.3f32), (2, -0.7)] {
+            adamw_step(&mut p, &vec![g; 40_000], &mut m, &mut v, step, &options).unwrap();
+            let g = f64::from(g);
+            m64 = 0.9 * m64 + 0.1 * g;
+            v64 = 0.99 * v64 + 0.01 * g * g;
+            let (m_hat, v_hat) = (m64 / (1.0 - 0.9f64.powf(step as f64)), v64 / (1.0 - 0.99f64.powf(step as f64)));
+            p64 -= 0.1 * 0.5 * p64;
+            p64 -= 0.1 * m_hat / (v_hat.sqrt() + 1e-8);
+        }
+        assert!(p.iter().all(|&p| (f64::from(p) - p64).abs() < 1e-6), "{} is not {p64}", p[0]);
+    }
+
+    #[test]
+    fn lengths_that_differ_and_step_zero_are_refused() {
+        let options = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
+        assert!(adamw_step(&mut [0.0], &[0.0, 0.0], &mut [0.0], &mut [0.0], 1, &options).is_err());
+        assert!(adamw_step(&mut [0.0], &[0.0], &mut [0.0], &mut [0.0], 0, &options).is_err());
+        assert!(adamw_step(&mut [], &[], &mut [], &mut [], 1, &options).is_ok());
+    }
 }

@@ -1,8 +1,12 @@
 //! The gated unit of GLU variants (Shazeer 2020): act(gate) · up, element by element.
 
-use crate::activation::Activation;
+use crate::activation::{Activation, Pointwise, by_activation};
+use crate::real::Real;
+use crate::rows::{Held, by_type, fill, fill2, per_task, piece_of, slice, tensor};
+use crate::simd::multiversion;
 use crate::{check, plain};
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
+use std::marker::PhantomData;
 
 const OP: &str = "gated";
 
@@ -15,5 +19,67 @@ pub fn gated(act: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         return Ok(gate.clone());
     }
     let work = plain::working_dtype(gate.dtype());
-    (plain::activation(act, &gate.to_dtype(work)?)? * up.to_dtype(work)?)?.to_dtype(gate.dtype())
+    let (g, u) = (gate.to_dtype(work)?, up.to_dtype(work)?);
+    let y =
+        if gate.device().is_cpu() { g.contiguous()?.apply_op2(&u.contiguous()?, Gated(act))? } else { (plain::activation(act, &g)? * u)? };
+    y.to_dtype(gate.dtype())
+}
+
+multiversion! {
+    fn forward<T: Real, F: Pointwise>(gate: &[T], up: &[T], y: &mut [T], _f: PhantomData<F>) {
+        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+            *y = F::value(gate) * up;
+        }
+    }
+}
+
+multiversion! {
+    fn backward<T: Real, F: Pointwise>(gate: &[T], up: &[T], dy: &[T], d_gate: &mut [T], d_up: &mut [T], _f: PhantomData<F>) {
+        for ((((d_gate, d_up), &gate), &up), &dy) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up).zip(dy) {
+            let (value, slope) = F::with_slope(gate);
+            *d_gate = dy * up * slope;
+            *d_up = dy * value;
+        }
+    }
+}
+
+struct Gated(Activation);
+
+impl Gated {
+    fn gradients<T: Real>(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let piece = per_task(1);
+        let (gates, ups, dys) = (Held::new(OP, gate), Held::new(OP, up), Held::new(OP, dy));
+        let (g, u, dy) = (gates.slice::<T>()?, ups.slice::<T>()?, dys.slice::<T>()?);
+        let (d_gate, d_up) = by_activation!(self.0, F => fill2((g.len(), piece), (g.len(), piece), |i, d_gate: &mut [T], d_up: &mut [T]| {
+            let n = d_gate.len();
+            let at = |x| piece_of(x, i, piece, n);
+            backward(at(g), at(u), at(dy), d_gate, d_up, PhantomData::<F>);
+        }));
+        Ok((Some(tensor(d_gate, gate)?), Some(tensor(d_up, up)?)))
+    }
+}
+
+impl CustomOp2 for Gated {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(&self, gate: &CpuStorage, gate_layout: &Layout, up: &CpuStorage, up_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let piece = per_task(1);
+        by_type!(OP, gate, T => {
+            let (gate, up) = (slice::<T>(OP, gate, gate_layout)?, slice::<T>(OP, up, up_layout)?);
+            let y = by_activation!(self.0, F => fill(gate.len(), piece, |i, y: &mut [T]| {
+                forward(piece_of(gate, i, piece, y.len()), piece_of(up, i, piece, y.len()), y, PhantomData::<F>);
+            }));
+            Ok((T::to_cpu_storage_owned(y), gate_layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dy = dy.contiguous()?;
+        match dy.dtype() {
+            candle_core::DType::F64 => self.gradients::<f64>(gate, up, &dy),
+            _ => self.gradients::<f32>(gate, up, &dy),
+        }
+    }
 }
