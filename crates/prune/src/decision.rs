@@ -41,10 +41,10 @@ impl Removed {
 
     /// Adds what a decision removes, with what goes along: a KV group takes its query heads, a layer both sublayers,
     /// a sublayer its units, an expert its neurons; a site whose last unit went takes the site that holds it.
-    pub fn add(&mut self, decision: &Decision, dims: &[LayerDims]) -> Result<()> {
+    pub fn add(&mut self, decision: &Decision, dims: &[LayerDims], hidden: usize) -> Result<()> {
         for (key, kept) in &decision.sites {
             let kept: BTreeSet<usize> = kept.iter().copied().collect();
-            let total = unit_count(*key, dims, kept.iter().next_back().map_or(0, |m| m + 1));
+            let total = unit_count(*key, dims, hidden);
             for unit in (0..total).filter(|u| !kept.contains(u)) {
                 self.remove(*key, unit, dims);
             }

@@ -1,19 +1,186 @@
-//! Surgery: a decision applied. Masking writes zeros and keeps shapes; compacting makes tensors smaller.
+//! Surgery: a decision applied. Masking writes zeros and keeps shapes; compacting makes tensors smaller. Coupled slices leave together:
+//! the network lists them, this file never knows what a head is made of.
 
-use prunectl_model::Transformer;
+use std::collections::BTreeMap;
 
-use crate::decision::{Decision, Removed, UnitMap};
+use candle_core::{DType, Device, Tensor};
+use prunectl_model::{LayerDims, Slice, Transformer};
+use prunectl_recipe::catalogue::SiteKind;
+
+use crate::decision::{Decision, Removed, UnitMap, unit_count};
 use crate::error::{PruneError, Result};
+use crate::site::{Key, slot_layer, to_model};
+use crate::units::group;
 
-/// Zeroes what the decision removes and adds it to `removed`.
+/// Zeroes what the decision removes and adds it to `removed`. Zeroing twice is zeroing once.
 pub fn mask(model: &mut Transformer, removed: &mut Removed, decision: &Decision) -> Result<()> {
-    let _ = (model, removed, decision);
-    Err(PruneError::NothingSelected)
+    let mut slices = Vec::new();
+    for (key, kept) in &decision.sites {
+        let total = unit_count(*key, model.dims(), model.blueprint().hidden);
+        if let Some(unit) = kept.iter().copied().find(|u| *u >= total) {
+            return Err(PruneError::NoSuchUnit { key: *key, unit, available: total });
+        }
+        for unit in (0..total).filter(|u| kept.binary_search(u).is_err()) {
+            slices.extend(group(model, *key, unit)?);
+        }
+    }
+    zero(model, &slices)?;
+    for (slot, keep) in &decision.weights {
+        let w = model.params().require(slot)?;
+        if w.dims() != keep.dims() {
+            return Err(PruneError::ScoreShape { key: slot.clone(), found: keep.elem_count(), expected: w.elem_count() });
+        }
+        let w = masked(w, keep)?;
+        model.params_mut().set(slot.clone(), w);
+    }
+    let (dims, hidden) = (model.dims().to_vec(), model.blueprint().hidden);
+    removed.add(decision, &dims, hidden)
+}
+
+/// A weight under its keep mask.
+pub(crate) fn masked(w: &Tensor, keep: &Tensor) -> Result<Tensor> {
+    let keep = keep.to_device(w.device())?;
+    Ok(keep.where_cond(w, &w.zeros_like()?)?)
+}
+
+/// Writes zeros into slices: one pass a parameter and dimension.
+fn zero(model: &mut Transformer, slices: &[Slice]) -> Result<()> {
+    let mut by_slot: BTreeMap<(&str, usize), Vec<&Slice>> = BTreeMap::new();
+    for slice in slices {
+        by_slot.entry((&slice.slot, slice.dim)).or_default().push(slice);
+    }
+    for ((slot, dim), slices) in by_slot {
+        let w = model.params().require(slot)?;
+        let keep = keep_along(w, dim, &slices)?;
+        let w = masked(w, &keep)?;
+        model.params_mut().set(slot, w);
+    }
+    Ok(())
+}
+
+/// u8, the shape of `w`: 0 in the slices.
+fn keep_along(w: &Tensor, dim: usize, slices: &[&Slice]) -> Result<Tensor> {
+    let n = w.dim(dim)?;
+    let mut keep = vec![1u8; n];
+    for s in slices {
+        for k in keep.iter_mut().skip(s.start).take(s.len) {
+            *k = 0;
+        }
+    }
+    let mut shape = vec![1; w.rank()];
+    if let Some(d) = shape.get_mut(dim) {
+        *d = n;
+    }
+    Ok(Tensor::from_vec(keep, shape, w.device())?.broadcast_as(w.shape())?.contiguous()?)
 }
 
 /// Takes masked whole units out: the model gets smaller tensors, `map` remembers what its units were, `removed` keeps only masks of
 /// single weights, cut to the new shapes.
 pub fn compact(model: &mut Transformer, removed: &mut Removed, map: &mut UnitMap) -> Result<()> {
-    let _ = (model, removed, map);
-    Err(PruneError::NothingSelected)
+    // The masks of single weights are cut by the same surgery, standing in for the weights in a second network.
+    let mut masks = model.clone();
+    for (slot, keep) in &removed.weights {
+        let keep = keep.to_device(model.device())?.to_dtype(model.dtype())?;
+        masks.params_mut().set(slot.clone(), keep);
+    }
+    let mut work = Work { model: model.clone(), masks, map: map.clone() };
+    for layer in 0..model.n_layers() {
+        let dims = *model.layer_dims(layer)?;
+        work.attention(layer, &dims, removed)?;
+        work.mlp(layer, &dims, removed)?;
+    }
+    let layers = work.whole(SiteKind::Layers, model.n_layers(), removed)?;
+    work.whole(SiteKind::Hidden, model.blueprint().hidden, removed)?;
+
+    let mut weights = BTreeMap::new();
+    for slot in removed.weights.keys() {
+        let Some(slot) = renamed(slot, &layers) else { continue };
+        // The matrix may have left with its sublayer.
+        if let Some(keep) = work.masks.params().get(&slot) {
+            weights.insert(slot, keep.ne(0.0)?.to_device(&Device::Cpu)?.to_dtype(DType::U8)?);
+        }
+    }
+    *model = work.model;
+    *map = work.map;
+    *removed = Removed { units: Default::default(), weights };
+    Ok(())
+}
+
+/// A slot after only those layers are left.
+fn renamed(slot: &str, layers: &[usize]) -> Option<String> {
+    let Some(old) = slot_layer(slot) else { return Some(slot.to_owned()) };
+    let new = layers.iter().position(|l| *l == old)?;
+    Some(format!("layers.{new}{}", slot.strip_prefix(&format!("layers.{old}"))?))
+}
+
+struct Work {
+    model: Transformer,
+    masks: Transformer,
+    map: UnitMap,
+}
+
+impl Work {
+    fn keep(&mut self, key: Key, kept: &[usize]) -> Result<()> {
+        let kind = to_model(key.kind).ok_or(PruneError::NothingSelected)?;
+        self.model = self.model.keep_units(kind, key.layer, kept)?;
+        self.masks = self.masks.keep_units(kind, key.layer, kept)?;
+        self.map.keep(key, kept);
+        Ok(())
+    }
+
+    /// Sublayers, KV groups, then the heads of those left.
+    fn attention(&mut self, layer: usize, dims: &LayerDims, removed: &Removed) -> Result<()> {
+        let sublayer = Key::of(SiteKind::Attention, layer);
+        let (groups, heads) = (Key::of(SiteKind::KvGroups, layer), Key::of(SiteKind::Heads, layer));
+        if removed.has(sublayer, 0) {
+            self.map.keep(groups, &[]);
+            self.map.keep(heads, &[]);
+            return self.keep(sublayer, &[]);
+        }
+        let size = dims.group_size();
+        let kept: Vec<usize> = (0..dims.kv_heads).filter(|g| !removed.has(groups, *g)).collect();
+        let there: Vec<usize> = kept.iter().flat_map(|g| g * size..(g + 1) * size).collect();
+        if kept.len() < dims.kv_heads {
+            self.keep(groups, &kept)?;
+            self.map.keep(heads, &there);
+        }
+        let left: Vec<usize> = there.iter().enumerate().filter(|(_, h)| !removed.has(heads, **h)).map(|(i, _)| i).collect();
+        if left.len() < there.len() {
+            self.keep(heads, &left)?;
+        }
+        Ok(())
+    }
+
+    /// Sublayers, experts, then the neurons of those left.
+    fn mlp(&mut self, layer: usize, dims: &LayerDims, removed: &Removed) -> Result<()> {
+        let sublayer = Key::of(SiteKind::Mlp, layer);
+        let (experts, neurons) = (Key::of(SiteKind::Experts, layer), Key::of(SiteKind::Neurons, layer));
+        if removed.has(sublayer, 0) {
+            self.map.keep(experts, &[]);
+            self.map.keep(neurons, &[]);
+            return self.keep(sublayer, &[]);
+        }
+        let kept: Vec<usize> = (0..dims.experts).filter(|e| !removed.has(experts, *e)).collect();
+        let there: Vec<usize> =
+            if dims.experts == 0 { (0..dims.ffn).collect() } else { kept.iter().flat_map(|e| e * dims.ffn..(e + 1) * dims.ffn).collect() };
+        if kept.len() < dims.experts {
+            self.keep(experts, &kept)?;
+            self.map.keep(neurons, &there);
+        }
+        let left: Vec<usize> = there.iter().enumerate().filter(|(_, n)| !removed.has(neurons, **n)).map(|(i, _)| i).collect();
+        if left.len() < there.len() {
+            self.keep(neurons, &left)?;
+        }
+        Ok(())
+    }
+
+    /// Layers or hidden channels.
+    fn whole(&mut self, kind: SiteKind, total: usize, removed: &Removed) -> Result<Vec<usize>> {
+        let key = Key { kind, layer: None };
+        let kept: Vec<usize> = (0..total).filter(|u| !removed.has(key, *u)).collect();
+        if kept.len() < total {
+            self.keep(key, &kept)?;
+        }
+        Ok(kept)
+    }
 }
