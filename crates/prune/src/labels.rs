@@ -1,6 +1,6 @@
 //! Which positions of a batch count, found on the host before anything is computed.
 
-use prunectl_model::{Batch, Head, IGNORED, Labels, Transformer};
+use prunectl_model::{Batch, Head, Labels, Transformer};
 
 use crate::error::Result;
 
@@ -30,21 +30,16 @@ pub(crate) fn output_rows(model: &Transformer, batch: &Batch) -> Result<Vec<u32>
 }
 
 fn token_rows(model: &Transformer, batch: &Batch) -> Result<Vec<u32>> {
-    let (b, s) = batch.size()?;
-    let shift = usize::from(model.blueprint().attention.causal);
-    let counts: Vec<bool> = match (&batch.labels, &batch.keep) {
-        (Some(Labels::Tokens(labels)), _) => labels.flatten_all()?.to_vec1::<i64>()?.iter().map(|l| *l != IGNORED).collect(),
-        (_, Some(keep)) => keep.flatten_all()?.to_vec1::<u8>()?.iter().map(|k| *k != 0).collect(),
-        (_, None) => vec![true; b * s],
-    };
-    let at = |row: usize, position: usize| counts.get(row * s + position).copied().unwrap_or(false);
-    let mut rows = Vec::new();
-    for row in 0..b {
-        for position in 0..s.saturating_sub(shift) {
-            if at(row, position + shift) {
-                rows.push((row * s + position) as u32);
-            }
-        }
+    if model.blueprint().attention.causal || matches!(batch.labels, Some(Labels::Tokens(_))) {
+        // Class labels of the same data mean nothing to a language model.
+        let mut batch = batch.clone();
+        batch.labels = batch.labels.filter(|l| matches!(l, Labels::Tokens(_)));
+        return Ok(model.scored_tokens(&batch)?.rows);
     }
-    Ok(rows)
+    let (b, s) = batch.size()?;
+    let n = (b * s) as u32;
+    Ok(match &batch.keep {
+        Some(keep) => keep.flatten_all()?.to_vec1::<u8>()?.iter().zip(0..n).filter(|(k, _)| **k != 0).map(|(_, i)| i).collect(),
+        None => (0..n).collect(),
+    })
 }

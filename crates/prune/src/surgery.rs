@@ -74,6 +74,33 @@ fn keep_along(w: &Tensor, dim: usize, slices: &[&Slice]) -> Result<Tensor> {
     Ok(Tensor::from_vec(keep, shape, w.device())?.broadcast_as(w.shape())?.contiguous()?)
 }
 
+/// u8 keep masks of every parameter that `removed` touches: single weights and coupled slices of units together.
+pub fn keeps(model: &Transformer, removed: &Removed) -> Result<BTreeMap<String, Tensor>> {
+    let mut out: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (slot, keep) in &removed.weights {
+        out.insert(slot.clone(), keep.to_device(&Device::Cpu)?);
+    }
+    let mut slices = Vec::new();
+    for (key, units) in &removed.units.units {
+        for unit in units {
+            slices.extend(group(model, *key, *unit)?);
+        }
+    }
+    let mut by_slot: BTreeMap<(&str, usize), Vec<&Slice>> = BTreeMap::new();
+    for slice in &slices {
+        by_slot.entry((&slice.slot, slice.dim)).or_default().push(slice);
+    }
+    for ((slot, dim), slices) in by_slot {
+        let keep = keep_along(model.params().require(slot)?, dim, &slices)?.to_device(&Device::Cpu)?;
+        let keep = match out.get(slot) {
+            Some(before) => before.mul(&keep)?,
+            None => keep,
+        };
+        out.insert(slot.to_owned(), keep);
+    }
+    Ok(out)
+}
+
 /// Takes masked whole units out: the model gets smaller tensors, `map` remembers what its units were, `removed` keeps only masks of
 /// single weights, cut to the new shapes.
 pub fn compact(model: &mut Transformer, removed: &mut Removed, map: &mut UnitMap) -> Result<()> {

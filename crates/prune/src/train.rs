@@ -1,17 +1,24 @@
 //! The one training loop: recovery, gradual pruning, learned masks and adapters all run on it.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
-use candle_core::Tensor;
-use prunectl_model::Transformer;
+use candle_core::{DType, Device, Tensor, Var};
+use prunectl_model::{Batch, Transformer};
 use prunectl_recipe::plan::{Schedule, When};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::data::Examples;
 use crate::decision::Removed;
 use crate::error::{PruneError, Result};
-use crate::loss::LossTerm;
-use crate::optimizer::Optimizer;
+use crate::loss::{LossInput, LossTerm};
+use crate::optimizer::{Memory, Optimizer, Update};
+use crate::schedule::Clock;
+use crate::surgery;
 
 /// A loss term with its weight and, where it needs one, its teacher.
 pub struct Term {
@@ -75,13 +82,13 @@ pub enum Flow {
 
 /// Sees every step: evaluation inside, checkpoints, curves, `stop` and `keep` live here.
 pub trait Observer {
-    /// After the update of a step. `trainer.model()` is the model now, `trainer.state()` what a resume needs.
-    fn step(&mut self, trainer: &Trainer<'_>, event: &StepEvent) -> Result<Flow>;
+    /// After the update of a step. `trainer.model()` is the model now, `trainer.state()` what a resume needs, `trainer.mask()` prunes.
+    fn step(&mut self, trainer: &mut Trainer<'_>, event: &StepEvent) -> Result<Flow>;
 }
 
 /// Sees nothing.
 impl Observer for () {
-    fn step(&mut self, _: &Trainer<'_>, _: &StepEvent) -> Result<Flow> {
+    fn step(&mut self, _: &mut Trainer<'_>, _: &StepEvent) -> Result<Flow> {
         Ok(Flow::Continue)
     }
 }
@@ -108,39 +115,333 @@ pub struct TrainMeta {
     pub examples: usize,
 }
 
+/// One trained parameter and all that belongs to it.
+struct Slot {
+    shape: Vec<usize>,
+    weights: Vec<f32>,
+    memory: Memory,
+    /// Whether it is a matrix or a table.
+    matrix: bool,
+    /// 0 where the weight is masked: it stays zero, and its gradient does not count.
+    keep: Option<Vec<u8>>,
+}
+
+impl Slot {
+    fn mask(&mut self, keep: Option<&Tensor>) -> Result<()> {
+        self.keep = keep.map(|k| k.flatten_all()?.to_vec1::<u8>()).transpose()?;
+        self.hold();
+        Ok(())
+    }
+
+    fn hold(&mut self) {
+        zero_masked(&mut self.weights, self.keep.as_deref());
+    }
+}
+
+fn zero_masked(values: &mut [f32], keep: Option<&[u8]>) {
+    for (value, _) in values.iter_mut().zip(keep.unwrap_or_default()).filter(|(_, k)| **k == 0) {
+        *value = 0.0;
+    }
+}
+
 /// A training in progress.
 pub struct Trainer<'a> {
     spec: &'a TrainSpec,
+    /// Holds what does not train; trained slots are replaced in every step.
     model: Transformer,
+    slots: BTreeMap<String, Slot>,
+    clock: Clock,
+    step: u64,
+    examples: usize,
+    steps_per_epoch: u64,
+    /// The order of one epoch.
+    order: (u64, Vec<usize>),
 }
 
+/// Where a state's tensor holds the parameter itself.
+const WEIGHTS: &str = "weights";
+
 impl<'a> Trainer<'a> {
-    /// A training from its first step.
+    /// A training from its first step. What `removed` masks stays zero.
     pub fn new(model: &Transformer, removed: &Removed, spec: &'a TrainSpec, data: &dyn Examples) -> Result<Self> {
-        let _ = (removed, data);
-        Ok(Self { spec, model: model.clone() })
+        let examples = data.len();
+        let per_step = spec.batch.max(1) * spec.accumulate.max(1);
+        if examples == 0 {
+            return Err(PruneError::NoData { method: "train", batches: 0 });
+        }
+        let steps_per_epoch = examples.div_ceil(per_step) as u64;
+        let tokens_per_step = data.tokens_hint().map_or(0.0, |n| n as f64 / steps_per_epoch as f64);
+        let clock = Clock { steps: 1, steps_per_epoch: steps_per_epoch as f64, tokens_per_step };
+        if matches!(spec.length, When::Tokens(_)) && tokens_per_step == 0.0 {
+            return Err(PruneError::Missing { method: "train", needs: "data of known size, to train for a number of tokens".into() });
+        }
+        let steps = match spec.length {
+            When::Share(_) => {
+                return Err(PruneError::Invalid {
+                    what: "length of a training",
+                    found: "a share".into(),
+                    expected: "steps, epochs or tokens".into(),
+                });
+            }
+            length => (clock.at(length) - 1e-9).ceil().max(1.0) as u64,
+        };
+        let mut slots = BTreeMap::new();
+        for (slot, t) in model.params().iter() {
+            if spec.only.as_ref().is_some_and(|only| !only.contains(slot)) {
+                continue;
+            }
+            let weights = t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            let entry = Slot { shape: t.dims().to_vec(), weights, memory: Memory::new(), matrix: t.rank() > 1, keep: None };
+            slots.insert(slot.to_owned(), entry);
+        }
+        if slots.is_empty() {
+            return Err(PruneError::NothingToTrain);
+        }
+        let clock = Clock { steps, ..clock };
+        let mut trainer =
+            Self { spec, model: model.clone(), slots, clock, step: 0, examples, steps_per_epoch, order: (u64::MAX, Vec::new()) };
+        trainer.mask(removed)?;
+        Ok(trainer)
     }
 
     /// A training that goes on from a saved state.
     pub fn resume(model: &Transformer, removed: &Removed, spec: &'a TrainSpec, data: &dyn Examples, state: &TrainState) -> Result<Self> {
-        let _ = state;
-        Self::new(model, removed, spec, data)
+        let mut trainer = Self::new(model, removed, spec, data)?;
+        let here = TrainMeta { step: state.meta.step, ..trainer.meta() };
+        if here != state.meta {
+            let (found, expected) = (format!("{:?}", state.meta), format!("{here:?}"));
+            return Err(PruneError::State { what: "training".into(), found, expected });
+        }
+        trainer.step = state.meta.step;
+        let wrong = |what: &str, found: String, expected: String| PruneError::State { what: format!("tensor `{what}`"), found, expected };
+        let buffers = spec.optimizer.buffers();
+        for (slot, own) in &mut trainer.slots {
+            for part in std::iter::once(&WEIGHTS).chain(buffers) {
+                let name = format!("{part}/{slot}");
+                let Some(t) = state.tensors.get(&name) else {
+                    // A parameter that never had a gradient has no buffers.
+                    if *part == WEIGHTS {
+                        return Err(wrong(&name, "nothing".into(), format!("{:?}", own.shape)));
+                    }
+                    continue;
+                };
+                if t.dims() != own.shape {
+                    return Err(wrong(&name, format!("{:?}", t.dims()), format!("{:?}", own.shape)));
+                }
+                let values = t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                if *part == WEIGHTS {
+                    own.weights = values;
+                } else {
+                    own.memory.insert(part, values);
+                }
+            }
+        }
+        Ok(trainer)
+    }
+
+    /// Masks more (or other) units and weights from here on.
+    pub fn mask(&mut self, removed: &Removed) -> Result<()> {
+        let mut keeps = surgery::keeps(&self.model, removed)?;
+        for (slot, own) in &mut self.slots {
+            own.mask(keeps.remove(slot).as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// The clock that schedules run on.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.step
     }
 
     /// The model as it is now; its parameters are no variables.
     pub fn model(&self) -> Result<Transformer> {
-        Ok(self.model.clone())
+        let mut model = self.model.clone();
+        for (slot, own) in &self.slots {
+            model.params_mut().set(slot.clone(), self.tensor(own)?);
+        }
+        Ok(model)
+    }
+
+    fn tensor(&self, slot: &Slot) -> Result<Tensor> {
+        let t = Tensor::from_slice(&slot.weights, slot.shape.as_slice(), self.model.device())?;
+        Ok(t.to_dtype(self.model.dtype())?)
+    }
+
+    fn meta(&self) -> TrainMeta {
+        TrainMeta { step: self.step, steps: self.clock.steps, seed: self.spec.seed, examples: self.examples }
     }
 
     /// What a resume needs.
     pub fn state(&self) -> Result<TrainState> {
-        let _ = self.spec;
-        Err(PruneError::NothingToTrain)
+        let mut tensors = BTreeMap::new();
+        for (slot, own) in &self.slots {
+            let save = |values: &[f32]| Tensor::from_slice(values, own.shape.as_slice(), &Device::Cpu);
+            tensors.insert(format!("{WEIGHTS}/{slot}"), save(&own.weights)?);
+            for (name, values) in &own.memory {
+                tensors.insert(format!("{name}/{slot}"), save(values)?);
+            }
+        }
+        Ok(TrainState { tensors, meta: self.meta() })
     }
 
     /// Trains to the end, or until the observer stops it.
     pub fn run(&mut self, data: &mut dyn Examples, observer: &mut dyn Observer) -> Result<()> {
-        let _ = (data, observer);
-        Err(PruneError::NothingToTrain)
+        while self.step < self.clock.steps {
+            let event = self.advance(data)?;
+            if observer.step(self, &event)? == Flow::Stop {
+                break;
+            }
+        }
+        Ok(())
     }
+
+    /// One optimiser step.
+    pub fn advance(&mut self, data: &mut dyn Examples) -> Result<StepEvent> {
+        let start = Instant::now();
+        let step = self.step;
+        let mut batches = Vec::new();
+        for chunk in self.indices(step).chunks(self.spec.batch.max(1)) {
+            batches.push(data.batch(chunk)?);
+        }
+        let mut tokens = 0;
+        for batch in &batches {
+            tokens += match &batch.keep {
+                Some(keep) => keep.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()? as u64,
+                None => batch.input_ids.elem_count() as u64,
+            };
+        }
+        let (loss, mut gradients) = self.gradients(&batches, step)?;
+        let lr = self.clock.value(self.spec.optimizer.lr(), step);
+        if !loss.is_finite() {
+            return Err(PruneError::Diverged { step: step + 1, loss, lr });
+        }
+        let grad_norm = self.norm(&mut gradients);
+        if !grad_norm.is_finite() {
+            return Err(PruneError::GradientDiverged { step: step + 1, norm: grad_norm, lr });
+        }
+        if let Some(clip) = self.spec.clip.filter(|c| grad_norm > *c) {
+            let scale = (clip / (grad_norm + CLIP_EPS)) as f32;
+            for g in gradients.values_mut().flatten() {
+                *g *= scale;
+            }
+        }
+        for (slot, gradient) in &gradients {
+            let Some(own) = self.slots.get_mut(slot) else { continue };
+            self.spec.optimizer.update(Update {
+                weights: &mut own.weights,
+                gradient,
+                memory: &mut own.memory,
+                step: step + 1,
+                lr,
+                matrix: own.matrix,
+            })?;
+            own.hold();
+        }
+        self.step += 1;
+        Ok(StepEvent {
+            step: self.step,
+            steps: self.clock.steps,
+            epoch: self.step as f64 / self.steps_per_epoch as f64,
+            loss,
+            lr,
+            grad_norm,
+            tokens,
+            tokens_per_second: tokens as f64 / start.elapsed().as_secs_f64().max(1e-9),
+        })
+    }
+
+    /// The examples of a step. Every epoch has its own order, drawn from the seed and the epoch's number alone.
+    fn indices(&mut self, step: u64) -> Vec<usize> {
+        let epoch = step / self.steps_per_epoch;
+        if self.order.0 != epoch {
+            let mut order: Vec<usize> = (0..self.examples).collect();
+            let mut rng = ChaCha8Rng::seed_from_u64(self.spec.seed);
+            rng.set_stream(epoch);
+            order.shuffle(&mut rng);
+            self.order = (epoch, order);
+        }
+        let per_step = self.spec.batch.max(1) * self.spec.accumulate.max(1);
+        let from = (step % self.steps_per_epoch) as usize * per_step;
+        self.order.1.iter().skip(from).take(per_step).copied().collect()
+    }
+
+    /// The loss of a step and its gradients: Σ weight · (Σ sums / Σ counts), so that it does not matter how the step is cut into
+    /// micro-batches.
+    fn gradients(&self, batches: &[Batch], step: u64) -> Result<(f64, BTreeMap<String, Vec<f32>>)> {
+        let seed = |micro: usize| mix(self.spec.seed, step, micro as u64);
+        let mut scales = Vec::with_capacity(self.spec.loss.len());
+        for term in &self.spec.loss {
+            let mut count = 0.0;
+            for (i, batch) in batches.iter().enumerate() {
+                count += term.term.count(&self.model, batch, seed(i))?;
+            }
+            let weight = self.clock.value(&term.weight, step);
+            scales.push(if count > 0.0 { weight / count } else { 0.0 });
+        }
+        let mut model = self.model.clone();
+        let mut vars = Vec::with_capacity(self.slots.len());
+        for (slot, own) in &self.slots {
+            let var = Var::from_tensor(&self.tensor(own)?)?;
+            model.params_mut().set(slot.clone(), var.as_tensor().clone());
+            vars.push((slot, var));
+        }
+        let mut loss = 0.0;
+        let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        for (i, batch) in batches.iter().enumerate() {
+            let outputs = OnceCell::new();
+            let alone = self.spec.loss.len() == 1;
+            let mut total: Option<Tensor> = None;
+            for (term, scale) in self.spec.loss.iter().zip(&scales).filter(|(_, s)| **s != 0.0) {
+                let input = LossInput::new(&model, batch, term.teacher.as_ref(), seed(i), alone, &outputs);
+                let sum = (term.term.sum(&input, &self.clock, step)?.to_dtype(DType::F32)? * *scale)?;
+                total = Some(match total {
+                    Some(total) => (total + sum)?,
+                    None => sum,
+                });
+            }
+            let Some(total) = total else { continue };
+            loss += f64::from(total.to_scalar::<f32>()?);
+            let grads = total.backward()?;
+            for (slot, var) in &vars {
+                let Some(g) = grads.get(var.as_tensor()) else { continue };
+                let g = g.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                match gradients.get_mut(*slot) {
+                    Some(sum) => sum.iter_mut().zip(&g).for_each(|(s, g)| *s += g),
+                    None => {
+                        gradients.insert((*slot).clone(), g);
+                    }
+                }
+            }
+        }
+        if gradients.is_empty() && loss.is_finite() {
+            return Err(PruneError::NoData { method: "train", batches: batches.len() });
+        }
+        Ok((loss, gradients))
+    }
+
+    /// The norm of all gradients, those of masked weights taken out. Summed in f64 in a fixed order.
+    fn norm(&self, gradients: &mut BTreeMap<String, Vec<f32>>) -> f64 {
+        let mut sum = 0.0;
+        for (slot, gradient) in gradients {
+            zero_masked(gradient, self.slots.get(slot).and_then(|s| s.keep.as_deref()));
+            sum += gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
+        }
+        sum.sqrt()
+    }
+}
+
+/// Keeps the clipping factor finite, as PyTorch does.
+const CLIP_EPS: f64 = 1e-6;
+
+/// SplitMix64 over a seed and two counters: a seed of its own for each micro-batch.
+fn mix(seed: u64, step: u64, micro: u64) -> u64 {
+    let mut z = seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(micro.wrapping_mul(0xd1b5_4a32_d192_ed03));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

@@ -1,5 +1,8 @@
-//! Perplexity by a stated protocol.
+//! Perplexity by a stated protocol: `exp(Σ NLL / tokens)`, natural logarithm, NLL in f32, summed in f64.
 
+use candle_core::{DType, Tensor};
+use prunectl_kernels::cross_entropy;
+use prunectl_model::{Batch, Gates, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::{Inputs, Measured, Metric, Needs};
@@ -90,9 +93,75 @@ impl Metric for Perplexity {
 
     fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured> {
         let stream = inputs.stream.ok_or(PruneError::Missing { method: "perplexity", needs: "a text".into() })?;
-        let _ = self.windows(stream);
-        Err(PruneError::NothingSelected)
+        let windows = self.windows(stream);
+        let (mut sum, mut squares, mut tokens, mut done) = (0.0, 0.0, 0u64, 0);
+        let total = windows.len() as u64;
+        // Only the first and the last window differ from the others, so cutting at changes wastes nothing.
+        let alike = |a: &Window, b: &Window| a.ids.len() == b.ids.len() && a.from == b.from;
+        for run in windows.chunk_by(alike) {
+            for windows in run.chunks(inputs.batch.max(1)) {
+                inputs.progress.check()?;
+                for nll in token_nll(inputs.model, windows)? {
+                    sum += f64::from(nll);
+                    squares += f64::from(nll) * f64::from(nll);
+                    tokens += 1;
+                }
+                done += windows.len() as u64;
+                inputs.progress.advance(done, total, "perplexity");
+            }
+        }
+        if tokens == 0 {
+            return Err(PruneError::NoData { method: "perplexity", batches: windows.len() });
+        }
+        let n = tokens as f64;
+        let mean = sum / n;
+        let deviation = (squares / n - mean * mean).max(0.0).sqrt() / n.sqrt();
+        Ok(Measured {
+            value: mean.exp(),
+            // The delta method: d exp(x) = exp(x) dx.
+            stderr: Some(mean.exp() * deviation),
+            protocol: self.protocol(),
+            tokens: Some(tokens),
+            examples: Some(total),
+            per_example: Vec::new(),
+        })
     }
+}
+
+impl Perplexity {
+    fn protocol(&self) -> String {
+        let bos = match self.bos {
+            Bos::Once => "special tokens once, in front of the text",
+            Bos::Each => "special tokens in front of every window",
+        };
+        let tail = if self.papers { "tail dropped, windows weighted alike" } else { "tail included" };
+        let stride =
+            if self.stride == self.window { String::new() } else { format!(" every {} tokens, the overlap context only", self.stride) };
+        format!(
+            "documents joined by a blank line and tokenised once; {bos}; windows of {} tokens{stride}, each run alone, the first token context only; {tail}; exp of the token-weighted mean NLL; its standard error takes tokens as independent",
+            self.window
+        )
+    }
+}
+
+/// NLL of each scored token of windows of one shape.
+fn token_nll(model: &Transformer, windows: &[Window]) -> Result<Vec<f32>> {
+    let Some(first) = windows.first() else { return Ok(Vec::new()) };
+    let (b, s, from) = (windows.len(), first.ids.len(), first.from);
+    let ids: Vec<u32> = windows.iter().flat_map(|w| w.ids.iter().copied()).collect();
+    let mut rows = Vec::with_capacity(b * (s - from));
+    let mut targets = Vec::with_capacity(b * (s - from));
+    for (row, window) in windows.iter().enumerate() {
+        for (at, id) in window.ids.iter().enumerate().skip(from) {
+            rows.push((row * s + at - 1) as u32);
+            targets.push(*id);
+        }
+    }
+    let batch = Batch::new(Tensor::from_vec(ids, (b, s), model.device())?);
+    let (x, context) = model.hidden(&batch, &Gates::default(), &mut ())?;
+    let logits = model.finish_rows(&x, &context, &rows, &mut ())?.to_dtype(DType::F32)?;
+    let n = targets.len();
+    Ok(cross_entropy(&logits, &Tensor::from_vec(targets, n, model.device())?)?.to_vec1()?)
 }
 
 fn build(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
@@ -143,3 +212,36 @@ pub(super) const ENTRY: Entry<dyn Metric> = Entry {
     ))),
     build: Some(build),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn windows(window: usize, stride: usize, bos: Bos, papers: bool, text: u32) -> Vec<(Vec<u32>, usize)> {
+        let stream = TokenStream { prefix: vec![99], ids: (0..text).collect() };
+        Perplexity { window, stride, bos, papers }.windows(&stream).into_iter().map(|w| (w.ids, w.from)).collect()
+    }
+
+    #[test]
+    fn each_protocol_by_hand() {
+        assert_eq!(windows(3, 3, Bos::Once, false, 4), [(vec![99, 0, 1], 1), (vec![2, 3], 1)]);
+        assert_eq!(windows(3, 3, Bos::Once, true, 4), [(vec![99, 0, 1], 1)]);
+        assert_eq!(windows(3, 3, Bos::Each, false, 5), [(vec![99, 0, 1], 1), (vec![99, 2, 3], 1), (vec![99, 4], 1)]);
+        // The overlap is context only: every token once.
+        assert_eq!(windows(4, 2, Bos::Once, false, 6), [(vec![99, 0, 1, 2], 1), (vec![1, 2, 3, 4], 2), (vec![3, 4, 5], 2)]);
+    }
+
+    #[test]
+    fn every_token_is_scored_at_most_once_and_none_is_lost_with_a_stride() {
+        for (window, stride) in [(5, 1), (5, 3), (5, 4), (7, 2)] {
+            for text in 1..40 {
+                let scored: Vec<u32> =
+                    windows(window, stride, Bos::Once, false, text).into_iter().flat_map(|(ids, from)| ids[from..].to_vec()).collect();
+                assert_eq!(scored, (0..text).collect::<Vec<_>>(), "window {window} stride {stride}");
+                let each: Vec<u32> =
+                    windows(window, stride, Bos::Each, false, text).into_iter().flat_map(|(ids, from)| ids[from..].to_vec()).collect();
+                assert_eq!(each, (0..text).collect::<Vec<_>>(), "BOS each, window {window} stride {stride}");
+            }
+        }
+    }
+}

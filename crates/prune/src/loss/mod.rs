@@ -20,10 +20,12 @@ pub struct LossInput<'a> {
     pub model: &'a Transformer,
     /// The examples.
     pub batch: &'a Batch,
-    /// The models that terms imitate, in the order of [`LossTerm::teacher`].
+    /// The model that the term imitates ([`LossTerm::teacher`]).
     pub teacher: Option<&'a Transformer>,
     /// Differs for each micro-batch of each step, the same after a resume.
     pub seed: u64,
+    /// Whether other terms want the outputs, too; a term alone may compute only the rows that it scores.
+    pub alone: bool,
     outputs: &'a OnceCell<Tensor>,
 }
 
@@ -34,9 +36,10 @@ impl<'a> LossInput<'a> {
         batch: &'a Batch,
         teacher: Option<&'a Transformer>,
         seed: u64,
+        alone: bool,
         outputs: &'a OnceCell<Tensor>,
     ) -> Self {
-        Self { model, batch, teacher, seed, outputs }
+        Self { model, batch, teacher, seed, alone, outputs }
     }
 
     /// The model's outputs for the batch as it is, computed once for all terms.
@@ -58,8 +61,8 @@ pub trait LossTerm: Send + Sync {
     }
     /// Scored tokens (or examples) of a micro-batch: what its sum will be divided by, together with the step's other micro-batches.
     fn count(&self, model: &Transformer, batch: &Batch, seed: u64) -> Result<f64>;
-    /// The sum over scored tokens (or examples): a scalar in the graph. `progress` is the share of the training done, for schedules.
-    fn sum(&self, input: &LossInput<'_>, progress: &crate::schedule::Clock, step: u64) -> Result<Tensor>;
+    /// The sum over scored tokens (or examples): a scalar in the graph. `clock` and `step` are for schedules.
+    fn sum(&self, input: &LossInput<'_>, clock: &crate::schedule::Clock, step: u64) -> Result<Tensor>;
 }
 
 /// Every loss term that the language knows.

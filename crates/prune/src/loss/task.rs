@@ -1,7 +1,7 @@
 //! The model's own loss: `task()` for whatever head it has, `next_token()` for causal language models only.
 
 use candle_core::Tensor;
-use prunectl_model::{Batch, Head, Labels, Transformer};
+use prunectl_model::{Batch, Gates, Head, Labels, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind};
 
 use super::{LossInput, LossTerm};
@@ -50,7 +50,11 @@ impl LossTerm for Task {
     fn sum(&self, input: &LossInput<'_>, _: &Clock, _: u64) -> Result<Tensor> {
         self.check(input.model)?;
         let batch = self.batch(input.batch);
-        let out = input.model.loss(&batch, input.outputs()?)?;
+        let out = if input.alone {
+            input.model.forward_loss(&batch, &Gates::default(), &mut ())?
+        } else {
+            input.model.loss(&batch, input.outputs()?)?
+        };
         if out.count() == 0 {
             return Err(PruneError::NoData { method: self.name(), batches: 1 });
         }

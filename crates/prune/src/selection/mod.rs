@@ -101,7 +101,8 @@ impl Shape {
         Ok(shape)
     }
 
-    fn total(&self, key: Key) -> usize {
+    /// Units of a site.
+    pub fn count(&self, key: Key) -> usize {
         crate::decision::unit_count(key, &self.dims, self.hidden)
     }
 

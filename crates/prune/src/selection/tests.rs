@@ -20,7 +20,7 @@ fn all(kind: SiteKind, shape: &Shape) -> Sites {
     let mut sites = Sites::default();
     for layer in 0..shape.dims.len() {
         let key = Key::of(kind, layer);
-        sites.add(key, 0..shape.total(key));
+        sites.add(key, 0..shape.count(key));
     }
     sites
 }
@@ -36,7 +36,7 @@ fn coarse(sites: &Sites, shape: &Shape, seed: u64) -> Scores {
             state ^= state << 17;
             (state % 5) as f32 - 2.0
         };
-        scores.sites.insert(*key, (0..shape.total(*key)).map(draw).collect());
+        scores.sites.insert(*key, (0..shape.count(*key)).map(draw).collect());
     }
     scores
 }

@@ -62,14 +62,14 @@ pub(super) fn select(kind: SiteKind, scores: &Scores, request: &Request<'_>, sha
     let mut out = BTreeMap::new();
     for key in keys {
         let stays = |unit: &usize| !request.removed.has(key, *unit) && !gone.contains(&(key, *unit));
-        out.insert(key, (0..shape.total(key)).filter(stays).collect());
+        out.insert(key, (0..shape.count(key)).filter(stays).collect());
     }
     Ok(out)
 }
 
 fn check(keys: &[Key], scores: &Scores, request: &Request<'_>, shape: &Shape) -> Result<()> {
     for key in keys {
-        let total = shape.total(*key);
+        let total = shape.count(*key);
         let found = scores.get(*key).ok_or_else(|| PruneError::NoScores { key: key.to_string() })?.len();
         if found != total {
             return Err(PruneError::ScoreShape { key: key.to_string(), found, expected: total });
@@ -141,7 +141,7 @@ fn floors(ranking: &Ranking<'_>, request: &Request<'_>, shape: &Shape) -> Result
     let Some(at_least) = request.at_least else { return Ok(BTreeMap::new()) };
     let mut out = BTreeMap::new();
     for key in &ranking.keys {
-        let total = shape.total(*key);
+        let total = shape.count(*key);
         let left = (0..total).filter(|u| !request.removed.has(*key, *u)).count();
         let keep = at_least.of(total);
         if keep > left {
@@ -219,7 +219,7 @@ fn greedy(items: &[Item], budget: u64, room: impl Fn(Key) -> usize) -> Vec<&Item
 fn align(taken: &mut Vec<&Item>, ranking: &Ranking<'_>, request: &Request<'_>, shape: &Shape) {
     let Some(multiple) = request.align.filter(|a| *a > 1) else { return };
     for key in &ranking.keys {
-        let left = (0..shape.total(*key)).filter(|u| !request.removed.has(*key, *u)).count();
+        let left = (0..shape.count(*key)).filter(|u| !request.removed.has(*key, *u)).count();
         let going = |taken: &[&Item]| taken.iter().filter(|i| i.key == *key).map(|i| i.units.len()).sum::<usize>();
         while going(taken) > 0 && (left - going(taken)) % multiple != 0 {
             let Some(last) = taken.iter().rposition(|i| i.key == *key) else { break };
