@@ -96,6 +96,13 @@ impl Transformer {
         Ok(Self { dims, params, ..self.clone() })
     }
 
+    /// New random weights in the same shapes, drawn as `init` draws them.
+    pub fn reinit(&self, seed: u64) -> Result<Self> {
+        let options = crate::checkpoint::LoadOptions { dtype: self.dtype, device: self.device.clone(), task: Some(self.origin.task) };
+        let params = crate::init::parameters(&self.blueprint, &self.dims, &self.origin.config, seed, &options)?;
+        Ok(Self { params, ..self.clone() })
+    }
+
     /// The parameters, to replace some by `Var`s or graph tensors of the same shape.
     pub fn params_mut(&mut self) -> &mut Params {
         &mut self.params

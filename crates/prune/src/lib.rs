@@ -31,7 +31,7 @@ pub use criterion::{CRITERIA, Criterion, Layerwise};
 pub use data::{Batches, Examples, InMemory, Progress, TokenStream};
 pub use decision::{Decision, Record, Removed, SiteRecord, UnitMap};
 pub use error::{PruneError, Result};
-pub use eval::{Inputs, METRICS, Measured, Metric, Needs};
+pub use eval::{Inputs, METRICS, Measured, Metric, Needs, paired_lower_bound};
 pub use loss::{LOSSES, LossInput, LossTerm};
 pub use optimizer::{Memory, OPTIMIZERS, Optimizer, Update};
 pub use quantizer::{QUANTIZERS, Quantizer};

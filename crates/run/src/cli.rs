@@ -71,6 +71,12 @@ pub fn parse_set(text: &str) -> Result<(String, String), String> {
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a recipe.
+    Run(commands::run::Run),
+    /// Go on with a run that stopped.
+    Resume(commands::run::Resume),
+    /// What a run would do, from configs and headers alone.
+    Plan(commands::plan::PlanCommand),
     /// Check a recipe: every mistake in one go.
     Check(commands::check::Check),
     /// Rewrite recipes in the canonical spelling.
@@ -92,6 +98,9 @@ impl Cli {
         let options =
             Options { device: DeviceChoice::Auto, dtype: None, offline: false, json: self.globals.json, ui: Ui::new(verbosity), interrupt };
         match self.command {
+            Command::Run(c) => c.run(&options),
+            Command::Resume(c) => c.run(&options),
+            Command::Plan(c) => c.run(&options),
             Command::Check(c) => c.run(&options),
             Command::Fmt(c) => c.run(&options),
             Command::Explain(c) => c.run(&options),

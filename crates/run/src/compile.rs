@@ -1,18 +1,35 @@
 //! From a recipe's file to its plan: the catalogue, the models' configs and the data's splits are brought to the compiler here.
 
-use prunectl_recipe::Compiled;
+use std::path::PathBuf;
+
 use prunectl_recipe::catalogue::Catalogue;
+use prunectl_recipe::diagnostic::Diagnostic;
+use prunectl_recipe::plan::Plan;
+use prunectl_recipe::Sources;
 
 use crate::error::Result;
+use crate::models::DiskFacts;
 use crate::recipes::{DiskLoader, RecipeFile};
 
 /// Every method of this build.
 pub fn catalogue() -> Catalogue {
-    Catalogue::default()
+    prunectl_prune::catalogue()
+}
+
+/// What came of a compilation.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What spans point into.
+    pub sources: Sources,
+    /// The plan, or every mistake.
+    pub result: Result<Plan, Vec<Diagnostic>>,
+    /// Recipes that were `use`d, with their texts, in order.
+    pub uses: Vec<(PathBuf, String)>,
 }
 
 /// Compiles a recipe with `--set` values.
 pub fn compile(recipe: &RecipeFile, set: &[(String, String)]) -> Result<Compiled> {
     let loader = DiskLoader::default();
-    Ok(prunectl_recipe::compile(&recipe.text, &recipe.shown, set, &loader, &catalogue(), &()))
+    let compiled = prunectl_recipe::compile(&recipe.text, &recipe.file_name(), set, &loader, &catalogue(), &DiskFacts::default());
+    Ok(Compiled { sources: compiled.sources, result: compiled.result, uses: loader.read_files() })
 }

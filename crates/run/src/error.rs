@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use prunectl_prune::PruneError;
+
 /// Exit status of a finished command.
 pub const EXIT_DONE: u8 = 0;
 /// Exit status of a recipe with mistakes, and of a failed `expect`.
@@ -138,14 +140,31 @@ pub enum Error {
         message: String,
     },
     /// The data can't be used.
-    #[error("{0}")]
-    Data(String),
-    /// The network or its files.
-    #[error("{0}")]
-    Model(String),
-    /// The science.
-    #[error("{0}")]
-    Prune(String),
+    #[error(transparent)]
+    Data(#[from] crate::data::DataError),
+    /// The tokenizer can't be used.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// The model can't be used.
+    #[error(transparent)]
+    Model(#[from] prunectl_model::ModelError),
+    /// The science refused.
+    #[error(transparent)]
+    Prune(#[from] prunectl_prune::PruneError),
+    /// Saving refused.
+    #[error(transparent)]
+    Save(#[from] crate::save::SaveError),
+    /// A model folder can't be shown.
+    #[error(transparent)]
+    Inspect(#[from] crate::inspect::InspectError),
+    /// A step can't do what the recipe asks of it.
+    #[error("{what}; {remedy}")]
+    Refused {
+        /// What was found, what was expected.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// A tensor operation.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -168,6 +187,8 @@ impl Error {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Recipe { .. } | Self::Expect { .. } | Self::Step { recipe: true, .. } => EXIT_RECIPE,
+            Self::Prune(e) if !matches!(e, PruneError::Tensor(_) | PruneError::Data(_)) => EXIT_RECIPE,
+            Self::Refused { .. } => EXIT_RECIPE,
             _ => EXIT_ENVIRONMENT,
         }
     }

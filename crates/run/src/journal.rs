@@ -146,10 +146,9 @@ impl Journal {
         }
     }
 
-    /// The same open file after its folder was renamed to `dir`.
-    pub fn moved(mut self, dir: &Path) -> Self {
+    /// Its folder is called `dir` now; messages name it.
+    pub fn set_folder(&mut self, dir: &Path) {
         self.path = dir.join(JOURNAL);
-        self
     }
 
     /// Adds a line and waits until it is on the disk.

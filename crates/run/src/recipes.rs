@@ -25,6 +25,11 @@ pub struct RecipeFile {
 }
 
 impl RecipeFile {
+    /// The file name that messages show; its stem is the recipe's name.
+    pub fn file_name(&self) -> String {
+        if self.shown.starts_with(BUILTIN) { format!("{}.prune", self.name) } else { self.shown.clone() }
+    }
+
     /// Reads a recipe, or takes it from the program.
     pub fn open(path: &Path) -> Result<Self> {
         if let Some(name) = path.to_str().and_then(|p| p.strip_prefix(BUILTIN)) {

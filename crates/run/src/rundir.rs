@@ -80,7 +80,7 @@ impl RunDir {
             let path = fresh.join(folder);
             fs::create_dir(&path).map_err(Error::io("create", &path))?;
         }
-        let journal = Journal::create(fresh, start)?;
+        let mut journal = Journal::create(fresh, start)?;
         let path = match out {
             Some(out) => {
                 // Renaming over an empty folder succeeds, over anything else it fails: nobody's files are lost.
@@ -90,7 +90,7 @@ impl RunDir {
             None => claim_next(parent, &files::file_name_of(&start.name), fresh)?,
         };
         files::sync_folder_of(&path)?;
-        let journal = journal.moved(&path);
+        journal.set_folder(&path);
         interrupt.watch(Some(path.clone()));
         Ok(Self { path, journal, interrupt, _owner: owner })
     }
@@ -109,6 +109,15 @@ impl RunDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same directory by its absolute path, before the process goes elsewhere.
+    pub fn absolute(mut self, here: &Path) -> Self {
+        let path = here.join(&self.path);
+        self.path.clone_from(&path);
+        self.journal.set_folder(&path);
+        self.interrupt.watch(Some(path));
+        self
     }
 
     /// The path of a file in it.

@@ -30,6 +30,12 @@ pub trait Criterion: Send + Sync {
         false
     }
 
+    /// Passes over the data that scoring so many units takes, for `plan`; a backward pass counts as one with its forward pass.
+    fn passes(&self, units: usize) -> u64 {
+        let _ = units;
+        u64::from(self.needs_data())
+    }
+
     /// The scope where a recipe names none.
     fn default_scope(&self, kind: SiteKind) -> Scope {
         if kind == SiteKind::Weights { Scope::Matrix } else { Scope::Global }

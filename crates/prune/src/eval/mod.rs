@@ -1,11 +1,13 @@
 //! Metrics: one file each, ending in its row. Every value states its protocol.
 
+mod paired;
 mod perplexity;
 mod planned;
 mod simple;
 mod task;
 mod teacher;
 
+pub use paired::paired_lower_bound;
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::Entry;
 

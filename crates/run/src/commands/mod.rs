@@ -5,6 +5,8 @@ pub mod completions;
 pub mod doctor;
 pub mod explain;
 pub mod fmt;
+pub mod plan;
+pub mod run;
 pub mod schema;
 
 use std::io::Write;

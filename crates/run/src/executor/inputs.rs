@@ -1,0 +1,90 @@
+//! What methods read: batches and token streams, made for a model from a recipe's data.
+
+use prunectl_model::{Head, Transformer};
+use prunectl_recipe::plan::DataExpr;
+
+use crate::data::{AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, memory_bytes};
+use crate::error::Result;
+use crate::executor::state::ModelState;
+
+/// Tokens of a row where neither the model's positions nor its config limits them.
+const LONGEST_TOKENS: usize = 1 << 17;
+/// Tokens of a row that the automatic batch reckons with at most: documents are rarely longer, and windows say their length.
+const USUAL_TOKENS: usize = 512;
+/// Share of the tokens that a masked language model is asked for outside `train` (Devlin et al. 2018, sec. 3.1).
+const MASKED_SHARE: f64 = 0.15;
+
+/// What a step wants of its data.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Whether each row must have a label.
+    pub need: Need,
+    /// Whether labels are wanted at all; `masked_lm` hides tokens itself.
+    pub labels: bool,
+    /// `batch = …` of the step.
+    pub batch: Option<u64>,
+    /// Whether a backward pass follows.
+    pub backward: bool,
+}
+
+/// The longest row that a model takes, in tokens.
+pub fn longest_row(model: &Transformer) -> usize {
+    let table = model.blueprint().embeddings.positions.as_ref().map(|p| match p.rule {
+        prunectl_model::PositionRule::Index => p.rows,
+        prunectl_model::PositionRule::RankInKeep { base } | prunectl_model::PositionRule::RankAmongNot { base, .. } => p.rows.saturating_sub(base + 1),
+    });
+    let config = &model.origin().config;
+    let stated = ["max_position_embeddings", "n_positions", "seq_length"].into_iter().find_map(|k| config.get(k)?.as_u64());
+    table.or(stated.map(|n| n as usize)).unwrap_or(LONGEST_TOKENS).max(1)
+}
+
+/// What a model's loss compares with.
+fn target(model: &Transformer) -> Option<Target> {
+    match &model.blueprint().head {
+        Head::Tokens { .. } if model.blueprint().attention.causal => Some(Target::NextToken),
+        Head::Tokens { .. } => Some(Target::MaskedToken { probability: MASKED_SHARE, seed: 0 }),
+        Head::Sequence { regression: true, .. } => Some(Target::Values),
+        Head::Sequence { labels, .. } => Some(Target::Classes(Classes::from_config(&model.origin().config, *labels))),
+        Head::Spans | Head::Encode { .. } => None,
+    }
+}
+
+/// Rows at once where the step doesn't say.
+pub fn rows_at_once(model: &Transformer, batch: Option<u64>, backward: bool) -> usize {
+    if let Some(rows) = batch {
+        return usize::try_from(rows).unwrap_or(usize::MAX).max(1);
+    }
+    let vocabulary = if matches!(model.blueprint().head, Head::Tokens { .. }) { model.blueprint().vocab } else { 0 };
+    let most = |of: fn(&prunectl_model::LayerDims) -> usize| model.dims().iter().map(of).max().unwrap_or(0);
+    let auto = AutoBatch {
+        length: longest_row(model).min(USUAL_TOKENS),
+        hidden: model.blueprint().hidden,
+        ffn: most(|d| d.ffn * d.experts.max(1)),
+        heads: most(|d| d.q_heads),
+        layers: model.n_layers(),
+        vocabulary,
+        backward,
+    };
+    auto.rows(memory_bytes())
+}
+
+/// Batches of a recipe's data for a model.
+pub fn batches(data: &DataStore, state: &ModelState, expr: &DataExpr, wanted: Wanted) -> Result<DataBatches> {
+    let model = &state.model;
+    let spec = BatchSpec {
+        target: if wanted.labels { target(model) } else { None },
+        need: wanted.need,
+        max_length: longest_row(model),
+        batch: rows_at_once(model, wanted.batch, wanted.backward),
+        vocabulary: model.blueprint().vocab,
+        token_types: model.blueprint().embeddings.token_types,
+        device: model.device().clone(),
+    };
+    Ok(data.resolve(expr)?.batches(state.tokenizer.as_ref(), spec)?)
+}
+
+/// A recipe's data as one stream of tokens.
+pub fn stream(data: &DataStore, state: &ModelState, expr: &DataExpr) -> Result<prunectl_prune::TokenStream> {
+    let stream = data.resolve(expr)?.stream(state.tokenizer.as_ref(), state.model.blueprint().vocab)?;
+    Ok(prunectl_prune::TokenStream { prefix: stream.prefix, ids: stream.ids })
+}

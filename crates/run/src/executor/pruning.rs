@@ -1,0 +1,276 @@
+//! `score` and `prune`: from a selector and a criterion to scores, from scores to a decision, from a decision to zeros.
+
+use std::path::Path;
+
+use prunectl_model::Transformer;
+use prunectl_prune::{AtLeast, Batches, CRITERIA, Criterion, Decision, InMemory, Request, Scores, Shape, Sites, build, rescore, select, surgery};
+use prunectl_recipe::plan::{CriterionRef, Goal, Method, Prune, Scope, Selector, Step, Value};
+
+use crate::data::Need;
+use crate::error::{Error, Result};
+use crate::executor::book::Scored;
+use crate::executor::inputs::{Wanted, batches};
+use crate::executor::state::{ModelState, model_of};
+use crate::executor::store::{from_bytes, read_decision, write_decision, write_scores};
+use crate::executor::{Executor, Outcome};
+use crate::files::file_name_of;
+use crate::journal::StepDone;
+use crate::rundir::SCORES;
+
+/// A criterion ready to be called, and its data.
+struct Ready {
+    criterion: Box<dyn Criterion>,
+    data: Box<dyn Batches>,
+}
+
+impl Executor<'_> {
+    pub(super) fn score(&mut self, step: &Step, selector: &Selector, criterion: &CriterionRef, batch: Option<u64>, done: Option<&StepDone>) -> Result<Outcome> {
+        let name = model_of(selector).to_owned();
+        let state = self.state.model(&name)?.clone();
+        let sites = state.sites(selector)?;
+        let (scores, call, reused) = match (done, criterion) {
+            (Some(done), _) => (self.stored_scores(done)?, self.criterion_call(criterion), Some("finished before the interruption".to_owned())),
+            (None, CriterionRef::Method(method)) => {
+                let mut ready = self.criterion(&state, method, batch)?;
+                let progress = self.progress(&method.name);
+                let scores = ready.criterion.score(&state.model, &sites, ready.data.as_mut(), &progress)?;
+                (scores, self.criterion_call(criterion), None)
+            }
+            (None, CriterionRef::Stored(of)) => (self.scores_named(of)?, format!("using {of}"), Some(format!("the scores of `{of}`"))),
+            (None, CriterionRef::Run { dir, name: of }) => {
+                let (scores, path) = scores_of_run(dir, of.as_deref(), &step.name)?;
+                fits(&scores, &state.model, &sites, &path)?;
+                let reason = format!("the scores in {}", path.display());
+                (scores, self.criterion_call(criterion), Some(reason))
+            }
+        };
+        let file = write_scores(&self.dir, &step.name, &scores)?;
+        self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name, scores: scores.clone(), map: state.map });
+        self.state.scores.insert(step.name.clone(), scores.clone());
+        self.state.scores.insert(super::book::plain_name(&step.name).to_owned(), scores);
+        Ok(Outcome { files: vec![file], reused, ..Outcome::default() })
+    }
+
+    pub(super) fn prune(&mut self, step: &Step, prune: &Prune, done: Option<&StepDone>) -> Result<Outcome> {
+        let name = model_of(&prune.selector).to_owned();
+        let mut state = self.state.model(&name)?.clone();
+        let call = self.criterion_call(&prune.criterion);
+        if let Some(done) = done {
+            let shapes = |slot: &str| state.model.params().get(slot).and_then(|t| t.dims2().ok());
+            let decision = read_decision(&self.dir, &done.files, &state.map, state.model.n_layers(), shapes)?;
+            let scores = self.stored_scores(done)?;
+            self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name.clone(), scores, map: state.map.clone() });
+            surgery::mask(&mut state.model, &mut state.removed, &decision)?;
+            state.changed = true;
+            self.state.models.insert(name, state);
+            return Ok(Outcome { files: done.files.clone(), reused: Some("finished before the interruption".to_owned()), ..Outcome::default() });
+        }
+        let sites = state.sites(&prune.selector)?;
+        let protect = prune.protect.as_ref().map(|p| state.sites(p)).transpose()?.unwrap_or_default();
+        let Goal::By(amount) = &prune.goal else {
+            return Err(Error::Refused { what: "`prune … to BOUND` is not carried out by this build".to_owned(), remedy: "say how much goes: `by 40%`".to_owned() });
+        };
+        let before = state.removed.clone();
+        let request = Request {
+            sites: &sites,
+            amount,
+            scope: Scope::Global,
+            at_least: at_least(prune.at_least.as_ref())?,
+            align: prune.align.and_then(|a| usize::try_from(a).ok()),
+            protect: &protect,
+            removed: &before,
+            step: prune.rescore,
+        };
+        let (decision, scores, reused) = match &prune.criterion {
+            CriterionRef::Method(method) => {
+                let mut ready = self.criterion(&state, method, prune.batch)?;
+                let request = Request { scope: scope(prune, &*ready.criterion, &sites), ..request };
+                let progress = self.progress(&method.name);
+                let dense = state.model.clone();
+                let (decision, scores) = compute(&mut state, &dense, &mut ready, request, prune, &progress)?;
+                (decision, scores, None)
+            }
+            stored => {
+                let (scores, reason) = match stored {
+                    CriterionRef::Run { dir, name: of } => {
+                        let (scores, path) = scores_of_run(dir, of.as_deref(), &step.name)?;
+                        fits(&scores, &state.model, &sites, &path)?;
+                        (scores, format!("the scores in {}", path.display()))
+                    }
+                    CriterionRef::Stored(of) => (self.scores_named(of)?, format!("the scores of `{of}`")),
+                    CriterionRef::Method(_) => return Err(Error::Internal("a method is no stored score".to_owned())),
+                };
+                let request = Request { scope: prune.scope.unwrap_or_else(|| default_scope(&sites)), step: None, ..request };
+                let decision = select(&scores, &request, &Shape::of(&state.model, &sites)?)?;
+                surgery::mask(&mut state.model, &mut state.removed, &decision)?;
+                (decision, scores, Some(reason))
+            }
+        };
+        let mut files = write_decision(&self.dir, &step.name, &decision, &state.map)?;
+        files.push(write_scores(&self.dir, &step.name, &scores)?);
+        self.say_what_went(step, &sites, &state);
+        self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name.clone(), scores, map: state.map.clone() });
+        state.changed = true;
+        self.state.models.insert(name, state);
+        // A step whose scores were reused has still decided and masked; it is the scoring that cost nothing.
+        let result = reused.map_or(serde_json::Value::Null, |r| serde_json::json!({"scores": r}));
+        Ok(Outcome { files, result, reused: None })
+    }
+
+    /// `prune-1: 19 of 48 heads are masked`.
+    fn say_what_went(&self, step: &Step, sites: &Sites, state: &ModelState) {
+        for kind in sites.kinds() {
+            let total = sites.count(kind);
+            if total == 0 {
+                continue;
+            }
+            let gone: usize = sites.of_kind(kind).map(|(key, units)| units.iter().filter(|u| state.removed.has(key, **u)).count()).sum();
+            self.options.ui.note(format!("{}: {gone} of {total} {} are masked", step.name, prunectl_prune::site::plural(kind)));
+        }
+        if !sites.weights.is_empty() {
+            self.options.ui.note(format!("{}: weights of {} matrices are masked", step.name, sites.weights.len()));
+        }
+    }
+
+    fn criterion(&self, state: &ModelState, method: &Method, batch: Option<u64>) -> Result<Ready> {
+        let criterion = build(CRITERIA, &method.name, &method.args)?;
+        let data: Box<dyn Batches> = match method.args.get("on") {
+            Some(Value::Data(expr)) => {
+                // Gradients are at most needed once per batch; the batch never changes a result, only memory.
+                let wanted = Wanted { need: Need::Required, labels: true, batch, backward: true };
+                let batches = batches(&self.data, state, expr, wanted)?;
+                for note in batches.notes() {
+                    self.options.ui.note(note);
+                }
+                Box::new(batches)
+            }
+            _ if criterion.needs_data() => {
+                return Err(Error::Refused {
+                    what: format!("`{}` is measured on data, and none is given", method.name),
+                    remedy: format!("write {}(on = DATA)", method.name),
+                });
+            }
+            _ => Box::new(InMemory::default()),
+        };
+        Ok(Ready { criterion, data })
+    }
+
+    fn criterion_call(&self, criterion: &CriterionRef) -> String {
+        match criterion {
+            CriterionRef::Method(m) => self.call(m.span, &m.name),
+            CriterionRef::Stored(name) => name.clone(),
+            CriterionRef::Run { dir, .. } => format!("from \"{}\"", dir.display()),
+        }
+    }
+
+    fn scores_named(&self, name: &str) -> Result<Scores> {
+        let found = self.state.scores.get(name).cloned();
+        found.ok_or_else(|| Error::Internal(format!("scores `{name}` are used before they are made")))
+    }
+
+    fn stored_scores(&self, done: &StepDone) -> Result<Scores> {
+        let found = done.files.iter().find(|(f, _)| f.starts_with(SCORES));
+        let (file, hash) = found.ok_or_else(|| Error::Damaged { path: self.dir.join(crate::journal::JOURNAL), what: format!("step {} has no scores", done.index) })?;
+        let bytes = self.dir.read_checked(file, hash)?;
+        Ok(Scores::from_tensors(from_bytes(&bytes, &self.dir.join(file))?)?)
+    }
+}
+
+/// Scores, decides and masks; the state is left masked.
+fn compute(
+    state: &mut ModelState,
+    dense: &Transformer,
+    ready: &mut Ready,
+    request: Request<'_>,
+    prune: &Prune,
+    progress: &dyn prunectl_prune::Progress,
+) -> Result<(Decision, Scores)> {
+    if let Some(layerwise) = ready.criterion.layerwise().filter(|_| prune.dense_inputs != Some(true)) {
+        let (decision, scores) = layerwise.prune(&mut state.model, &mut state.removed, &request, ready.data.as_mut(), progress)?;
+        return Ok((decision, scores));
+    }
+    if request.step.is_some() {
+        let rescored = rescore(&mut state.model, &mut state.removed, &*ready.criterion, &request, ready.data.as_mut(), progress)?;
+        // The first round scored the model as it was: the map that the report shows.
+        let scores = rescored.rounds.into_iter().next().unwrap_or_default();
+        return Ok((rescored.decision, scores));
+    }
+    let scores = ready.criterion.score(dense, request.sites, ready.data.as_mut(), progress)?;
+    let decision = select(&scores, &request, &Shape::of(dense, request.sites)?)?;
+    surgery::mask(&mut state.model, &mut state.removed, &decision)?;
+    Ok((decision, scores))
+}
+
+fn at_least(value: Option<&Value>) -> Result<Option<AtLeast>> {
+    match value {
+        None => Ok(None),
+        Some(Value::Percent(share)) => Ok(Some(AtLeast::Share(*share))),
+        Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+            Some(n) => Ok(Some(AtLeast::Units(n))),
+            None => Err(Error::Internal(format!("`at_least` is {value:?}"))),
+        },
+    }
+}
+
+fn scope(prune: &Prune, criterion: &dyn Criterion, sites: &Sites) -> Scope {
+    let first = sites.kinds().into_iter().next();
+    prune.scope.unwrap_or_else(|| first.map_or(Scope::Global, |kind| criterion.default_scope(kind)))
+}
+
+/// The scope where neither the recipe nor a criterion says.
+fn default_scope(sites: &Sites) -> Scope {
+    if sites.weights.is_empty() { Scope::Global } else { Scope::Matrix }
+}
+
+/// Scores in another run's directory: by name, by the same step's name, or the only ones there.
+fn scores_of_run(dir: &Path, name: Option<&str>, step: &str) -> Result<(Scores, std::path::PathBuf)> {
+    let folder = dir.join(SCORES);
+    let mut names: Vec<String> = std::fs::read_dir(&folder)
+        .map_err(Error::io("read", &folder))?
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok()?.strip_suffix(".safetensors").map(str::to_owned))
+        .collect();
+    names.sort();
+    let wanted = name.map_or_else(|| file_name_of(step), file_name_of);
+    let chosen = match names.as_slice() {
+        _ if names.contains(&wanted) => wanted,
+        [only] if name.is_none() => only.clone(),
+        _ => {
+            return Err(Error::Refused {
+                what: format!("{} holds no scores `{wanted}`; found {}", folder.display(), if names.is_empty() { "none".to_owned() } else { names.join(", ") }),
+                remedy: "give the step the name of one of them with `as`".to_owned(),
+            });
+        }
+    };
+    let path = folder.join(format!("{chosen}.safetensors"));
+    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    Ok((Scores::from_tensors(from_bytes(&bytes, &path)?)?, path))
+}
+
+/// Refuses stored scores that lack a selected site or have another shape.
+fn fits(scores: &Scores, model: &Transformer, sites: &Sites, path: &Path) -> Result<()> {
+    let wrong = |site: String, found: String, expected: String| {
+        Err(Error::Refused {
+            what: format!("{}: scores of {site}: found {found}, expected {expected}", path.display()),
+            remedy: "score again on this model, with this selector".to_owned(),
+        })
+    };
+    for key in sites.units.keys() {
+        let Some(kind) = prunectl_prune::site::to_model(key.kind) else { continue };
+        let expected = model.units(kind, key.layer)?;
+        match scores.get(*key) {
+            Some(found) if found.len() == expected => {}
+            Some(found) => return wrong(key.to_string(), format!("{} units", found.len()), expected.to_string()),
+            None => return wrong(key.to_string(), "none".to_owned(), format!("{expected} units")),
+        }
+    }
+    for slot in &sites.weights {
+        let expected = model.params().require(slot)?.dims().to_vec();
+        match scores.weights.get(slot) {
+            Some(found) if found.dims() == expected.as_slice() => {}
+            Some(found) => return wrong(slot.clone(), format!("{:?}", found.dims()), format!("{expected:?}")),
+            None => return wrong(slot.clone(), "none".to_owned(), format!("{expected:?}")),
+        }
+    }
+    Ok(())
+}

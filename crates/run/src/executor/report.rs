@@ -1,0 +1,212 @@
+//! From what a run found out to what its report shows.
+
+use prunectl_model::Transformer;
+use prunectl_prune::{Key, site};
+use prunectl_recipe::catalogue::SiteKind;
+
+use crate::error::Result;
+use crate::executor::Executor;
+use crate::executor::book::{Row, Scored, plain_name, unit_of};
+use crate::report::{
+    Chart, Expectation, FigureUnit, HeatRow, Heatmap, Histogram, MetricRow, ReportData, SavedModel, Series, ShapeRow, StepRow, SummaryRow, Sweep, SweepCell,
+    SweepMetric, figure,
+};
+use crate::session::device_name;
+
+/// Bars of a histogram.
+const BINS: usize = 60;
+/// Weights of a matrix that a histogram looks at, at most; of larger ones every n-th.
+const SAMPLED: usize = 1 << 16;
+
+impl Executor<'_> {
+    pub(super) fn report(&self, summary: &[SummaryRow], failed: &[String]) -> Result<ReportData> {
+        let book = &self.book;
+        Ok(ReportData {
+            title: self.plan.name.clone(),
+            doc: self.plan.doc.clone(),
+            outcome: if failed.is_empty() { "done".to_owned() } else { format!("failed: {}", failed.join("; ")) },
+            summary: summary.to_vec(),
+            metrics: self.metric_rows(),
+            expectations: book
+                .expectations
+                .iter()
+                .map(|e| Expectation { text: e.text.clone(), line: e.line, passed: e.passed, detail: e.detail.clone(), message: e.message.clone() })
+                .collect(),
+            heatmaps: book.scored.iter().flat_map(|s| self.heatmaps(s)).collect(),
+            shapes: self.shapes(),
+            histograms: self.histograms()?,
+            sweeps: book.sweeps.iter().map(|s| self.sweep_table(s)).collect(),
+            curves: book.curves.iter().flat_map(charts).collect(),
+            saves: book
+                .saves
+                .iter()
+                .map(|s| SavedModel { dir: s.dir.clone(), bytes: s.weight_bytes, loaders: s.loaders.clone(), verified: s.verified.clone() })
+                .collect(),
+            warnings: book.warnings.clone(),
+            steps: book
+                .steps
+                .iter()
+                .map(|s| StepRow { line: s.line, kind: s.kind.to_owned(), name: s.name.clone(), elapsed_ms: s.elapsed_ms })
+                .collect(),
+            environment: self.environment(),
+            recipe: self.sources.get(0).map(|s| s.text.clone()).unwrap_or_default(),
+        })
+    }
+
+    /// Every `eval` as the report and the model card show it.
+    pub(super) fn metric_rows(&self) -> Vec<MetricRow> {
+        let rows = &self.book.rows;
+        let dense_of = |row: &Row| {
+            let same = |r: &&Row| r.recorded.dense && r.call == row.call && r.recorded.data == row.recorded.data && r.recorded.model == row.recorded.model;
+            rows.iter().find(same).filter(|_| !row.recorded.dense).map(|r| r.recorded.value)
+        };
+        rows.iter()
+            .map(|row| {
+                let r = &row.recorded;
+                let counted = match (r.examples, r.tokens) {
+                    (Some(n), _) => format!("{} examples", figure(n as f64, FigureUnit::Count)),
+                    (None, Some(n)) => format!("{} tokens", figure(n as f64, FigureUnit::Count)),
+                    (None, None) => String::new(),
+                };
+                MetricRow {
+                    name: row.name.clone(),
+                    metric: row.call.clone(),
+                    model: r.model.clone(),
+                    value: r.value,
+                    unit: unit_of(&r.metric),
+                    stderr: r.stderr,
+                    protocol: r.protocol.clone(),
+                    counted,
+                    device: r.device.clone(),
+                    dense: dense_of(row),
+                }
+            })
+            .collect()
+    }
+
+    /// One map for each kind of unit that was scored, in indices of the loaded model.
+    fn heatmaps(&self, scored: &Scored) -> Vec<Heatmap> {
+        let Some(state) = self.state.models.get(&scored.model) else { return Vec::new() };
+        let mut kinds: Vec<SiteKind> = scored.scores.sites.keys().map(|k| k.kind).collect();
+        kinds.dedup();
+        kinds
+            .into_iter()
+            .map(|kind| {
+                let rows = scored.scores.sites.iter().filter(|(k, _)| k.kind == kind);
+                let rows = rows.map(|(key, values)| {
+                    let layer = key.layer.map_or(0, |l| scored.map.layer(l));
+                    let unit = |u: usize| scored.map.unit(*key, u);
+                    let width = (0..values.len()).map(unit).max().map_or(0, |m| m + 1);
+                    let (mut scores, mut removed) = (vec![None; width], vec![true; width]);
+                    for (u, value) in values.iter().enumerate() {
+                        let original = unit(u);
+                        if let (Some(s), Some(r)) = (scores.get_mut(original), removed.get_mut(original)) {
+                            *s = Some(*value);
+                            *r = !self.is_left(state, Key { kind, layer: key.layer.map(|_| layer) }, original);
+                        }
+                    }
+                    HeatRow { layer, scores, removed }
+                });
+                Heatmap {
+                    title: format!("{} · {}", scored.name, site::part(kind)),
+                    criterion: scored.criterion.clone(),
+                    unit: site::plural(kind).trim_end_matches('s').to_owned(),
+                    rows: rows.collect(),
+                }
+            })
+            .collect()
+    }
+
+    /// Whether a unit of the loaded model is still there and not masked.
+    fn is_left(&self, state: &super::state::ModelState, original: Key, unit: usize) -> bool {
+        let layer = match original.layer {
+            None => None,
+            Some(l) => match (0..state.model.n_layers()).find(|now| state.map.layer(*now) == l) {
+                Some(now) => Some(now),
+                None => return false,
+            },
+        };
+        let key = Key { kind: original.kind, layer };
+        let total = match site::to_model(key.kind) {
+            Some(kind) => state.model.units(kind, layer).unwrap_or(0),
+            None => return true,
+        };
+        (0..total).any(|u| state.map.unit(key, u) == unit && !state.removed.has(key, u))
+    }
+
+    fn shapes(&self) -> Vec<ShapeRow> {
+        let Some(state) = self.state.models.values().find(|m| m.changed).or(self.state.models.values().next()) else { return Vec::new() };
+        let after = |layer: usize| (0..state.model.n_layers()).find(|now| state.map.layer(*now) == layer).and_then(|now| state.model.dims().get(now).copied());
+        state.dense.dims().iter().enumerate().map(|(layer, before)| ShapeRow { layer, before: *before, after: after(layer) }).collect()
+    }
+
+    fn histograms(&self) -> Result<Vec<Histogram>> {
+        let mut out = Vec::new();
+        for (name, state) in self.state.models.iter().filter(|(_, m)| m.changed) {
+            let title = format!("weight matrices of the layers of {name}");
+            let (before, after) = (weights(&state.dense)?, weights(&state.model)?);
+            let before: Vec<&[f32]> = before.iter().map(Vec::as_slice).collect();
+            let after: Vec<&[f32]> = after.iter().map(Vec::as_slice).collect();
+            out.push(Histogram::of(&title, BINS, &before, &after));
+        }
+        Ok(out)
+    }
+
+    fn sweep_table(&self, sweep: &super::book::SweepResult) -> Sweep {
+        let mut names: Vec<String> = Vec::new();
+        for (name, _) in sweep.cells.iter().flat_map(|c| &c.values) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        let row_of = |name: &str| self.book.rows.iter().find(|r| plain_name(&r.name) == name);
+        let metrics = names.iter().map(|name| SweepMetric {
+            name: name.clone(),
+            unit: row_of(name).map_or(FigureUnit::Plain, |r| unit_of(&r.recorded.metric)),
+            higher_is_better: row_of(name).and_then(|r| r.higher_is_better).unwrap_or(false),
+        });
+        let cells = sweep.cells.iter().map(|c| SweepCell {
+            labels: c.labels.clone(),
+            values: names.iter().map(|n| c.values.iter().rev().find(|(name, _)| name == n).map(|(_, v)| *v)).collect(),
+            params: c.params,
+            failed: c.failed.clone(),
+        });
+        Sweep { name: sweep.name.clone(), axes: sweep.axes.clone(), metrics: metrics.collect(), cells: cells.collect(), plot: None }
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let mut out = vec![
+            ("prunectl".to_owned(), self.start.prunectl.clone()),
+            ("device".to_owned(), device_name(&self.device)),
+            ("threads".to_owned(), rayon::current_num_threads().to_string()),
+            ("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
+            ("peak memory".to_owned(), figure(super::peak_rss_bytes() as f64, FigureUnit::Bytes)),
+            ("recipe sha256".to_owned(), self.start.recipe_sha256.clone()),
+        ];
+        out.extend(self.start.set.iter().map(|(name, value)| (format!("--set {name}"), value.clone())));
+        out.extend(self.data_files().into_iter().map(|f| (f.path.display().to_string(), format!("sha256 {}", f.sha256))));
+        out
+    }
+}
+
+/// Values of the layers' matrices; of large ones every n-th, evenly spread.
+fn weights(model: &Transformer) -> Result<Vec<Vec<f32>>> {
+    let mut out = Vec::new();
+    for layer in 0..model.n_layers() {
+        for slot in model.linears(layer)? {
+            let flat = model.params().require(&slot)?.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            let stride = flat.len().div_ceil(SAMPLED).max(1);
+            out.push(flat.into_iter().step_by(stride).collect());
+        }
+    }
+    Ok(out)
+}
+
+fn charts(curve: &super::book::Curve) -> Vec<Chart> {
+    let chart = |what: &str, series: Vec<Series>| Chart { title: format!("{}: {what}", curve.name), x: "step".to_owned(), y: what.to_owned(), series };
+    let mut out = vec![chart("loss", vec![Series { name: "loss".to_owned(), points: curve.loss.clone() }])];
+    for (name, points) in &curve.evals {
+        out.push(chart(name, vec![Series { name: name.clone(), points: points.clone() }]));
+    }
+    out
+}

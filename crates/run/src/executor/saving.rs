@@ -1,0 +1,182 @@
+//! `save`: hands the model to the exporter, with the record of what was removed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use prunectl_model::LayerDims;
+use prunectl_prune::{Key, UnitMap, site};
+use prunectl_recipe::catalogue::SiteKind;
+use prunectl_recipe::Sources;
+use prunectl_recipe::plan::{ModelSource, Plan, Span, Step, StepKind};
+
+use crate::data::FileRecord;
+use crate::error::{Error, Result};
+use crate::executor::book::SavedFolder;
+use crate::executor::state::ModelState;
+use crate::executor::{Executor, Outcome};
+use crate::journal::StepDone;
+use crate::models::{Place, describe};
+use crate::save::record::{KeptSite, RecipeRef, RunRecord, SourceRef};
+use crate::save::{Assets, CardFacts, Layout, PruneRecord, SHARD_BYTES, SaveRequest, check_target, write};
+use crate::session::Dtype;
+
+impl Executor<'_> {
+    pub(super) fn save(&mut self, model: &str, to: &str, format: &str, layout: &str, dtype: Option<&str>, done: Option<&StepDone>) -> Result<Outcome> {
+        let target = PathBuf::from(to);
+        if let Some(done) = done
+            && let Ok(saved) = serde_json::from_value::<SavedFolder>(done.result.clone())
+            && target.join("prune.json").is_file()
+        {
+            self.book.saves.push(saved);
+            return Ok(Outcome { result: done.result.clone(), reused: Some(format!("{to} was saved before the interruption")), ..Outcome::default() });
+        }
+        let layout = Layout::parse(layout).ok_or_else(|| Error::Internal(format!("layout `{layout}`")))?;
+        if format != "hf" {
+            return Err(Error::Refused { what: format!("format = {format} is not carried out by this build"), remedy: "leave it out for the Hugging Face layout".to_owned() });
+        }
+        let dtype = dtype.map(|d| d.parse::<Dtype>().map(|d| d.0)).transpose().map_err(|e| Error::Internal(format!("dtype: {e}")))?;
+        let state = self.state.model(model)?;
+        if layout == Layout::Compact && !state.removed.units.is_empty() {
+            let line = format!("`{model}` has masked units that were not compacted: {to} is no smaller; write `compact {model}` before the save");
+            self.warn(line);
+        }
+        let state = self.state.model(model)?;
+        let record = self.record_of(state, layout);
+        let card = CardFacts {
+            title: String::new(),
+            base_model: match &state.decl.source {
+                ModelSource::Hub { repo, .. } => Some(repo.clone()),
+                _ => None,
+            },
+            license: None,
+            task: state.model.origin().task.to_string(),
+            dense_params: state.dense.parameter_count(),
+            params: state.model.parameter_count(),
+            metrics: self.metric_rows(),
+            recipe: self.sources.get(0).map(|s| s.text.clone()).unwrap_or_default(),
+        };
+        let assets = match &state.files {
+            Place::Folder(dir) => Assets::Folder(dir),
+            Place::Builtin(files) => Assets::Bytes(files),
+            Place::Config(_) => Assets::None,
+        };
+        let request = SaveRequest { target: &target, layout, dtype, assets, record: &record, card: &card, shard_bytes: SHARD_BYTES };
+        let saved = self.dir.uninterrupted(|| write(&state.model, &request))?;
+        let saved = SavedFolder {
+            model: model.to_owned(),
+            dir: to.to_owned(),
+            weight_bytes: saved.weight_bytes,
+            loaders: saved.loaders.iter().map(|l| (l.loader.to_string(), l.to_string())).collect(),
+            verified: format!(
+                "opened again, logits differ by {:.1e} at most (allowed {:.0e}; {})",
+                saved.verified.difference, saved.verified.tolerance, saved.verified.probe
+            ),
+            warnings: saved.warnings,
+        };
+        self.options.ui.note(format!("saved {model} to {to}: {}", saved.verified));
+        for (_, verdict) in &saved.loaders {
+            self.options.ui.note(format!("  {verdict}"));
+        }
+        for warning in saved.warnings.clone() {
+            self.warn(format!("{to}: {warning}"));
+        }
+        let result = serde_json::to_value(&saved).map_err(|e| Error::Internal(format!("a save can't be written as JSON: {e}")))?;
+        self.book.saves.push(saved);
+        Ok(Outcome { result, ..Outcome::default() })
+    }
+
+    fn record_of(&self, state: &ModelState, layout: Layout) -> PruneRecord {
+        let data = self.lock.data.iter().map(|file| SourceRef {
+            name: file.path.clone(),
+            source: format!("file:{}", file.path),
+            revision: None,
+            sha256: BTreeMap::from([(file.path.clone(), file.sha256.clone())]),
+        });
+        let metrics = match self.book.metrics() {
+            serde_json::Value::Object(mut map) => {
+                map.remove("model");
+                map
+            }
+            _ => serde_json::Map::new(),
+        };
+        let run = RunRecord {
+            recipe: RecipeRef { name: self.plan.name.clone(), sha256: self.start.recipe_sha256.clone() },
+            prunectl: self.start.prunectl.clone(),
+            model: SourceRef { name: state.decl.name.clone(), source: describe(&state.decl.source), revision: None, sha256: state.hashes.clone() },
+            data: data.collect(),
+            metrics,
+            shapes: state.model.dims().to_vec(),
+        };
+        let (layers, sites) = kept(state);
+        PruneRecord::after(state.record.as_ref(), run, layout.word(), state.dense.dims().to_vec(), layers, sites)
+    }
+
+    /// Data files of the run, for the report.
+    pub(super) fn data_files(&self) -> Vec<FileRecord> {
+        self.data.files()
+    }
+}
+
+/// Refuses, before anything is loaded, targets that belong to somebody else.
+pub fn check_targets(plan: &Plan, sources: &Sources) -> Result<()> {
+    let mut all = Vec::new();
+    saves(&plan.steps, &mut all);
+    for (span, to) in all {
+        check_target(&PathBuf::from(to), &plan.name).map_err(|e| super::at(sources, span, e.into()))?;
+    }
+    Ok(())
+}
+
+/// Today's layers in the loaded model, and the units of every site that lost some since, masked ones left out.
+fn kept(state: &ModelState) -> (Vec<usize>, Vec<KeptSite>) {
+    let layers: Vec<usize> = (0..state.model.n_layers()).map(|l| state.map.layer(l)).collect();
+    let mut sites: BTreeMap<&'static str, BTreeMap<usize, Vec<usize>>> = BTreeMap::new();
+    let whole = |kind| if kind == SiteKind::Layers { layers.len() } else { state.model.blueprint().hidden };
+    for kind in [SiteKind::Layers, SiteKind::Hidden] {
+        let key = Key { kind, layer: None };
+        let now = remaining(state, key, whole(kind));
+        if now.len() != (if kind == SiteKind::Layers { state.dense.n_layers() } else { state.dense.blueprint().hidden }) {
+            sites.entry(site::part(kind)).or_default().insert(0, now);
+        }
+    }
+    for (layer, dims) in state.model.dims().iter().enumerate() {
+        let original = state.map.layer(layer);
+        let before = state.dense.dims().get(original).copied().unwrap_or_default();
+        for kind in [SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Experts, SiteKind::Attention, SiteKind::Mlp] {
+            let now = remaining(state, Key::of(kind, layer), count(kind, dims));
+            if now.len() != count(kind, &before) {
+                sites.entry(site::part(kind)).or_default().insert(original, now);
+            }
+        }
+    }
+    (layers, sites.into_iter().map(|(site, kept)| KeptSite { site: site.to_owned(), kept }).collect())
+}
+
+/// Units of a site that are there and not masked, in the loaded model's indices.
+fn remaining(state: &ModelState, key: Key, total: usize) -> Vec<usize> {
+    let map: &UnitMap = &state.map;
+    (0..total).filter(|u| !state.removed.has(key, *u)).map(|u| map.unit(key, u)).collect()
+}
+
+fn count(kind: SiteKind, dims: &LayerDims) -> usize {
+    match kind {
+        SiteKind::Heads => dims.q_heads,
+        SiteKind::KvGroups => dims.kv_heads,
+        SiteKind::Neurons => dims.ffn * dims.experts.max(1),
+        SiteKind::Experts => dims.experts,
+        SiteKind::Attention => usize::from(dims.has_attention()),
+        SiteKind::Mlp => usize::from(dims.has_mlp()),
+        SiteKind::Layers | SiteKind::Hidden | SiteKind::Weights => 0,
+    }
+}
+
+fn saves<'p>(steps: &'p [Step], out: &mut Vec<(Span, &'p str)>) {
+    for step in steps {
+        match &step.kind {
+            StepKind::Save { to, .. } => out.push((step.span, to)),
+            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| saves(r, out)),
+            StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| saves(&c.steps, out)),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! `train`: the one training loop with what surrounds it here: evals inside, `keep`, `stop`, checkpoints, curves.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use prunectl_prune::{Flow, LOSSES, METRICS, Metric, OPTIMIZERS, Observer, PruneError, StepEvent, Term, TrainMeta, TrainSpec, TrainState, Trainer, build};
+use prunectl_recipe::catalogue::Args;
+use prunectl_recipe::plan::{Method, Step, StepKind, Train, Value, When};
+use serde::{Deserialize, Serialize};
+
+use crate::data::Need;
+use crate::error::{Error, Result};
+use crate::executor::book::{Curve, plain_name};
+use crate::executor::inputs::{Wanted, batches, rows_at_once};
+use crate::executor::state::ModelState;
+use crate::executor::store::{from_bytes, to_bytes};
+use crate::executor::{Executor, Outcome};
+use crate::files::file_name_of;
+use crate::journal::StepDone;
+use crate::rundir::CHECKPOINTS;
+
+/// Seconds between checkpoints where the recipe doesn't say.
+const CHECKPOINT_SECONDS: u64 = 300;
+/// Points of a curve in the report.
+const CURVE_POINTS: u64 = 400;
+
+/// What a resumed training needs besides tensors.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Watch {
+    meta: Option<TrainMeta>,
+    curve: Curve,
+    /// The best value of `keep`'s metric so far.
+    best: Option<f64>,
+    /// The best value of `stop`'s metric so far, and evaluations since.
+    stale: (Option<f64>, u64),
+}
+
+impl Executor<'_> {
+    pub(super) fn train(&mut self, step: &Step, train: &Train, done: Option<&StepDone>) -> Result<Outcome> {
+        let state = self.state.model(&train.model)?.clone();
+        if let Some(done) = done {
+            let (file, hash) = done.files.first().ok_or_else(|| Error::Internal("a finished training has no checkpoint".to_owned()))?;
+            let tensors = from_bytes(&self.dir.read_checked(file, hash)?, &self.dir.join(file))?;
+            self.book.curves.push(serde_json::from_value(done.result.clone()).unwrap_or_default());
+            self.put_weights(&train.model, tensors)?;
+            return Ok(Outcome {
+                files: done.files.clone(),
+                result: done.result.clone(),
+                reused: Some("trained before the interruption".to_owned()),
+            });
+        }
+        if let Some(prune) = train.prunes.first() {
+            let what = format!("`prune` inside `train` ({:?})", prune.criterion);
+            return Err(Error::Refused { what: format!("{} is not carried out by this build", what.split('{').next().unwrap_or("it").trim()), remedy: "prune before the training".to_owned() });
+        }
+        let spec = self.train_spec(train, &state)?;
+        // `masked_lm` hides tokens itself, so the data gives none.
+        let labels = !train.loss.iter().any(|(_, m)| m.name == "masked_lm");
+        let wanted = Wanted { need: Need::Optional, labels, batch: Some(spec.batch as u64), backward: true };
+        let mut data = batches(&self.data, &state, &train.data, wanted)?;
+        if matches!(train.length, When::Tokens(_)) {
+            data.count_tokens()?;
+        }
+        let path = format!("{CHECKPOINTS}/{}.safetensors", file_name_of(&step.name));
+        let resumed = self.read_checkpoint(&path)?;
+        let mut watch = Watch { curve: Curve { name: step.name.clone(), ..Curve::default() }, ..Watch::default() };
+        let mut best = None;
+        let mut trainer = match resumed {
+            Some((state_of, stored, best_weights)) => {
+                self.options.ui.note(format!("{}: goes on after step {}", step.name, state_of.meta.step));
+                watch = stored;
+                best = best_weights;
+                Trainer::resume(&state.model, &state.removed, &spec, &data, &state_of)?
+            }
+            None => Trainer::new(&state.model, &state.removed, &spec, &data)?,
+        };
+        let evals = self.inner_evals(train)?;
+        let progress = self.options.ui.bar(&step.name);
+        let mut observer = TrainObserver {
+            executor: self,
+            train,
+            evals,
+            every: checkpoint_every(&train.options),
+            last_checkpoint: std::time::Instant::now(),
+            path: &path,
+            watch: &mut watch,
+            best: &mut best,
+            bar: progress,
+        };
+        trainer.run(&mut data, &mut observer)?;
+        observer.bar.finish_and_clear();
+        let mut model = trainer.model()?;
+        if let Some(best) = best {
+            for (slot, tensor) in best {
+                let tensor = tensor.to_device(model.device())?.to_dtype(model.dtype())?;
+                model.params_mut().set(slot, tensor);
+            }
+        }
+        let trained: BTreeMap<String, Tensor> = model.params().iter().map(|(k, t)| (k.to_owned(), t.clone())).collect();
+        let file = format!("{CHECKPOINTS}/{}-done.safetensors", file_name_of(&step.name));
+        let hash = self.dir.write(&file, &to_bytes(&trained)?)?;
+        let result = serde_json::to_value(&watch.curve).map_err(|e| Error::Internal(format!("a curve can't be written as JSON: {e}")))?;
+        self.book.curves.push(watch.curve);
+        self.put_weights(&train.model, trained)?;
+        Ok(Outcome { files: vec![(file, hash)], result, reused: None })
+    }
+
+    fn put_weights(&mut self, name: &str, tensors: BTreeMap<String, Tensor>) -> Result<()> {
+        let device = self.device.clone();
+        let state = self.state.model_mut(name)?;
+        let dtype = state.model.dtype();
+        for (slot, tensor) in tensors {
+            state.model.params_mut().set(slot, tensor.to_device(&device)?.to_dtype(dtype)?);
+        }
+        state.changed = true;
+        Ok(())
+    }
+
+    fn train_spec(&self, train: &Train, state: &ModelState) -> Result<TrainSpec> {
+        let count = |name: &str| train.options.get(name).and_then(Value::as_u64);
+        let mut loss = Vec::with_capacity(train.loss.len());
+        for (weight, method) in &train.loss {
+            let args = self.with_mask_token(method, state)?;
+            let term = build(LOSSES, &method.name, &args)?;
+            let teacher = term.teacher().map(|t| self.state.network(t).map(|(m, _)| m)).transpose()?;
+            loss.push(Term { weight: weight.clone(), term, teacher });
+        }
+        let only = match &train.only {
+            None => None,
+            Some(selector) => Some(self.slots(state, selector)?),
+        };
+        Ok(TrainSpec {
+            length: train.length,
+            batch: count("batch").map_or_else(|| rows_at_once(&state.model, None, true), |b| b.max(1) as usize),
+            accumulate: count("accumulate").unwrap_or(1).max(1) as usize,
+            clip: train.options.get("clip").and_then(Value::as_f64),
+            optimizer: build(OPTIMIZERS, &train.optimizer.name, &train.optimizer.args)?,
+            loss,
+            only,
+            seed: count("seed").unwrap_or(0),
+        })
+    }
+
+    /// The mask token of the tokenizer, where a loss wants one and the recipe names none.
+    fn with_mask_token(&self, method: &Method, state: &ModelState) -> Result<Args> {
+        let mut args = method.args.clone();
+        if method.name == "masked_lm"
+            && args.get("mask").is_none()
+            && let Some(tokenizer) = &state.tokenizer
+        {
+            args.0.insert("mask".to_owned(), Value::Number(f64::from(tokenizer.mask()?)));
+        }
+        Ok(args)
+    }
+
+    /// Slots that `only = SELECTOR` names.
+    fn slots(&self, state: &ModelState, selector: &prunectl_recipe::plan::Selector) -> Result<std::collections::BTreeSet<String>> {
+        let sites = state.sites(selector)?;
+        let mut out = sites.weights.clone();
+        for (key, units) in &sites.units {
+            let Some(kind) = prunectl_prune::site::to_model(key.kind) else { continue };
+            for unit in units {
+                out.extend(state.model.group(kind, key.layer, *unit)?.into_iter().map(|s| s.slot));
+            }
+        }
+        Ok(out)
+    }
+
+    fn inner_evals<'t>(&self, train: &'t Train) -> Result<Vec<InnerEval<'t>>> {
+        let mut out = Vec::with_capacity(train.evals.len());
+        for (step, every) in &train.evals {
+            let StepKind::Eval { metric, model, data, batch } = &step.kind else { continue };
+            out.push(InnerEval { name: plain_name(&step.name).to_owned(), step, metric, model, data: data.as_ref(), batch: *batch, every: *every, built: build(METRICS, &metric.name, &metric.args)? });
+        }
+        Ok(out)
+    }
+
+    fn read_checkpoint(&self, path: &str) -> Result<Option<(TrainState, Watch, Option<BTreeMap<String, Tensor>>)>> {
+        let full = self.dir.join(path);
+        let bytes = match std::fs::read(&full) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("read", &full)(e)),
+        };
+        let damaged = |what: String| Error::Damaged { path: full.clone(), what };
+        let mut state = BTreeMap::new();
+        let mut best = BTreeMap::new();
+        let mut watch = None;
+        for (name, tensor) in from_bytes(&bytes, &full)? {
+            if name == WATCH {
+                let text = tensor.to_vec1::<u8>()?;
+                watch = Some(serde_json::from_slice::<Watch>(&text).map_err(|e| damaged(e.to_string()))?);
+            } else if let Some(slot) = name.strip_prefix(BEST) {
+                best.insert(slot.to_owned(), tensor);
+            } else if let Some(slot) = name.strip_prefix(STATE) {
+                state.insert(slot.to_owned(), tensor);
+            }
+        }
+        let watch = watch.ok_or_else(|| damaged("it has no record of the training".to_owned()))?;
+        let meta = watch.meta.clone().ok_or_else(|| damaged("it has no step number".to_owned()))?;
+        Ok(Some((TrainState { tensors: state, meta }, watch, (!best.is_empty()).then_some(best))))
+    }
+}
+
+const STATE: &str = "state/";
+const BEST: &str = "best/";
+const WATCH: &str = "watch";
+
+/// An `eval` inside `train`.
+struct InnerEval<'t> {
+    name: String,
+    step: &'t Step,
+    metric: &'t Method,
+    model: &'t Value,
+    data: Option<&'t prunectl_recipe::plan::DataExpr>,
+    batch: Option<u64>,
+    every: When,
+    built: Box<dyn Metric>,
+}
+
+/// Sees every step of a training.
+struct TrainObserver<'t, 'e, 'p> {
+    executor: &'t mut Executor<'p>,
+    train: &'e Train,
+    evals: Vec<InnerEval<'e>>,
+    every: Option<When>,
+    last_checkpoint: std::time::Instant,
+    path: &'t str,
+    watch: &'t mut Watch,
+    best: &'t mut Option<BTreeMap<String, Tensor>>,
+    bar: indicatif::ProgressBar,
+}
+
+impl Observer for TrainObserver<'_, '_, '_> {
+    fn step(&mut self, trainer: &Trainer<'_>, event: &StepEvent) -> prunectl_prune::Result<Flow> {
+        self.after(trainer, event).map_err(|e| PruneError::Data(Box::new(e)))
+    }
+}
+
+impl TrainObserver<'_, '_, '_> {
+    fn after(&mut self, trainer: &Trainer<'_>, event: &StepEvent) -> Result<Flow> {
+        self.bar.set_length(event.steps);
+        self.bar.set_position(event.step);
+        self.bar.set_message(format!("loss {:.4}, {:.0} tokens/s", event.loss, event.tokens_per_second));
+        let at = event.step as f64;
+        let stride = event.steps.div_ceil(CURVE_POINTS).max(1);
+        if event.step % stride == 0 || event.step == 1 || event.step == event.steps {
+            self.watch.curve.loss.push((at, event.loss));
+        }
+        if event.step.is_multiple_of(stride.max(1) * 10) {
+            self.executor.options.ui.detail(format!("step {}/{}: loss {:.4}, lr {:.2e}", event.step, event.steps, event.loss, event.lr));
+        }
+        let mut flow = Flow::Continue;
+        for i in 0..self.evals.len() {
+            let due = self.evals.get(i).is_some_and(|e| due(e.every, event));
+            if due && self.evaluate(i, trainer, at)? == Flow::Stop {
+                flow = Flow::Stop;
+            }
+        }
+        let timed = self.every.is_none() && self.last_checkpoint.elapsed().as_secs() >= CHECKPOINT_SECONDS;
+        if event.step < event.steps && (timed || self.every.is_some_and(|every| due(every, event))) {
+            self.checkpoint(trainer)?;
+        }
+        Ok(flow)
+    }
+
+    fn evaluate(&mut self, i: usize, trainer: &Trainer<'_>, at: f64) -> Result<Flow> {
+        let Some(eval) = self.evals.get(i) else { return Ok(Flow::Continue) };
+        let model = trainer.model()?;
+        let trained: BTreeMap<String, Tensor> = model.params().iter().map(|(k, t)| (k.to_owned(), t.clone())).collect();
+        // The metric sees the model as it is now under its own name; other models are as they were.
+        let before = self.executor.state.model(&self.train.model)?.model.clone();
+        self.executor.state.model_mut(&self.train.model)?.model = model;
+        let measured = self.executor.measure(&*eval.built, eval.metric, eval.model, eval.data, eval.batch);
+        self.executor.state.model_mut(&self.train.model)?.model = before;
+        let value = measured?.value;
+        self.executor.options.ui.note(format!("step {at}: {} = {}", eval.step.name, crate::report::figure(value, super::book::unit_of(&eval.metric.name))));
+        self.watch.curve.evals.entry(eval.name.clone()).or_default().push((at, value));
+        self.executor.metrics.insert(eval.name.clone(), value);
+        if let Some((name, lowest)) = &self.train.keep
+            && plain_name(name) == eval.name
+            && better(value, self.watch.best, *lowest)
+        {
+            self.watch.best = Some(value);
+            *self.best = Some(trained);
+        }
+        if let Some(stop) = &self.train.stop
+            && stop.args.word("metric").is_ok_and(|n| plain_name(n) == eval.name)
+        {
+            let lowest = eval.built.higher_is_better() != Some(true);
+            if better(value, self.watch.stale.0, lowest) {
+                self.watch.stale = (Some(value), 0);
+            } else {
+                self.watch.stale.1 += 1;
+            }
+            if stop.args.count("after").is_ok_and(|n| self.watch.stale.1 >= n) {
+                self.executor.options.ui.note(format!("step {at}: {} has not improved for {} evaluations; the training ends here", eval.name, self.watch.stale.1));
+                return Ok(Flow::Stop);
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn checkpoint(&mut self, trainer: &Trainer<'_>) -> Result<()> {
+        let state = trainer.state()?;
+        self.watch.meta = Some(state.meta);
+        let text = serde_json::to_vec(&self.watch).map_err(|e| Error::Internal(format!("a checkpoint can't be written as JSON: {e}")))?;
+        let mut tensors: BTreeMap<String, Tensor> = state.tensors.into_iter().map(|(k, t)| (format!("{STATE}{k}"), t)).collect();
+        for (slot, tensor) in self.best.iter().flatten() {
+            tensors.insert(format!("{BEST}{slot}"), tensor.clone());
+        }
+        let length = text.len();
+        tensors.insert(WATCH.to_owned(), Tensor::from_vec(text, length, &candle_core::Device::Cpu)?);
+        self.executor.dir.write(self.path, &to_bytes(&tensors)?)?;
+        self.last_checkpoint = std::time::Instant::now();
+        Ok(())
+    }
+}
+
+fn better(value: f64, than: Option<f64>, lowest: bool) -> bool {
+    !value.is_nan() && than.is_none_or(|t| if lowest { value < t } else { value > t })
+}
+
+/// Whether something is due after this step; the last step is always due.
+fn due(every: When, event: &StepEvent) -> bool {
+    if event.step == event.steps {
+        return true;
+    }
+    let crossed = |now: f64, per_step: f64, length: f64| length > 0.0 && (now / length).floor() > ((now - per_step) / length).floor();
+    let per_step_epochs = event.epoch / event.step.max(1) as f64;
+    match every {
+        When::Steps(n) => n > 0 && event.step.is_multiple_of(n),
+        When::Share(share) => crossed(event.step as f64, 1.0, share * event.steps as f64),
+        When::Epochs(epochs) => crossed(event.epoch + 1e-9, per_step_epochs, epochs),
+        When::Tokens(tokens) => crossed(event.step as f64 * event.tokens as f64, event.tokens as f64, tokens as f64),
+    }
+}
+
+fn checkpoint_every(options: &Args) -> Option<When> {
+    use prunectl_recipe::plan::Unit;
+    match options.get("checkpoint_every") {
+        Some(Value::Quantity(n, Unit::Steps)) => Some(When::Steps(*n as u64)),
+        Some(Value::Quantity(n, Unit::Epochs)) => Some(When::Epochs(*n)),
+        _ => None,
+    }
+}

@@ -1,0 +1,493 @@
+//! What a plan would do to its models, worked out from their configs and headers: which units a selector names, how many go, what is
+//! left in each layer as far as the recipe decides it, and what only scores can decide as a range.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use prunectl_model::{Facts as ModelFile, LayerDims, cost};
+use prunectl_prune::{CRITERIA, Key, Sites, build, site};
+use prunectl_recipe::Sources;
+use prunectl_recipe::catalogue::SiteKind;
+use prunectl_recipe::plan::{Amount, CriterionRef, Goal, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Value};
+use serde::Serialize;
+
+use crate::data::{AutoBatch, describe as describe_data, memory_bytes};
+use crate::executor::{kind_name, model_of, to_sites};
+use crate::models::{describe, facts_from_file, read_facts};
+use crate::stock;
+
+/// Tokens of the sequence that FLOPs and the KV cache are stated for.
+const LENGTH_TOKENS: usize = 128;
+/// Bytes of a value in the KV cache (f16) and of a weight in memory (f32).
+const CACHE_VALUE_BYTES: usize = 2;
+const WEIGHT_BYTES: u64 = 4;
+
+/// Everything that can be said beforehand.
+#[derive(Debug, Clone, Serialize)]
+pub struct Forecast {
+    /// Models in order of declaration.
+    pub models: Vec<ModelForecast>,
+    /// Steps in order; those of a `repeat` once for each round, those of a `sweep` once for each cell.
+    pub steps: Vec<StepForecast>,
+    /// An estimate from above of the largest step; `None` where no model is known.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// One model.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelForecast {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from.
+    pub source: String,
+    /// What its config and headers say.
+    pub known: Option<Known>,
+    /// Why nothing is known.
+    pub unknown: Option<String>,
+}
+
+/// What config and headers say, before and after.
+#[derive(Debug, Clone, Serialize)]
+pub struct Known {
+    /// The config's `model_type`.
+    pub family: String,
+    /// What it is loaded for.
+    pub task: String,
+    /// Shapes by layer.
+    pub layers: Vec<LayerForecast>,
+    /// Parameters before.
+    pub parameters: u64,
+    /// Least and most parameters after; `None` where only the run decides.
+    pub parameters_after: Option<(u64, u64)>,
+    /// FLOPs of a sequence before.
+    pub flops: u64,
+    /// Least and most after.
+    pub flops_after: Option<(u64, u64)>,
+    /// Tokens of that sequence.
+    pub flops_length_tokens: usize,
+    /// Bytes of keys and values for one sequence in f16, before and (least, most) after; of causal models.
+    pub kv_cache_bytes: Option<(u64, (u64, u64))>,
+    /// Bytes of the weight files.
+    pub file_bytes: u64,
+    /// Who will be able to read the result, where the shapes are decided by the recipe.
+    pub loaders: Vec<String>,
+}
+
+/// One layer before and after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LayerForecast {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_groups: usize,
+    /// Neurons.
+    pub neurons: usize,
+    /// Query heads left.
+    pub heads_after: Range,
+    /// Key/value heads left.
+    pub kv_groups_after: Range,
+    /// Neurons left.
+    pub neurons_after: Range,
+}
+
+/// Least and most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Range {
+    /// Least.
+    pub least: usize,
+    /// Most.
+    pub most: usize,
+}
+
+impl Range {
+    /// Whether it is that number and no other.
+    pub fn is(self, n: usize) -> bool {
+        self.least == n && self.most == n
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.least == self.most { write!(f, "{}", self.least) } else { write!(f, "{}–{}", self.least, self.most) }
+    }
+}
+
+/// One step.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepForecast {
+    /// Its line.
+    pub line: u32,
+    /// `prune`, `eval`, ….
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// What it does, in words.
+    pub notes: Vec<String>,
+    /// Passes over its data.
+    pub passes: Option<u64>,
+}
+
+/// A model while the steps are walked.
+#[derive(Debug, Clone)]
+struct Sim {
+    file: ModelFile,
+    /// Units masked or gone by kind, over all layers.
+    gone: BTreeMap<SiteKind, usize>,
+    /// Least and most units gone of each site.
+    ranges: BTreeMap<Key, (usize, usize)>,
+    /// Something happened whose effect on shapes isn't worked out here.
+    vague: bool,
+    /// Whether masked units have been taken out since the last prune.
+    compacted: bool,
+}
+
+/// Works the plan out.
+pub fn forecast(plan: &Plan, sources: &Sources) -> Forecast {
+    let mut sims: BTreeMap<String, Sim> = BTreeMap::new();
+    let mut why: BTreeMap<String, String> = BTreeMap::new();
+    for decl in &plan.models {
+        let read = match &decl.source {
+            ModelSource::Copy(of) => sims.get(of).map(|s| s.file.clone()).ok_or_else(|| why.get(of).cloned().unwrap_or_default()),
+            _ => read_facts(decl).map_err(|e| e.to_string()),
+        };
+        match read {
+            Ok(file) => {
+                let sim = Sim { file, gone: BTreeMap::new(), ranges: BTreeMap::new(), vague: false, compacted: false };
+                sims.insert(decl.name.clone(), sim);
+            }
+            Err(e) => {
+                why.insert(decl.name.clone(), e);
+            }
+        }
+    }
+    let mut steps = Vec::new();
+    walk(&plan.steps, &mut sims, sources, &mut steps);
+    let peak_memory_bytes = sims.values().map(peak).max();
+    let models = plan.models.iter().map(|decl| ModelForecast {
+        name: decl.name.clone(),
+        source: describe(&decl.source),
+        known: sims.get(&decl.name).map(known),
+        unknown: why.get(&decl.name).cloned(),
+    });
+    Forecast { models: models.collect(), steps, peak_memory_bytes }
+}
+
+fn walk(steps: &[Step], sims: &mut BTreeMap<String, Sim>, sources: &Sources, out: &mut Vec<StepForecast>) {
+    for step in steps {
+        match &step.kind {
+            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| walk(r, sims, sources, out)),
+            StepKind::Sweep { cells, .. } => {
+                for cell in cells {
+                    let mut own = sims.clone();
+                    walk(&cell.steps, &mut own, sources, out);
+                }
+            }
+            StepKind::Adopt { model, .. } => {
+                if let Some(sim) = sims.get_mut(model) {
+                    sim.vague = true;
+                }
+                out.push(plain(step, vec!["takes the model of one cell".to_owned()]));
+            }
+            _ => out.push(one(step, sims, sources)),
+        }
+    }
+}
+
+fn plain(step: &Step, notes: Vec<String>) -> StepForecast {
+    StepForecast { line: step.line, kind: kind_name(&step.kind), name: step.name.clone(), notes, passes: None }
+}
+
+fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> StepForecast {
+    let call = |span| sources.slice(span).split_whitespace().collect::<Vec<_>>().join(" ");
+    match &step.kind {
+        StepKind::Prune(prune) => {
+            let (notes, passes) = prune_notes(prune, sims, sources);
+            StepForecast { passes, ..plain(step, notes) }
+        }
+        StepKind::Score { selector, criterion, .. } => {
+            let sites = sites_of(selector, sims);
+            let notes = vec![sites.as_ref().map_or_else(|| "of a model that is not at hand".to_owned(), named)];
+            let passes = sites.and_then(|s| passes(criterion, &s, None, 0));
+            StepForecast { passes, ..plain(step, notes) }
+        }
+        StepKind::Compact { model } => {
+            if let Some(sim) = sims.get_mut(model) {
+                sim.compacted = true;
+            }
+            plain(step, vec!["masked units become smaller tensors".to_owned()])
+        }
+        StepKind::Eval { metric, data, .. } => {
+            let on = data.as_ref().map(|d| format!(" on {}", describe_data(d))).unwrap_or_default();
+            plain(step, vec![format!("{}{on}", call(metric.span))])
+        }
+        StepKind::Train(train) => plain(step, vec![format!("on {} for {}", describe_data(&train.data), length(train.length))]),
+        StepKind::Save { to, layout, .. } => plain(step, vec![format!("to {to}, layout = {layout}")]),
+        StepKind::Expect { .. } => plain(step, vec![call(step.span)]),
+        _ => plain(step, Vec::new()),
+    }
+}
+
+fn length(when: prunectl_recipe::plan::When) -> String {
+    use prunectl_recipe::plan::When;
+    match when {
+        When::Share(x) => format!("{}% of the training", x * 100.0),
+        When::Steps(n) => format!("{n} steps"),
+        When::Epochs(n) => format!("{n} epochs"),
+        When::Tokens(n) => format!("{n} tokens"),
+    }
+}
+
+/// The units that a selector names on the model as it is loaded.
+fn sites_of(selector: &Selector, sims: &BTreeMap<String, Sim>) -> Option<Sites> {
+    let sim = sims.get(model_of(selector))?;
+    prunectl_recipe::expand(selector, &facts_from_file(&sim.file)).ok().map(|s| to_sites(&s))
+}
+
+/// `48 heads in 4 layers, 12 matrices`.
+fn named(sites: &Sites) -> String {
+    let mut parts: Vec<String> = sites
+        .kinds()
+        .into_iter()
+        .filter(|k| *k != SiteKind::Weights)
+        .map(|kind| {
+            let layers = sites.of_kind(kind).filter(|(k, _)| k.layer.is_some()).count();
+            let of = if layers > 0 { format!(" in {layers} layers") } else { String::new() };
+            format!("{} {}{of}", sites.count(kind), site::plural(kind))
+        })
+        .collect();
+    if !sites.weights.is_empty() {
+        parts.push(format!("single weights of {} matrices", sites.weights.len()));
+    }
+    parts.join(", ")
+}
+
+fn prune_notes(prune: &Prune, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> (Vec<String>, Option<u64>) {
+    let name = model_of(&prune.selector).to_owned();
+    let Some(sites) = sites_of(&prune.selector, sims) else { return (vec!["of a model that is not at hand".to_owned()], None) };
+    let protect = prune.protect.as_ref().and_then(|p| sites_of(p, sims)).unwrap_or_default();
+    let Some(sim) = sims.get_mut(&name) else { return (Vec::new(), None) };
+    let mut notes = vec![named(&sites)];
+    sim.compacted = false;
+    let Goal::By(amount) = &prune.goal else {
+        sim.vague = true;
+        notes.push("down to a bound: what goes is decided by the run".to_owned());
+        return (notes, passes(&prune.criterion, &sites, prune.rescore, 0));
+    };
+    let mut total_removed = 0;
+    for kind in sites.kinds().into_iter().filter(|k| *k != SiteKind::Weights) {
+        let n = sites.count(kind);
+        let before = sim.gone.get(&kind).copied().unwrap_or(0);
+        let Some(target) = target(amount, n, before) else {
+            sim.vague = true;
+            notes.push(format!("{}: what goes is decided by the run", site::plural(kind)));
+            continue;
+        };
+        total_removed += target.saturating_sub(before);
+        sim.gone.insert(kind, target.max(before));
+        let layered = prune.scope == Some(Scope::Layer);
+        let mut spread = Vec::new();
+        for (key, units) in sites.of_kind(kind) {
+            let count = units.len();
+            let guarded = units.iter().filter(|u| protect.contains(key, **u)).count();
+            let keep = match &prune.at_least {
+                Some(Value::Percent(share)) => count - prunectl_recipe::plan::Share(prunectl_recipe::plan::Share::ONE.0 - share.0).of(count),
+                Some(v) => v.as_u64().unwrap_or(0) as usize,
+                None => 0,
+            };
+            let most = count.saturating_sub(keep.max(guarded)).min(target);
+            let range = if layered {
+                let own = self::target(amount, count, sim.ranges.get(&key).map_or(0, |r| r.0)).unwrap_or(0);
+                (own, own)
+            } else {
+                (0, most)
+            };
+            spread.push((key, range));
+        }
+        // What the other layers can't give must come from this one.
+        let capacity: usize = spread.iter().map(|(_, r)| r.1).sum();
+        for (key, (least, most)) in &spread {
+            let least = if layered { *least } else { target.saturating_sub(capacity - most) };
+            let old = sim.ranges.get(key).copied().unwrap_or((0, 0));
+            sim.ranges.insert(*key, (least.max(old.0), (*most).max(old.1)));
+        }
+        if layered {
+            let sum: usize = spread.iter().map(|(_, r)| r.0).sum();
+            sim.gone.insert(kind, sum);
+            notes.push(format!("{sum} of {n} {} go, each layer on its own", site::plural(kind)));
+        } else {
+            notes.push(format!("{target} of {n} {} go", site::plural(kind)));
+        }
+    }
+    if !sites.weights.is_empty() {
+        notes.push(match amount {
+            Amount::Share { share, .. } => format!("{}% of their weights become zeros", share.fraction() * 100.0),
+            Amount::NofM { removed, group } => format!("of every {group} consecutive weights {removed} become zeros"),
+            _ => "weights become zeros".to_owned(),
+        });
+    }
+    if let CriterionRef::Method(m) = &prune.criterion {
+        notes.push(format!("using {}", sources.slice(m.span).split_whitespace().collect::<Vec<_>>().join(" ")));
+    }
+    let passes = passes(&prune.criterion, &sites, prune.rescore, total_removed);
+    (notes, passes)
+}
+
+/// Units gone after a prune of `n` selected ones of which `before` were gone; `None` where only the run knows.
+fn target(amount: &Amount, n: usize, before: usize) -> Option<usize> {
+    match amount {
+        Amount::Share { share, .. } => Some(share.of(n)),
+        Amount::OfRemaining { share, .. } => Some(before + share.of(n.saturating_sub(before))),
+        Amount::Units { n: units, .. } => usize::try_from(*units).ok().map(|u| u.min(n)),
+        Amount::OfParams(_) | Amount::NofM { .. } | Amount::PerLayer(_) | Amount::AcrossLayers { .. } | Amount::Scheduled { .. } => None,
+    }
+}
+
+/// Passes over the criterion's data: `None` where it has none.
+fn passes(criterion: &CriterionRef, sites: &Sites, rescore: Option<prunectl_recipe::plan::Share>, removed: usize) -> Option<u64> {
+    let CriterionRef::Method(method) = criterion else { return Some(0) };
+    let criterion = build(CRITERIA, &method.name, &method.args).ok()?;
+    if !criterion.needs_data() {
+        return Some(0);
+    }
+    let units: usize = sites.kinds().into_iter().map(|k| sites.count(k)).sum();
+    let Some(share) = rescore else { return Some(criterion.passes(units)) };
+    let step = share.of(units).max(1);
+    let rounds = removed.div_ceil(step);
+    Some((0..rounds).map(|round| criterion.passes(units.saturating_sub(round * step))).sum())
+}
+
+fn known(sim: &Sim) -> Known {
+    let file = &sim.file;
+    let length = LENGTH_TOKENS;
+    let flops = |dims: &[LayerDims]| cost::flops_per_token(&file.blueprint, dims, length) * length as u64;
+    let cache = |dims: &[LayerDims]| cost::kv_cache_bytes(&file.blueprint, dims, 1, length, CACHE_VALUE_BYTES);
+    let (least, most) = (after(sim, true), after(sim, false));
+    let layers: Vec<LayerForecast> = file
+        .dims
+        .iter()
+        .zip(least.iter().zip(&most))
+        .map(|(before, (least, most))| LayerForecast {
+            heads: before.q_heads,
+            kv_groups: before.kv_heads,
+            neurons: before.ffn,
+            heads_after: Range { least: least.q_heads, most: most.q_heads },
+            kv_groups_after: Range { least: least.kv_heads, most: most.kv_heads },
+            neurons_after: Range { least: least.ffn, most: most.ffn },
+        })
+        .collect();
+    let decided = least == most && !sim.vague;
+    let loaders = match decided {
+        true => {
+            let target = stock::Target { model_type: &file.model_type, hidden: file.blueprint.hidden, dims: &most, remote_code: false };
+            stock::loaders(&target).iter().map(ToString::to_string).collect()
+        }
+        false => vec!["which loaders read the result depends on how many units each layer keeps; `layout = padded` is stock everywhere".to_owned()],
+    };
+    Known {
+        family: file.model_type.clone(),
+        task: file.task.to_string(),
+        layers,
+        parameters: file.parameters,
+        parameters_after: size_after(sim, &least, &most, file.parameters, |d| file.blueprint.parameter_count(d)),
+        flops: flops(&file.dims),
+        flops_after: size_after(sim, &least, &most, flops(&file.dims), flops),
+        flops_length_tokens: length,
+        kv_cache_bytes: file.blueprint.attention.causal.then(|| (cache(&file.dims), (cache(&least), cache(&most)))),
+        file_bytes: file.file_bytes,
+        loaders,
+    }
+}
+
+/// Shapes at the end: with the fewest units left in each layer, or with the most.
+fn after(sim: &Sim, fewest: bool) -> Vec<LayerDims> {
+    let mut dims = sim.file.dims.clone();
+    if !sim.compacted {
+        return dims;
+    }
+    for (key, (least, most)) in &sim.ranges {
+        let gone = if fewest { *most } else { *least };
+        let Some(d) = key.layer.and_then(|l| dims.get_mut(l)) else { continue };
+        match key.kind {
+            SiteKind::Heads => {
+                // Equally many leave every group, so the count is a multiple of the groups.
+                let left = d.q_heads.saturating_sub(gone);
+                d.q_heads = if d.kv_heads > 0 && d.group_size() > 1 { left.div_ceil(d.kv_heads) * d.kv_heads } else { left };
+                if d.group_size() <= 1 {
+                    d.kv_heads = d.kv_heads.min(d.q_heads);
+                }
+            }
+            SiteKind::KvGroups => {
+                let size = d.group_size();
+                d.kv_heads = d.kv_heads.saturating_sub(gone);
+                d.q_heads = d.kv_heads * size;
+            }
+            SiteKind::Neurons => d.ffn = d.ffn.saturating_sub(gone / d.experts.max(1)),
+            SiteKind::Attention if gone > 0 => (d.q_heads, d.kv_heads) = (0, 0),
+            SiteKind::Mlp if gone > 0 => d.ffn = 0,
+            _ => {}
+        }
+    }
+    dims
+}
+
+/// Least and most of a size that is a sum over units. Where every layer's units cost the same, how many go in all decides it.
+fn size_after(sim: &Sim, least: &[LayerDims], most: &[LayerDims], before: u64, size: impl Fn(&[LayerDims]) -> u64) -> Option<(u64, u64)> {
+    if sim.vague {
+        return None;
+    }
+    if !sim.compacted {
+        return Some((before, before));
+    }
+    let kinds: BTreeSet<SiteKind> = sim.ranges.keys().map(|k| k.kind).collect();
+    let alike = sim.file.dims.windows(2).all(|w| matches!(w, [a, b] if a == b));
+    let one_group = sim.file.dims.iter().all(|d| d.group_size() <= 1);
+    if alike && kinds.iter().all(|k| matches!(k, SiteKind::Neurons) || (*k == SiteKind::Heads && one_group)) {
+        let dims = &sim.file.dims;
+        let mut after = before;
+        for kind in kinds {
+            let mut fewer = dims.clone();
+            if let Some(d) = fewer.first_mut() {
+                match kind {
+                    SiteKind::Heads => (d.q_heads, d.kv_heads) = (d.q_heads.saturating_sub(1), d.kv_heads.saturating_sub(1)),
+                    _ => d.ffn = d.ffn.saturating_sub(1),
+                }
+            }
+            let each = size(dims).saturating_sub(size(&fewer));
+            after = after.saturating_sub(each * sim.gone.get(&kind).copied().unwrap_or(0) as u64);
+        }
+        return Some((after, after));
+    }
+    Some((size(least), size(most)))
+}
+
+/// Weights in f32, twice where a dense copy stays for the comparison, and the activations of a batch.
+fn peak(sim: &Sim) -> u64 {
+    let file = &sim.file;
+    let most = |of: fn(&LayerDims) -> usize| file.dims.iter().map(of).max().unwrap_or(0);
+    let positions = file.blueprint.embeddings.positions.as_ref().map_or(512, |p| p.rows);
+    let auto = AutoBatch {
+        length: positions.min(512),
+        hidden: file.blueprint.hidden,
+        ffn: most(|d| d.ffn),
+        heads: most(|d| d.q_heads),
+        layers: file.dims.len(),
+        vocabulary: if matches!(file.blueprint.head, prunectl_model::Head::Tokens { .. }) { file.blueprint.vocab } else { 0 },
+        backward: true,
+    };
+    2 * WEIGHT_BYTES * file.parameters + auto.rows(memory_bytes()) as u64 * auto.row_bytes()
+}
+
+/// A parameter's value as the recipe would write it.
+pub fn shown(value: &Value) -> String {
+    match value {
+        Value::Bool(b) => b.to_string(),
+        Value::Number(x) => x.to_string(),
+        Value::Percent(s) => format!("{}%", s.fraction() * 100.0),
+        Value::Points(x) => format!("{x} pp"),
+        Value::Quantity(x, unit) => format!("{x} {}", format!("{unit:?}").to_lowercase()),
+        Value::Text(s) => format!("\"{s}\""),
+        Value::Word(s) => s.clone(),
+        Value::Path(p) => format!("\"{}\"", p.display()),
+        other => format!("{other:?}"),
+    }
+}

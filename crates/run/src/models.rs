@@ -1,0 +1,238 @@
+//! Models by their declarations: where their files are, what their configs say, and how they are loaded.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use prunectl_model::{Facts as ModelFile, Head, LayerDims, LoadOptions, Task, Transformer};
+use prunectl_recipe::plan::{DataDecl, ModelDecl, ModelSource};
+use prunectl_recipe::{Facts, LayerFacts, ModelFacts};
+
+use crate::builtin;
+use crate::error::{Error, Result};
+use crate::files::sha256_file;
+use crate::session::Dtype;
+use crate::tokenizer::Tokenizer;
+
+/// A model as it was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The network.
+    pub model: Transformer,
+    /// Its tokenizer, where the folder has one.
+    pub tokenizer: Option<Tokenizer>,
+    /// Where its files are.
+    pub files: Place,
+}
+
+/// Where a model's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a folder.
+    Folder(PathBuf),
+    /// Inside the program.
+    Builtin(&'static [builtin::ModelFile]),
+    /// Only a config: the weights are random.
+    Config(PathBuf),
+}
+
+/// A model's source as locks, records and messages name it.
+pub fn describe(source: &ModelSource) -> String {
+    match source {
+        ModelSource::Hub { repo, revision: None } => format!("hf:{repo}"),
+        ModelSource::Hub { repo, revision: Some(r) } => format!("hf:{repo}@{r}"),
+        ModelSource::Dir(path) => format!("dir:{}", path.display()),
+        ModelSource::Builtin(name) => format!("builtin:{name}"),
+        ModelSource::Init { config, seed } => format!("init:{}#{seed}", config.display()),
+        ModelSource::Copy(of) => format!("copy:{of}"),
+    }
+}
+
+fn task_of(decl: &ModelDecl) -> Result<Option<Task>> {
+    let Some(word) = &decl.task else { return Ok(None) };
+    let known = || Error::Refused { what: format!("task `{word}` is not known"), remedy: format!("use {}", Task::WORDS.join(", ")) };
+    Task::parse(word).map(Some).ok_or_else(known)
+}
+
+fn dtype_of(decl: &ModelDecl, asked: Option<Dtype>) -> Result<DType> {
+    if let Some(dtype) = asked {
+        return Ok(dtype.0);
+    }
+    let Some(word) = &decl.dtype else { return Ok(DType::F32) };
+    word.parse::<Dtype>().map(|d| d.0).map_err(|e| Error::Refused { what: format!("dtype of `{}`: {e}", decl.name), remedy: "leave it out for f32".to_owned() })
+}
+
+/// A config that lies in a built-in model: `init("builtin:tiny-bert")`.
+fn builtin_config(config: &Path) -> Option<&str> {
+    config.to_str()?.rsplit('/').next()?.strip_prefix("builtin:")
+}
+
+fn builtin_files(name: &str) -> Result<&'static [builtin::ModelFile]> {
+    builtin::model_files(name).ok_or_else(|| Error::Refused {
+        what: format!("there is no built-in model `{name}`"),
+        remedy: format!("use {}", builtin::model_names().collect::<Vec<_>>().join(", ")),
+    })
+}
+
+/// A built-in model's files in a folder that lives as long as `work`: the loader reads folders only.
+fn with_builtin<T>(files: &[builtin::ModelFile], work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let folder = tempfile::Builder::new().prefix("prunectl-").tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
+    for (name, bytes) in files {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).map_err(Error::io("write", &path))?;
+    }
+    work(folder.path())
+}
+
+fn not_yet_from_hub(repo: &str) -> Error {
+    Error::Refused {
+        what: format!("this build can't download models (`hf(\"{repo}\")`)"),
+        remedy: "download it with `hf download`, and name its folder: dir(\"path\")".to_owned(),
+    }
+}
+
+/// Loads what a declaration names. A `copy(…)` is the executor's.
+pub fn load(decl: &ModelDecl, device: &Device, dtype: Option<Dtype>) -> Result<Loaded> {
+    let options = LoadOptions { dtype: dtype_of(decl, dtype)?, device: device.clone(), task: task_of(decl)? };
+    match &decl.source {
+        ModelSource::Dir(path) => {
+            let model = prunectl_model::load(path, &options)?;
+            Ok(Loaded { model, tokenizer: Tokenizer::open(path)?, files: Place::Folder(path.clone()) })
+        }
+        ModelSource::Builtin(name) => {
+            let files = builtin_files(name)?;
+            let (model, tokenizer) = with_builtin(files, |dir| Ok((prunectl_model::load(dir, &options)?, Tokenizer::open(dir)?)))?;
+            Ok(Loaded { model, tokenizer, files: Place::Builtin(files) })
+        }
+        ModelSource::Init { config, seed } => match builtin_config(config) {
+            Some(name) => {
+                let files = builtin_files(name)?;
+                let made = |dir: &Path| Ok((prunectl_model::init(&dir.join("config.json"), *seed, &options)?, Tokenizer::open(dir)?));
+                let (model, tokenizer) = with_builtin(files, made)?;
+                Ok(Loaded { model, tokenizer, files: Place::Builtin(files) })
+            }
+            None => {
+                let model = prunectl_model::init(config, *seed, &options)?;
+                let tokenizer = config.parent().map(Tokenizer::open).transpose()?.flatten();
+                Ok(Loaded { model, tokenizer, files: Place::Config(config.clone()) })
+            }
+        },
+        ModelSource::Hub { repo, .. } => Err(not_yet_from_hub(repo)),
+        ModelSource::Copy(of) => Err(Error::Internal(format!("`copy({of})` was asked of the loader"))),
+    }
+}
+
+/// What config and headers say, no weight read.
+pub fn read_facts(decl: &ModelDecl) -> Result<ModelFile> {
+    let task = task_of(decl)?;
+    match &decl.source {
+        ModelSource::Dir(path) => Ok(ModelFile::read(path, task)?),
+        ModelSource::Builtin(name) => with_builtin(builtin_files(name)?, |dir| Ok(ModelFile::read(dir, task)?)),
+        ModelSource::Init { config, .. } => match builtin_config(config) {
+            Some(name) => with_builtin(builtin_files(name)?, |dir| Ok(ModelFile::of_config(&dir.join("config.json"), task)?)),
+            None => Ok(ModelFile::of_config(config, task)?),
+        },
+        ModelSource::Hub { repo, .. } => Err(not_yet_from_hub(repo)),
+        ModelSource::Copy(of) => Err(Error::Internal(format!("`copy({of})` was asked of the loader"))),
+    }
+}
+
+/// Files of a model that decide what it computes, with their hashes.
+pub fn hashes(decl: &ModelDecl) -> Result<BTreeMap<String, String>> {
+    let mut out = BTreeMap::new();
+    match &decl.source {
+        ModelSource::Dir(dir) => {
+            let mut names: Vec<String> = std::fs::read_dir(dir)
+                .map_err(Error::io("read", dir))?
+                .flatten()
+                .filter_map(|e| e.file_name().into_string().ok())
+                .filter(|n| n.ends_with(".safetensors") || n.ends_with(".safetensors.index.json") || n == "config.json" || n == "tokenizer.json")
+                .collect();
+            names.sort();
+            for name in names {
+                out.insert(name.clone(), sha256_file(&dir.join(&name))?);
+            }
+        }
+        ModelSource::Builtin(name) => {
+            for (file, bytes) in builtin_files(name)? {
+                out.insert((*file).to_owned(), crate::files::sha256(bytes));
+            }
+        }
+        ModelSource::Init { config, .. } if builtin_config(config).is_none() => {
+            out.insert(config.display().to_string(), sha256_file(config)?);
+        }
+        ModelSource::Init { .. } | ModelSource::Hub { .. } | ModelSource::Copy(_) => {}
+    }
+    Ok(out)
+}
+
+/// What the checker asks about a network that is loaded.
+pub fn facts_of(model: &Transformer) -> Result<Facts> {
+    let mut layers = Vec::with_capacity(model.n_layers());
+    for (i, dims) in model.dims().iter().enumerate() {
+        layers.push(layer_facts(dims, model.linears(i)?));
+    }
+    let slots = model.params().iter().map(|(slot, _)| slot.to_owned()).collect();
+    Ok(facts(&model.origin().model_type, layers, model.blueprint().hidden, slots, &model.blueprint().head))
+}
+
+/// What the checker asks about a checkpoint whose config and headers were read.
+pub fn facts_from_file(file: &ModelFile) -> Facts {
+    let slots: Vec<String> = file.blueprint.slots(&file.dims).into_iter().map(|s| s.name).collect();
+    let linear = |layer: usize, slot: &&String| {
+        let inside = slot.strip_prefix(&format!("layers.{layer}."));
+        inside.is_some_and(|s| (s.starts_with("attention.") || s.starts_with("mlp.")) && s.ends_with(".weight") && !s.contains("norm") && !s.contains("router"))
+    };
+    let layers = file.dims.iter().enumerate().map(|(i, d)| layer_facts(d, slots.iter().filter(|s| linear(i, s)).cloned().collect())).collect();
+    facts(&file.model_type, layers, file.blueprint.hidden, slots, &file.blueprint.head)
+}
+
+fn layer_facts(dims: &LayerDims, linears: Vec<String>) -> LayerFacts {
+    let (attention_linears, mlp_linears) = linears.into_iter().partition(|slot| slot.contains(".attention."));
+    LayerFacts {
+        heads: dims.q_heads,
+        kv_groups: dims.kv_heads,
+        neurons: dims.ffn * dims.experts.max(1),
+        experts: dims.experts,
+        attention_linears,
+        mlp_linears,
+    }
+}
+
+fn facts(family: &str, layers: Vec<LayerFacts>, hidden: usize, slots: Vec<String>, head: &Head) -> Facts {
+    let embeddings = slots.iter().filter(|s| s.starts_with("embeddings.") && s.ends_with(".weight") && !s.contains("norm")).cloned().collect();
+    Facts {
+        family: family.to_owned(),
+        layers,
+        hidden,
+        tensors: slots,
+        head: matches!(head, Head::Tokens { .. }),
+        classifier: matches!(head, Head::Sequence { .. }),
+        embeddings,
+    }
+}
+
+/// Brings configs and splits to the compiler. What can't be read is unknown to it: the error is told when the model is loaded.
+#[derive(Debug, Default)]
+pub struct DiskFacts {
+    known: RefCell<BTreeMap<String, Option<Facts>>>,
+}
+
+impl ModelFacts for DiskFacts {
+    fn facts(&self, decl: &ModelDecl) -> Option<Facts> {
+        if let Some(known) = self.known.borrow().get(&decl.name) {
+            return known.clone();
+        }
+        let found = match &decl.source {
+            ModelSource::Copy(of) => self.known.borrow().get(of).cloned().flatten(),
+            _ => read_facts(decl).ok().map(|file| facts_from_file(&file)),
+        };
+        self.known.borrow_mut().insert(decl.name.clone(), found.clone());
+        found
+    }
+
+    fn splits(&self, decl: &DataDecl) -> Option<Vec<String>> {
+        crate::data::splits(decl)
+    }
+}
