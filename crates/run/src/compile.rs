@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use prunectl_recipe::Sources;
 use prunectl_recipe::catalogue::Catalogue;
 use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::Plan;
-use prunectl_recipe::Sources;
 
 use crate::error::Result;
 use crate::models::DiskFacts;

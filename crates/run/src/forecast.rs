@@ -290,7 +290,9 @@ fn prune_notes(prune: &Prune, sims: &mut BTreeMap<String, Sim>, sources: &Source
             let count = units.len();
             let guarded = units.iter().filter(|u| protect.contains(key, **u)).count();
             let keep = match &prune.at_least {
-                Some(Value::Percent(share)) => count - prunectl_recipe::plan::Share(prunectl_recipe::plan::Share::ONE.0 - share.0).of(count),
+                Some(Value::Percent(share)) => {
+                    count - prunectl_recipe::plan::Share(prunectl_recipe::plan::Share::ONE.0 - share.0).of(count)
+                }
                 Some(v) => v.as_u64().unwrap_or(0) as usize,
                 None => 0,
             };
@@ -381,7 +383,9 @@ fn known(sim: &Sim) -> Known {
             let target = stock::Target { model_type: &file.model_type, hidden: file.blueprint.hidden, dims: &most, remote_code: false };
             stock::loaders(&target).iter().map(ToString::to_string).collect()
         }
-        false => vec!["which loaders read the result depends on how many units each layer keeps; `layout = padded` is stock everywhere".to_owned()],
+        false => vec![
+            "which loaders read the result depends on how many units each layer keeps; `layout = padded` is stock everywhere".to_owned(),
+        ],
     };
     Known {
         family: file.model_type.clone(),

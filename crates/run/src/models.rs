@@ -60,7 +60,9 @@ fn dtype_of(decl: &ModelDecl, asked: Option<Dtype>) -> Result<DType> {
         return Ok(dtype.0);
     }
     let Some(word) = &decl.dtype else { return Ok(DType::F32) };
-    word.parse::<Dtype>().map(|d| d.0).map_err(|e| Error::Refused { what: format!("dtype of `{}`: {e}", decl.name), remedy: "leave it out for f32".to_owned() })
+    word.parse::<Dtype>()
+        .map(|d| d.0)
+        .map_err(|e| Error::Refused { what: format!("dtype of `{}`: {e}", decl.name), remedy: "leave it out for f32".to_owned() })
 }
 
 /// A config that lies in a built-in model: `init("builtin:tiny-bert")`.
@@ -147,7 +149,9 @@ pub fn hashes(decl: &ModelDecl) -> Result<BTreeMap<String, String>> {
                 .map_err(Error::io("read", dir))?
                 .flatten()
                 .filter_map(|e| e.file_name().into_string().ok())
-                .filter(|n| n.ends_with(".safetensors") || n.ends_with(".safetensors.index.json") || n == "config.json" || n == "tokenizer.json")
+                .filter(|n| {
+                    n.ends_with(".safetensors") || n.ends_with(".safetensors.index.json") || n == "config.json" || n == "tokenizer.json"
+                })
                 .collect();
             names.sort();
             for name in names {
@@ -182,9 +186,12 @@ pub fn facts_from_file(file: &ModelFile) -> Facts {
     let slots: Vec<String> = file.blueprint.slots(&file.dims).into_iter().map(|s| s.name).collect();
     let linear = |layer: usize, slot: &&String| {
         let inside = slot.strip_prefix(&format!("layers.{layer}."));
-        inside.is_some_and(|s| (s.starts_with("attention.") || s.starts_with("mlp.")) && s.ends_with(".weight") && !s.contains("norm") && !s.contains("router"))
+        inside.is_some_and(|s| {
+            (s.starts_with("attention.") || s.starts_with("mlp.")) && s.ends_with(".weight") && !s.contains("norm") && !s.contains("router")
+        })
     };
-    let layers = file.dims.iter().enumerate().map(|(i, d)| layer_facts(d, slots.iter().filter(|s| linear(i, s)).cloned().collect())).collect();
+    let layers =
+        file.dims.iter().enumerate().map(|(i, d)| layer_facts(d, slots.iter().filter(|s| linear(i, s)).cloned().collect())).collect();
     facts(&file.model_type, layers, file.blueprint.hidden, slots, &file.blueprint.head)
 }
 
@@ -201,7 +208,8 @@ fn layer_facts(dims: &LayerDims, linears: Vec<String>) -> LayerFacts {
 }
 
 fn facts(family: &str, layers: Vec<LayerFacts>, hidden: usize, slots: Vec<String>, head: &Head) -> Facts {
-    let embeddings = slots.iter().filter(|s| s.starts_with("embeddings.") && s.ends_with(".weight") && !s.contains("norm")).cloned().collect();
+    let embeddings =
+        slots.iter().filter(|s| s.starts_with("embeddings.") && s.ends_with(".weight") && !s.contains("norm")).cloned().collect();
     Facts {
         family: family.to_owned(),
         layers,

@@ -81,7 +81,10 @@ fn text(plan: &Plan, forecast: &Forecast) -> String {
         out += &format!("\n{}\n", of_model(model));
     }
     if let Some(bytes) = forecast.peak_memory_bytes {
-        out += &format!("\npeak memory about {} (weights twice where a dense copy stays, and the activations of a batch)\n", figure(bytes as f64, FigureUnit::Bytes));
+        out += &format!(
+            "\npeak memory about {} (weights twice where a dense copy stays, and the activations of a batch)\n",
+            figure(bytes as f64, FigureUnit::Bytes)
+        );
     }
     out
 }
@@ -105,7 +108,12 @@ fn of_model(model: &ModelForecast) -> String {
         let same = known.layers.iter().skip(start).take_while(|l| *l == first).count().max(1);
         let name = if same == 1 { start.to_string() } else { format!("{start}–{}", start + same - 1) };
         let change = |before: usize, after: Range| if after.is(before) { before.to_string() } else { format!("{before} → {after}") };
-        shapes.add_row([name, change(first.heads, first.heads_after), change(first.kv_groups, first.kv_groups_after), change(first.neurons, first.neurons_after)]);
+        shapes.add_row([
+            name,
+            change(first.heads, first.heads_after),
+            change(first.kv_groups, first.kv_groups_after),
+            change(first.neurons, first.neurons_after),
+        ]);
         start += same;
     }
     out += &format!("{shapes}\n");
@@ -118,9 +126,19 @@ fn of_model(model: &ModelForecast) -> String {
     sizes.add_row(["parameters".to_owned(), figure(known.parameters as f64, FigureUnit::Count), after(&known.parameters_after)]);
     let flops = format!("FLOPs of {} tokens", known.flops_length_tokens);
     sizes.add_row([flops, figure(known.flops as f64, FigureUnit::Count), after(&known.flops_after)]);
-    let cache = |r: (u64, u64)| if r.0 == r.1 { figure(r.0 as f64, FigureUnit::Bytes) } else { format!("{} – {}", figure(r.0 as f64, FigureUnit::Bytes), figure(r.1 as f64, FigureUnit::Bytes)) };
+    let cache = |r: (u64, u64)| {
+        if r.0 == r.1 {
+            figure(r.0 as f64, FigureUnit::Bytes)
+        } else {
+            format!("{} – {}", figure(r.0 as f64, FigureUnit::Bytes), figure(r.1 as f64, FigureUnit::Bytes))
+        }
+    };
     if let Some((before, after)) = known.kv_cache_bytes {
-        sizes.add_row([format!("KV cache of {} tokens", known.flops_length_tokens), figure(before as f64, FigureUnit::Bytes), cache(after)]);
+        sizes.add_row([
+            format!("KV cache of {} tokens", known.flops_length_tokens),
+            figure(before as f64, FigureUnit::Bytes),
+            cache(after),
+        ]);
     }
     sizes.add_row(["weight files".to_owned(), figure(known.file_bytes as f64, FigureUnit::Bytes), String::new()]);
     out += &format!("{sizes}\n");

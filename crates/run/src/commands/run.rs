@@ -92,7 +92,10 @@ impl Resume {
         }
         let dir = go_home(dir, &start)?;
         let path = dir.path().to_owned();
-        let usage = |what: &str| Error::Damaged { path: path.join(crate::journal::JOURNAL), what: format!("it names {what} that this prunectl does not know") };
+        let usage = |what: &str| Error::Damaged {
+            path: path.join(crate::journal::JOURNAL),
+            what: format!("it names {what} that this prunectl does not know"),
+        };
         let options = Options {
             device: start.device.parse().map_err(|_| usage("a device"))?,
             dtype: start.dtype.as_deref().map(str::parse).transpose().map_err(|_: String| usage("a dtype"))?,
@@ -136,7 +139,8 @@ fn finished_steps(events: Vec<Event>) -> BTreeMap<usize, StepDone> {
 
 /// The plan, its warnings told; or every mistake, and every step that this build does not carry out.
 pub fn accepted(result: Result<Plan, Vec<Diagnostic>>, sources: &Sources, options: &Options) -> Result<Plan> {
-    let refuse = |mistakes: Vec<Diagnostic>| Error::Recipe { rendered: render(&mistakes, sources, options.ui.color), errors: mistakes.len() };
+    let refuse =
+        |mistakes: Vec<Diagnostic>| Error::Recipe { rendered: render(&mistakes, sources, options.ui.color), errors: mistakes.len() };
     let plan = result.map_err(refuse)?;
     let refused = plan.refused(&catalogue());
     if !refused.is_empty() {
@@ -153,7 +157,10 @@ fn told(ran: Result<Finished>, path: &Path, options: &Options) -> Result<u8> {
     let finished = match ran {
         Ok(finished) => finished,
         Err(e) => {
-            options.ui.note(format!("what was finished is kept; when the cause is gone, go on with:\n    prunectl resume {}", shell_quote(&path.display().to_string())));
+            options.ui.note(format!(
+                "what was finished is kept; when the cause is gone, go on with:\n    prunectl resume {}",
+                shell_quote(&path.display().to_string())
+            ));
             return Err(e);
         }
     };

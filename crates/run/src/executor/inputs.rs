@@ -31,7 +31,9 @@ pub struct Wanted {
 pub fn longest_row(model: &Transformer) -> usize {
     let table = model.blueprint().embeddings.positions.as_ref().map(|p| match p.rule {
         prunectl_model::PositionRule::Index => p.rows,
-        prunectl_model::PositionRule::RankInKeep { base } | prunectl_model::PositionRule::RankAmongNot { base, .. } => p.rows.saturating_sub(base + 1),
+        prunectl_model::PositionRule::RankInKeep { base } | prunectl_model::PositionRule::RankAmongNot { base, .. } => {
+            p.rows.saturating_sub(base + 1)
+        }
     });
     let config = &model.origin().config;
     let stated = ["max_position_embeddings", "n_positions", "seq_length"].into_iter().find_map(|k| config.get(k)?.as_u64());

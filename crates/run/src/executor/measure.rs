@@ -22,7 +22,15 @@ const CONFIDENCE: Share = Share(950_000_000);
 const SAME_MEAN: f64 = 1e-6;
 
 impl Executor<'_> {
-    pub(super) fn eval(&mut self, step: &Step, metric: &Method, model: &Value, data: Option<&DataExpr>, batch: Option<u64>, done: Option<&StepDone>) -> Result<Outcome> {
+    pub(super) fn eval(
+        &mut self,
+        step: &Step,
+        metric: &Method,
+        model: &Value,
+        data: Option<&DataExpr>,
+        batch: Option<u64>,
+        done: Option<&StepDone>,
+    ) -> Result<Outcome> {
         let built = build(METRICS, &metric.name, &metric.args)?;
         let (recorded, examples, files, reused) = match done {
             Some(done) => {
@@ -74,7 +82,14 @@ impl Executor<'_> {
     }
 
     /// Measures; also what `eval` inside `train` calls.
-    pub(super) fn measure(&self, built: &dyn Metric, metric: &Method, model: &Value, data: Option<&DataExpr>, batch: Option<u64>) -> Result<Measured> {
+    pub(super) fn measure(
+        &self,
+        built: &dyn Metric,
+        metric: &Method,
+        model: &Value,
+        data: Option<&DataExpr>,
+        batch: Option<u64>,
+    ) -> Result<Measured> {
         let (network, name) = self.state.network(model)?;
         let mut state = self.state.model(&name)?.clone();
         state.model = network;
@@ -140,7 +155,10 @@ impl Executor<'_> {
         let passed = if *paired {
             let confidence = confidence.unwrap_or(CONFIDENCE);
             let (passed, bound) = self.paired(expr, confidence)?;
-            detail += &format!(" (example by example: the left side exceeds the right by {bound:.6} at least, with {}% confidence)", confidence.fraction() * 100.0);
+            detail += &format!(
+                " (example by example: the left side exceeds the right by {bound:.6} at least, with {}% confidence)",
+                confidence.fraction() * 100.0
+            );
             passed
         } else {
             self.value(expr)? != 0.0
@@ -181,7 +199,10 @@ impl Executor<'_> {
 
     /// `a >= b - c` example by example: whether the mean of left − right is at least 0 with that confidence, and its lower bound.
     fn paired(&self, expr: &Expr, confidence: Share) -> Result<(bool, f64)> {
-        let refused = |what: String| Error::Refused { what, remedy: "compare sums of metrics that are means over the same examples, or leave out `paired`".to_owned() };
+        let refused = |what: String| Error::Refused {
+            what,
+            remedy: "compare sums of metrics that are means over the same examples, or leave out `paired`".to_owned(),
+        };
         let (left, right) = match expr {
             Expr::Binary(">=" | ">", a, b) => (a, b),
             Expr::Binary("<=" | "<", a, b) => (b, a),
@@ -196,7 +217,9 @@ impl Executor<'_> {
                 return Err(refused(format!("`{name}` = {value} is not the mean over its examples, {mean}")));
             }
             match n {
-                Some(other) if other != values.len() => Err(refused(format!("`{name}` has {} examples, another metric has {other}", values.len()))),
+                Some(other) if other != values.len() => {
+                    Err(refused(format!("`{name}` has {} examples, another metric has {other}", values.len())))
+                }
                 _ => {
                     n = Some(values.len());
                     Ok(())
@@ -219,7 +242,9 @@ pub(super) fn evaluate(expr: &Expr, metrics: &BTreeMap<String, f64>) -> Result<f
     let truth = |b: bool| f64::from(u8::from(b));
     Ok(match expr {
         Expr::Const(x) => *x,
-        Expr::Metric(name, _) => *metrics.get(name).ok_or_else(|| Error::Internal(format!("metric `{name}` is used before it is measured")))?,
+        Expr::Metric(name, _) => {
+            *metrics.get(name).ok_or_else(|| Error::Internal(format!("metric `{name}` is used before it is measured")))?
+        }
         Expr::Unary("not", x) => truth(evaluate(x, metrics)? == 0.0),
         Expr::Unary(_, x) => -evaluate(x, metrics)?,
         Expr::Binary(op, a, b) => {

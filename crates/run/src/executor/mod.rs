@@ -190,13 +190,19 @@ impl<'a> Executor<'a> {
             let rows = self.book.rows.get(first..).unwrap_or_default();
             let values: Vec<(String, f64)> = rows.iter().map(|r| (book::plain_name(&r.name).to_owned(), r.recorded.value)).collect();
             let units = rows.iter().map(|r| (book::plain_name(&r.name).to_owned(), unit_of(&r.recorded.metric))).collect();
-            let params = self.state.models.values().find(|m| m.changed).or(self.state.models.values().next()).map(|m| m.model.parameter_count());
+            let params =
+                self.state.models.values().find(|m| m.changed).or(self.state.models.values().next()).map(|m| m.model.parameter_count());
             if let Some(message) = failed.first() {
                 self.options.ui.note(format!("  expectation not met: {message}"));
             }
             if adopted {
                 let models = self.state.models.clone();
-                ends.push(adopt::EndOfCell { labels: labels.clone(), models, metrics: values.iter().cloned().collect(), failed: !failed.is_empty() });
+                ends.push(adopt::EndOfCell {
+                    labels: labels.clone(),
+                    models,
+                    metrics: values.iter().cloned().collect(),
+                    failed: !failed.is_empty(),
+                });
             }
             results.push(book::CellResult { labels, values, units, params, failed: failed.first().cloned() });
         }
@@ -228,7 +234,12 @@ impl<'a> Executor<'a> {
         self.lock_data()?;
         let elapsed_ms = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.book.steps.push(book::StepTime { line: step.line, kind, name: step.name.clone(), elapsed_ms });
-        self.options.ui.detail(format!("line {}: {kind} {} ({elapsed_ms} ms{})", step.line, step.name, if outcome.reused.is_some() { ", reused" } else { "" }));
+        self.options.ui.detail(format!(
+            "line {}: {kind} {} ({elapsed_ms} ms{})",
+            step.line,
+            step.name,
+            if outcome.reused.is_some() { ", reused" } else { "" }
+        ));
         self.dir.log(&Event::Step(StepDone {
             index,
             kind: kind.to_owned(),
@@ -259,7 +270,10 @@ impl<'a> Executor<'a> {
             StepKind::Save { model, to, format, layout, dtype } => self.save(model, to, format, layout, dtype.as_deref(), done),
             StepKind::Adopt { model, grid, filter, rank, lowest } => self.adopt(model, grid, filter.as_ref(), rank, *lowest),
             StepKind::Reconstruct { .. } | StepKind::Attach { .. } | StepKind::Fuse { .. } | StepKind::Quantize { .. } => {
-                Err(Error::Refused { what: format!("`{}` is not carried out by this build", kind_name(&step.kind)), remedy: "leave it out".to_owned() })
+                Err(Error::Refused {
+                    what: format!("`{}` is not carried out by this build", kind_name(&step.kind)),
+                    remedy: "leave it out".to_owned(),
+                })
             }
             StepKind::Repeat { .. } | StepKind::Sweep { .. } | StepKind::Expect { .. } => {
                 Err(Error::Internal(format!("`{}` reached the wrong place", kind_name(&step.kind))))
@@ -352,7 +366,12 @@ pub fn kind_name(kind: &StepKind) -> &'static str {
 fn changes_a_model(kind: &StepKind) -> bool {
     !matches!(
         kind,
-        StepKind::Score { .. } | StepKind::Eval { .. } | StepKind::Expect { .. } | StepKind::Save { .. } | StepKind::Freeze { .. } | StepKind::Snapshot { .. }
+        StepKind::Score { .. }
+            | StepKind::Eval { .. }
+            | StepKind::Expect { .. }
+            | StepKind::Save { .. }
+            | StepKind::Freeze { .. }
+            | StepKind::Snapshot { .. }
     )
 }
 

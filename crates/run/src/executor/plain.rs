@@ -71,7 +71,8 @@ impl Executor<'_> {
             // Every `train` counts its own steps from 0, so its learning-rate clock has gone back already.
             return Ok(Outcome::default());
         }
-        let snapshot = self.state.snapshots.get(to).ok_or_else(|| Error::Internal(format!("snapshot `{to}` is used before it is taken")))?.clone();
+        let snapshot =
+            self.state.snapshots.get(to).ok_or_else(|| Error::Internal(format!("snapshot `{to}` is used before it is taken")))?.clone();
         let state = self.state.model_mut(model)?;
         if snapshot.dims() != state.model.dims() || snapshot.blueprint().hidden != state.model.blueprint().hidden {
             return Err(Error::Refused {

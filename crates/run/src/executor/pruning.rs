@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use prunectl_model::Transformer;
-use prunectl_prune::{AtLeast, Batches, CRITERIA, Criterion, Decision, InMemory, Request, Scores, Shape, Sites, build, rescore, select, surgery};
+use prunectl_prune::{
+    AtLeast, Batches, CRITERIA, Criterion, Decision, InMemory, Request, Scores, Shape, Sites, build, rescore, select, surgery,
+};
 use prunectl_recipe::plan::{CriterionRef, Goal, Method, Prune, Scope, Selector, Step, Value};
 
 use crate::data::Need;
@@ -24,12 +26,21 @@ struct Ready {
 }
 
 impl Executor<'_> {
-    pub(super) fn score(&mut self, step: &Step, selector: &Selector, criterion: &CriterionRef, batch: Option<u64>, done: Option<&StepDone>) -> Result<Outcome> {
+    pub(super) fn score(
+        &mut self,
+        step: &Step,
+        selector: &Selector,
+        criterion: &CriterionRef,
+        batch: Option<u64>,
+        done: Option<&StepDone>,
+    ) -> Result<Outcome> {
         let name = model_of(selector).to_owned();
         let state = self.state.model(&name)?.clone();
         let sites = state.sites(selector)?;
         let (scores, call, reused) = match (done, criterion) {
-            (Some(done), _) => (self.stored_scores(done)?, self.criterion_call(criterion), Some("finished before the interruption".to_owned())),
+            (Some(done), _) => {
+                (self.stored_scores(done)?, self.criterion_call(criterion), Some("finished before the interruption".to_owned()))
+            }
             (None, CriterionRef::Method(method)) => {
                 let mut ready = self.criterion(&state, method, batch)?;
                 let progress = self.progress(&method.name);
@@ -63,12 +74,19 @@ impl Executor<'_> {
             surgery::mask(&mut state.model, &mut state.removed, &decision)?;
             state.changed = true;
             self.state.models.insert(name, state);
-            return Ok(Outcome { files: done.files.clone(), reused: Some("finished before the interruption".to_owned()), ..Outcome::default() });
+            return Ok(Outcome {
+                files: done.files.clone(),
+                reused: Some("finished before the interruption".to_owned()),
+                ..Outcome::default()
+            });
         }
         let sites = state.sites(&prune.selector)?;
         let protect = prune.protect.as_ref().map(|p| state.sites(p)).transpose()?.unwrap_or_default();
         let Goal::By(amount) = &prune.goal else {
-            return Err(Error::Refused { what: "`prune … to BOUND` is not carried out by this build".to_owned(), remedy: "say how much goes: `by 40%`".to_owned() });
+            return Err(Error::Refused {
+                what: "`prune … to BOUND` is not carried out by this build".to_owned(),
+                remedy: "say how much goes: `by 40%`".to_owned(),
+            });
         };
         let before = state.removed.clone();
         let request = Request {
@@ -170,7 +188,10 @@ impl Executor<'_> {
 
     fn stored_scores(&self, done: &StepDone) -> Result<Scores> {
         let found = done.files.iter().find(|(f, _)| f.starts_with(SCORES));
-        let (file, hash) = found.ok_or_else(|| Error::Damaged { path: self.dir.join(crate::journal::JOURNAL), what: format!("step {} has no scores", done.index) })?;
+        let (file, hash) = found.ok_or_else(|| Error::Damaged {
+            path: self.dir.join(crate::journal::JOURNAL),
+            what: format!("step {} has no scores", done.index),
+        })?;
         let bytes = self.dir.read_checked(file, hash)?;
         Ok(Scores::from_tensors(from_bytes(&bytes, &self.dir.join(file))?)?)
     }
@@ -237,7 +258,11 @@ fn scores_of_run(dir: &Path, name: Option<&str>, step: &str) -> Result<(Scores, 
         [only] if name.is_none() => only.clone(),
         _ => {
             return Err(Error::Refused {
-                what: format!("{} holds no scores `{wanted}`; found {}", folder.display(), if names.is_empty() { "none".to_owned() } else { names.join(", ") }),
+                what: format!(
+                    "{} holds no scores `{wanted}`; found {}",
+                    folder.display(),
+                    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+                ),
                 remedy: "give the step the name of one of them with `as`".to_owned(),
             });
         }

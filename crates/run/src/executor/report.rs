@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::executor::Executor;
 use crate::executor::book::{Row, Scored, plain_name, unit_of};
 use crate::report::{
-    Chart, Expectation, FigureUnit, HeatRow, Heatmap, Histogram, MetricRow, ReportData, SavedModel, Series, ShapeRow, StepRow, SummaryRow, Sweep, SweepCell,
-    SweepMetric, figure,
+    Chart, Expectation, FigureUnit, HeatRow, Heatmap, Histogram, MetricRow, ReportData, SavedModel, Series, ShapeRow, StepRow, SummaryRow,
+    Sweep, SweepCell, SweepMetric, figure,
 };
 use crate::session::device_name;
 
@@ -30,7 +30,13 @@ impl Executor<'_> {
             expectations: book
                 .expectations
                 .iter()
-                .map(|e| Expectation { text: e.text.clone(), line: e.line, passed: e.passed, detail: e.detail.clone(), message: e.message.clone() })
+                .map(|e| Expectation {
+                    text: e.text.clone(),
+                    line: e.line,
+                    passed: e.passed,
+                    detail: e.detail.clone(),
+                    message: e.message.clone(),
+                })
                 .collect(),
             heatmaps: book.scored.iter().flat_map(|s| self.heatmaps(s)).collect(),
             shapes: self.shapes(),
@@ -57,7 +63,9 @@ impl Executor<'_> {
     pub(super) fn metric_rows(&self) -> Vec<MetricRow> {
         let rows = &self.book.rows;
         let dense_of = |row: &Row| {
-            let same = |r: &&Row| r.recorded.dense && r.call == row.call && r.recorded.data == row.recorded.data && r.recorded.model == row.recorded.model;
+            let same = |r: &&Row| {
+                r.recorded.dense && r.call == row.call && r.recorded.data == row.recorded.data && r.recorded.model == row.recorded.model
+            };
             rows.iter().find(same).filter(|_| !row.recorded.dense).map(|r| r.recorded.value)
         };
         rows.iter()
@@ -136,7 +144,9 @@ impl Executor<'_> {
 
     fn shapes(&self) -> Vec<ShapeRow> {
         let Some(state) = self.state.models.values().find(|m| m.changed).or(self.state.models.values().next()) else { return Vec::new() };
-        let after = |layer: usize| (0..state.model.n_layers()).find(|now| state.map.layer(*now) == layer).and_then(|now| state.model.dims().get(now).copied());
+        let after = |layer: usize| {
+            (0..state.model.n_layers()).find(|now| state.map.layer(*now) == layer).and_then(|now| state.model.dims().get(now).copied())
+        };
         state.dense.dims().iter().enumerate().map(|(layer, before)| ShapeRow { layer, before: *before, after: after(layer) }).collect()
     }
 
@@ -203,7 +213,12 @@ fn weights(model: &Transformer) -> Result<Vec<Vec<f32>>> {
 }
 
 fn charts(curve: &super::book::Curve) -> Vec<Chart> {
-    let chart = |what: &str, series: Vec<Series>| Chart { title: format!("{}: {what}", curve.name), x: "step".to_owned(), y: what.to_owned(), series };
+    let chart = |what: &str, series: Vec<Series>| Chart {
+        title: format!("{}: {what}", curve.name),
+        x: "step".to_owned(),
+        y: what.to_owned(),
+        series,
+    };
     let mut out = vec![chart("loss", vec![Series { name: "loss".to_owned(), points: curve.loss.clone() }])];
     for (name, points) in &curve.evals {
         out.push(chart(name, vec![Series { name: name.clone(), points: points.clone() }]));

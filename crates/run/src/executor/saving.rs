@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use prunectl_model::LayerDims;
 use prunectl_prune::{Key, UnitMap, site};
-use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::Sources;
+use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::{ModelSource, Plan, Span, Step, StepKind};
 
 use crate::data::FileRecord;
@@ -21,23 +21,39 @@ use crate::save::{Assets, CardFacts, Layout, PruneRecord, SHARD_BYTES, SaveReque
 use crate::session::Dtype;
 
 impl Executor<'_> {
-    pub(super) fn save(&mut self, model: &str, to: &str, format: &str, layout: &str, dtype: Option<&str>, done: Option<&StepDone>) -> Result<Outcome> {
+    pub(super) fn save(
+        &mut self,
+        model: &str,
+        to: &str,
+        format: &str,
+        layout: &str,
+        dtype: Option<&str>,
+        done: Option<&StepDone>,
+    ) -> Result<Outcome> {
         let target = PathBuf::from(to);
         if let Some(done) = done
             && let Ok(saved) = serde_json::from_value::<SavedFolder>(done.result.clone())
             && target.join("prune.json").is_file()
         {
             self.book.saves.push(saved);
-            return Ok(Outcome { result: done.result.clone(), reused: Some(format!("{to} was saved before the interruption")), ..Outcome::default() });
+            return Ok(Outcome {
+                result: done.result.clone(),
+                reused: Some(format!("{to} was saved before the interruption")),
+                ..Outcome::default()
+            });
         }
         let layout = Layout::parse(layout).ok_or_else(|| Error::Internal(format!("layout `{layout}`")))?;
         if format != "hf" {
-            return Err(Error::Refused { what: format!("format = {format} is not carried out by this build"), remedy: "leave it out for the Hugging Face layout".to_owned() });
+            return Err(Error::Refused {
+                what: format!("format = {format} is not carried out by this build"),
+                remedy: "leave it out for the Hugging Face layout".to_owned(),
+            });
         }
         let dtype = dtype.map(|d| d.parse::<Dtype>().map(|d| d.0)).transpose().map_err(|e| Error::Internal(format!("dtype: {e}")))?;
         let state = self.state.model(model)?;
         if layout == Layout::Compact && !state.removed.units.is_empty() {
-            let line = format!("`{model}` has masked units that were not compacted: {to} is no smaller; write `compact {model}` before the save");
+            let line =
+                format!("`{model}` has masked units that were not compacted: {to} is no smaller; write `compact {model}` before the save");
             self.warn(line);
         }
         let state = self.state.model(model)?;
@@ -102,7 +118,12 @@ impl Executor<'_> {
         let run = RunRecord {
             recipe: RecipeRef { name: self.plan.name.clone(), sha256: self.start.recipe_sha256.clone() },
             prunectl: self.start.prunectl.clone(),
-            model: SourceRef { name: state.decl.name.clone(), source: describe(&state.decl.source), revision: None, sha256: state.hashes.clone() },
+            model: SourceRef {
+                name: state.decl.name.clone(),
+                source: describe(&state.decl.source),
+                revision: None,
+                sha256: state.hashes.clone(),
+            },
             data: data.collect(),
             metrics,
             shapes: state.model.dims().to_vec(),

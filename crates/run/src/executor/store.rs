@@ -96,7 +96,10 @@ pub fn unpack(packed: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
     let width = columns.div_ceil(BITS);
     let found = packed.dims2()?;
     if found != (rows, width) {
-        return Err(Error::Refused { what: format!("a keep mask has shape {found:?}, expected {:?}", (rows, width)), remedy: "start the run again".to_owned() });
+        return Err(Error::Refused {
+            what: format!("a keep mask has shape {found:?}, expected {:?}", (rows, width)),
+            remedy: "start the run again".to_owned(),
+        });
     }
     let bytes = packed.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
     let mut out = Vec::with_capacity(rows * columns);

@@ -53,7 +53,8 @@ impl Executor<'_> {
                 });
             }
             let count = |n: u64| Some(n as f64);
-            let row = |what: &str, dense, pruned, unit, up| SummaryRow { name: label(what), dense, pruned, unit, higher_is_better: Some(up) };
+            let row =
+                |what: &str, dense, pruned, unit, up| SummaryRow { name: label(what), dense, pruned, unit, higher_is_better: Some(up) };
             if let Some(size) = self.book.sizes.get(*name) {
                 out.push(row("parameters", count(size.params_before), count(size.params_after), FigureUnit::Count, false));
                 if size.masked > 0 {
@@ -149,7 +150,12 @@ mod tests {
 
     #[test]
     fn the_last_pruned_figure_stands_beside_the_dense_one() {
-        let rows = [row("a", "accuracy", true, 0.9), row("l", "loss", true, 0.3), row("b", "accuracy", false, 0.7), row("c", "accuracy", false, 0.8)];
+        let rows = [
+            row("a", "accuracy", true, 0.9),
+            row("l", "loss", true, 0.3),
+            row("b", "accuracy", false, 0.7),
+            row("c", "accuracy", false, 0.8),
+        ];
         let found = pairs(&rows, "m");
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].0.map(|r| r.recorded.value), found[0].1.recorded.value), (Some(0.9), 0.8));

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
-use prunectl_prune::{Flow, LOSSES, METRICS, Metric, OPTIMIZERS, Observer, PruneError, StepEvent, Term, TrainMeta, TrainSpec, TrainState, Trainer, build};
+use prunectl_prune::{
+    Flow, LOSSES, METRICS, Metric, OPTIMIZERS, Observer, PruneError, StepEvent, Term, TrainMeta, TrainSpec, TrainState, Trainer, build,
+};
 use prunectl_recipe::catalogue::Args;
 use prunectl_recipe::plan::{Method, Step, StepKind, Train, Value, When};
 use serde::{Deserialize, Serialize};
@@ -51,7 +53,10 @@ impl Executor<'_> {
         }
         if let Some(prune) = train.prunes.first() {
             let what = format!("`prune` inside `train` ({:?})", prune.criterion);
-            return Err(Error::Refused { what: format!("{} is not carried out by this build", what.split('{').next().unwrap_or("it").trim()), remedy: "prune before the training".to_owned() });
+            return Err(Error::Refused {
+                what: format!("{} is not carried out by this build", what.split('{').next().unwrap_or("it").trim()),
+                remedy: "prune before the training".to_owned(),
+            });
         }
         let spec = self.train_spec(train, &state)?;
         // `masked_lm` hides tokens itself, so the data gives none.
@@ -170,7 +175,16 @@ impl Executor<'_> {
         let mut out = Vec::with_capacity(train.evals.len());
         for (step, every) in &train.evals {
             let StepKind::Eval { metric, model, data, batch } = &step.kind else { continue };
-            out.push(InnerEval { name: plain_name(&step.name).to_owned(), step, metric, model, data: data.as_ref(), batch: *batch, every: *every, built: build(METRICS, &metric.name, &metric.args)? });
+            out.push(InnerEval {
+                name: plain_name(&step.name).to_owned(),
+                step,
+                metric,
+                model,
+                data: data.as_ref(),
+                batch: *batch,
+                every: *every,
+                built: build(METRICS, &metric.name, &metric.args)?,
+            });
         }
         Ok(out)
     }
@@ -274,7 +288,11 @@ impl TrainObserver<'_, '_, '_> {
         let measured = self.executor.measure(&*eval.built, eval.metric, eval.model, eval.data, eval.batch);
         self.executor.state.model_mut(&self.train.model)?.model = before;
         let value = measured?.value;
-        self.executor.options.ui.note(format!("step {at}: {} = {}", eval.step.name, crate::report::figure(value, super::book::unit_of(&eval.metric.name))));
+        self.executor.options.ui.note(format!(
+            "step {at}: {} = {}",
+            eval.step.name,
+            crate::report::figure(value, super::book::unit_of(&eval.metric.name))
+        ));
         self.watch.curve.evals.entry(eval.name.clone()).or_default().push((at, value));
         self.executor.metrics.insert(eval.name.clone(), value);
         if let Some((name, lowest)) = &self.train.keep
@@ -294,7 +312,10 @@ impl TrainObserver<'_, '_, '_> {
                 self.watch.stale.1 += 1;
             }
             if stop.args.count("after").is_ok_and(|n| self.watch.stale.1 >= n) {
-                self.executor.options.ui.note(format!("step {at}: {} has not improved for {} evaluations; the training ends here", eval.name, self.watch.stale.1));
+                self.executor.options.ui.note(format!(
+                    "step {at}: {} has not improved for {} evaluations; the training ends here",
+                    eval.name, self.watch.stale.1
+                ));
                 return Ok(Flow::Stop);
             }
         }
