@@ -246,7 +246,7 @@ struct TrainObserver<'t, 'e, 'p> {
 }
 
 impl Observer for TrainObserver<'_, '_, '_> {
-    fn step(&mut self, trainer: &Trainer<'_>, event: &StepEvent) -> prunectl_prune::Result<Flow> {
+    fn step(&mut self, trainer: &mut Trainer<'_>, event: &StepEvent) -> prunectl_prune::Result<Flow> {
         self.after(trainer, event).map_err(|e| PruneError::Data(Box::new(e)))
     }
 }
