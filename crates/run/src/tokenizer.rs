@@ -258,3 +258,44 @@ fn prefix_of(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<u32>> {
     }
     Ok(Vec::new())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::data::tests::tokenizer;
+
+    #[test]
+    fn cutting_and_padding_of_the_file_are_off() {
+        let t = tokenizer();
+        let e = t.encode("a b c d e", None).expect("encodes");
+        assert_eq!((e.ids.as_slice(), e.types.is_none(), e.cut), (&[2u32, 5, 6, 7, 8, 9, 3][..], true, false));
+        assert_eq!((t.prefix(), t.pad(), t.mask().ok(), t.vocabulary()), (&[2u32][..], 0, Some(4), 15));
+        assert_eq!(t.encode_plain("a b").expect("encodes"), [5, 6]);
+        assert_eq!(t.decode(&[2, 5, 6, 3], true).expect("decodes"), "a b");
+        assert!(t.is_special(4) && !t.is_special(5));
+    }
+
+    #[test]
+    fn rows_are_cut_from_the_end_and_of_a_pair_the_longer_first() {
+        let t = tokenizer().limited(6).expect("limit");
+        let e = t.encode("a b c d e", None).expect("encodes");
+        assert_eq!((e.ids.as_slice(), e.cut), (&[2u32, 5, 6, 7, 8, 3][..], true));
+        let e = t.encode("a b c d", Some("g")).expect("encodes");
+        assert_eq!((e.ids.as_slice(), e.types.as_deref(), e.cut), (&[2u32, 5, 6, 3, 11, 3][..], Some(&[0u32, 0, 0, 0, 1, 1][..]), true));
+        assert!(!t.encode("a b", Some("g")).expect("encodes").cut);
+        assert_eq!(t.limited(3).expect_err("refused").to_string(), "rows of at most 3 tokens leave no room for text: test tokenizer adds 3 special tokens");
+    }
+
+    #[test]
+    fn what_is_not_a_tokenizer_is_refused() {
+        let t = tokenizer();
+        assert!(t.fits(15).is_ok());
+        let e = t.fits(14).expect_err("refused").to_string();
+        assert!(e.contains("up to 14 (`bad`)") && e.contains("14 rows"), "{e}");
+        let e = super::Tokenizer::from_bytes("x", b"{\"model\": 3}", &serde_json::Value::Null).expect_err("refused").to_string();
+        assert!(e.starts_with("x is not a tokenizer that this version reads"), "{e}");
+        let dir = tempfile::tempdir().expect("folder");
+        assert!(super::Tokenizer::open(dir.path()).expect("legal").is_none());
+        std::fs::write(dir.path().join("vocab.txt"), "a").expect("write");
+        assert!(super::Tokenizer::open(dir.path()).expect_err("refused").to_string().contains("vocab.txt but no tokenizer.json"));
+    }
+}

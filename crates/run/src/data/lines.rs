@@ -150,11 +150,11 @@ impl LineTable {
                 break;
             }
             let end = reader.position().byte();
-            // Of a row that follows blank lines, the position of the record itself is the first blank line's.
-            let (span, line) = (start..end, cells.position().map_or(0, csv::Position::line));
+            let (span, counted) = (start..end, cells.position().map_or(0, csv::Position::line));
+            let line = || counted + skipped_lines(&file, span.start, end);
             start = end;
             if span.end - span.start >= LARGEST_ROW_BYTES {
-                let found = format!("a row of over {LARGEST_ROW_BYTES} bytes at line {line} (is a quote never closed?)");
+                let found = format!("a row of over {LARGEST_ROW_BYTES} bytes at line {} (is a quote never closed?)", line());
                 return Err(DataError::WrongFile { path: path.to_owned(), found, expected: "rows of text".into() });
             }
             let (known, width) = match &layout {
@@ -171,26 +171,26 @@ impl LineTable {
             };
             bad.of += 1;
             if cells.len() != *width {
-                bad.add(line, format!("found {} columns, expected {width}", cells.len()));
+                bad.add(line(), format!("found {} columns, expected {width}", cells.len()));
                 continue;
             }
             let wanted = [Some(known.text), known.pair, known.label];
             if let Some(broken) = wanted.iter().flatten().filter_map(|i| cells.get(*i)).find(|c| std::str::from_utf8(c).is_err()) {
                 if fields.corrupt == Corrupt::Stop {
-                    return Err(not_utf8(&file, span, line));
+                    return Err(not_utf8(&file, span, counted));
                 }
-                bad.add(line, format!("`{}` is not UTF-8", String::from_utf8_lossy(broken).chars().take(20).collect::<String>()));
+                bad.add(line(), format!("`{}` is not UTF-8", String::from_utf8_lossy(broken).chars().take(20).collect::<String>()));
                 continue;
             }
             if quoting && end >= file.bytes() && unclosed(&file.read(span.start, (span.end - span.start) as usize)?) {
-                bad.add(line, "a quote in this row is never closed, so the row takes in the rest of the file".into());
+                bad.add(line(), "a quote in this row is never closed, so the row takes in the rest of the file".into());
                 continue;
             }
             labels.push(
                 interner
                     .intern(known.label.and_then(|i| cells.get(i)).and_then(|c| std::str::from_utf8(c).ok()).and_then(Label::from_cell)),
             );
-            rows.push(RowSpan { offset: span.start, bytes: (span.end - span.start) as u32, line: u32::try_from(line).unwrap_or(u32::MAX) });
+            rows.push(RowSpan { offset: span.start, bytes: (span.end - span.start) as u32, line: u32::try_from(counted).unwrap_or(u32::MAX) });
         }
         let record = file.record(reader.into_inner());
         let layout = layout.map_or(Layout { text: 0, pair: None, label: None }, |(l, _)| l);
@@ -220,7 +220,8 @@ impl LineTable {
     }
 
     pub(crate) fn place(&self, row: usize) -> Place {
-        let line = self.rows.get(row).map_or(0, |r| u64::from(r.line));
+        let skipped = |r: &RowSpan| skipped_lines(&self.file, r.offset, r.offset + u64::from(r.bytes));
+        let line = self.rows.get(row).map_or(0, |r| u64::from(r.line) + skipped(r));
         Place { file: self.file.path().display().to_string(), line }
     }
 
@@ -337,6 +338,13 @@ fn builder(separator: u8, quoting: bool) -> csv::ReaderBuilder {
     let mut builder = csv::ReaderBuilder::new();
     builder.has_headers(false).flexible(true).delimiter(separator).quoting(quoting);
     builder
+}
+
+/// Line ends between where a row was counted to begin and its first character: blank lines, and the second half of the CRLF before it.
+fn skipped_lines(file: &RawFile, start: u64, end: u64) -> u64 {
+    const LOOK: u64 = 4096;
+    let bytes = file.read(start, (end - start).min(LOOK) as usize).unwrap_or_default();
+    bytes.iter().take_while(|b| matches!(b, b'\n' | b'\r')).filter(|b| **b == b'\n').count() as u64
 }
 
 fn csv_error(file: &RawFile, e: csv::Error) -> DataError {

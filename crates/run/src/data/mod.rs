@@ -17,6 +17,8 @@ mod select;
 mod stream;
 mod table;
 pub mod tales;
+#[cfg(test)]
+pub(crate) mod tests;
 mod tokens;
 
 use std::collections::BTreeMap;

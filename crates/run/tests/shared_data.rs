@@ -1,0 +1,146 @@
+//! Real models and data, where they are at hand: in the folder that `PRUNECTL_SHARED` names, or `../shared` beside the project.
+//! `PRUNECTL_REQUIRE=shared` turns a skip into a failure.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use prunectl_model::{Gates, LoadOptions, Task, load};
+use prunectl_prune::{Batches, Inputs, METRICS, Metric, build};
+use prunectl_recipe::catalogue::Args;
+use prunectl_recipe::plan::{DataDecl, DataExpr, DataSource, Span, Unit, Value};
+use prunectl_run::data::{BatchSpec, Classes, DataStore, Dataset, Need, Target};
+use prunectl_run::tokenizer::Tokenizer;
+
+fn shared(test: &str) -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let folder = std::env::var_os("PRUNECTL_SHARED").map_or(beside, PathBuf::from);
+    if folder.join("models").is_dir() {
+        return Some(folder);
+    }
+    let required = std::env::var("PRUNECTL_REQUIRE").is_ok_and(|r| r.split(',').any(|w| w == "shared"));
+    assert!(!required, "PRUNECTL_REQUIRE=shared, and {} has no models", folder.display());
+    eprintln!("skipped {test}: {} has no models (set PRUNECTL_SHARED)", folder.display());
+    None
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).expect("reads")).expect("is JSON")
+}
+
+fn data(source: DataSource, fields: &[(&str, f64)], split: Option<&str>) -> Dataset {
+    let fields = Args(fields.iter().map(|(k, v)| ((*k).to_owned(), Value::Number(*v))).collect());
+    let decl = DataDecl { name: "d".into(), source, fields, span: Span::default() };
+    DataStore::new(&[decl]).resolve(&DataExpr::Source { name: "d".into(), split: split.map(str::to_owned) }).expect("opens")
+}
+
+fn tokenizer(dir: &Path) -> Tokenizer {
+    Tokenizer::open(dir).expect("reads").expect("has one")
+}
+
+fn spec(target: Option<Target>, batch: usize) -> BatchSpec {
+    BatchSpec { target, need: Need::Required, max_length: 128, batch, vocabulary: 30522, token_types: 2, device: Device::Cpu }
+}
+
+#[test]
+fn tokenizer_equals_transformers() {
+    let Some(shared) = shared("tokenizer_equals_transformers") else { return };
+    let t = tokenizer(&shared.join("models/stories260k"));
+    let expected = json(&shared.join("golden/stories260k/expected.json"));
+    let cases = expected["tokenizer_cases"].as_array().expect("cases");
+    assert_eq!(cases.len(), 12);
+    for case in cases {
+        let text = case["text"].as_str().expect("text");
+        let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).expect("ids");
+        assert_eq!(t.encode(text, None).expect("encodes").ids, ids, "{text:?}");
+        assert_eq!(t.decode(&ids, true).expect("decodes"), case["decoded"].as_str().expect("decoded"), "{text:?}");
+    }
+    assert_eq!(t.prefix(), [1]);
+    assert!(t.fits(512).is_ok() && t.fits(511).is_err());
+    // This one's tokenizer.json pads every text to 128 and cuts it there.
+    let t = tokenizer(&shared.join("models/all-minilm-l6-v2"));
+    assert_eq!(t.encode("hello world", None).expect("encodes").ids, [101, 7592, 2088, 102]);
+    assert_eq!(t.encode(&"hello ".repeat(300), None).expect("encodes").ids.len(), 302);
+}
+
+#[test]
+fn the_stream_and_its_perplexities_equal_transformers() {
+    let Some(shared) = shared("the_stream_and_its_perplexities_equal_transformers") else { return };
+    let dir = shared.join("models/stories260k");
+    let t = tokenizer(&dir);
+    let expected = json(&shared.join("golden/ppl/expected.json"));
+    let stream = data(DataSource::Text(shared.join("golden/ppl/text.txt")), &[], None).stream(Some(&t), 512).expect("stream");
+    let whole: Vec<u32> = stream.prefix.iter().chain(&stream.ids).copied().collect();
+    assert_eq!(whole.len(), 53_421);
+    let bytes: Vec<u8> = whole.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect();
+    let hash = <sha2::Sha256 as sha2::Digest>::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    assert_eq!(hash, expected["ids_sha256_le_i64"].as_str().expect("hash"));
+
+    // The text is the first half of the stories: documents joined by a blank line are the same stream.
+    let stories = DataSource::Jsonl(shared.join("data/tinystories/valid.jsonl"));
+    let decl = DataDecl { name: "d".into(), source: stories, fields: Args::default(), span: Span::default() };
+    let half = DataExpr::Take { of: Box::new(DataExpr::Source { name: "d".into(), split: None }), n: 116 };
+    let joined = DataStore::new(&[decl]).resolve(&half).expect("opens").stream(Some(&t), 512).expect("stream");
+    assert!(joined == stream);
+
+    let model = load(&dir, &LoadOptions { task: Some(Task::CausalLm), ..LoadOptions::default() }).expect("loads");
+    let tokens = |n: f64| Value::Quantity(n, Unit::Tokens);
+    let word = |w: &str| Value::Word(w.into());
+    let cases = [
+        ("windows", "tail_included", vec![("window", tokens(256.0)), ("bos", word("once"))]),
+        ("windows_bos_each", "tail_included", vec![("window", tokens(256.0)), ("bos", word("each"))]),
+        ("sliding", "exact", vec![("window", tokens(256.0)), ("stride", tokens(128.0)), ("bos", word("once"))]),
+    ];
+    for (protocol, variant, args) in cases {
+        let args = Args(args.into_iter().map(|(k, v)| (k.to_owned(), v)).collect());
+        let metric: Box<dyn Metric> = build(METRICS, "perplexity", &args).expect("builds");
+        let mut inputs = Inputs { model: &model, batches: None, stream: Some(&stream), teacher: None, batch: 16, progress: &() };
+        let found = metric.measure(&mut inputs).expect("measures");
+        let expected = &expected["protocols"][protocol][variant];
+        let (ppl, scored) = (expected["perplexity"].as_f64().expect("perplexity"), expected["tokens"].as_u64());
+        let error = (found.value / ppl - 1.0).abs();
+        eprintln!("perplexity, {protocol}: {:.6}, expected {ppl:.6}, relative error {error:.1e}", found.value);
+        assert_eq!(found.tokens, scored, "{protocol}");
+        assert!(error < 2e-5, "{protocol}: {} against {ppl}", found.value);
+    }
+}
+
+#[test]
+fn sst2_accuracy_equals_transformers() {
+    let Some(shared) = shared("sst2_accuracy_equals_transformers") else { return };
+    let dir = shared.join("models/minilm-sst2");
+    let model = load(&dir, &LoadOptions { task: Some(Task::Classification), ..LoadOptions::default() }).expect("loads");
+    let classes = Classes::from_config(&json(&dir.join("config.json")), 2);
+    let d = data(DataSource::Csv(shared.join("data/sst2")), &[], Some("validation"));
+    assert_eq!(d.count(), Some(872));
+    let mut batches = d.batches(Some(&tokenizer(&dir)), spec(Some(Target::Classes(classes)), 32)).expect("batches");
+    let (mut right, mut seen) = (0, 0);
+    while let Some(batch) = batches.next().expect("reads") {
+        let Some(prunectl_model::Labels::Classes(labels)) = &batch.labels else { panic!("classes") };
+        let labels = labels.to_vec1::<i64>().expect("labels");
+        let logits = model.forward(&batch, &Gates::default(), &mut ()).expect("runs").to_vec2::<f32>().expect("logits");
+        seen += labels.len();
+        right += logits.iter().zip(labels).filter(|(z, l)| usize::from(z[1] > z[0]) as i64 == *l).count();
+    }
+    eprintln!("SST-2: {right} of {seen}, {:?}", batches.notes());
+    assert_eq!((right, seen), (759, 872));
+}
+
+#[test]
+fn other_files_read_naturally() {
+    let Some(shared) = shared("other_files_read_naturally") else { return };
+    let t = tokenizer(&shared.join("models/all-minilm-l6-v2"));
+    let columns = [("text", 0.0), ("text_pair", 1.0), ("label", 2.0)];
+    for (split, rows) in [("test", 1379), ("validation", 1500)] {
+        let d = data(DataSource::Csv(shared.join("data/stsb")), &columns, Some(split));
+        assert_eq!(d.count(), Some(rows));
+        let mut b = d.batches(Some(&t), spec(Some(Target::Values), 64)).expect("batches");
+        let batch = b.next().expect("reads").expect("one");
+        assert!(batch.token_type_ids.is_some() && batch.keep.is_some());
+    }
+    assert_eq!(data(DataSource::Csv(shared.join("data/sst2")), &[], Some("train")).count(), Some(20_000));
+    let wiki = data(DataSource::Text(shared.join("data/wikitext-2-raw/wiki.test.raw")), &[], None);
+    let started = std::time::Instant::now();
+    let stream = wiki.stream(Some(&t), 30522).expect("stream");
+    eprintln!("wiki.test.raw: {} tokens in {:?}", stream.ids.len(), started.elapsed());
+    assert_eq!(stream.prefix, [101]);
+}
