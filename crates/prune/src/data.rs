@@ -24,6 +24,10 @@ pub trait Examples {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// An epoch begins, or goes on after a resume: data that is drawn anew in each (masked tokens) draws by this number.
+    fn epoch(&mut self, epoch: u64) {
+        let _ = epoch;
+    }
     /// The batch of those examples, in that order.
     fn batch(&mut self, indices: &[usize]) -> Result<Batch>;
     /// Tokens that count in one pass over the data, if known; needed for lengths in tokens.

@@ -305,6 +305,7 @@ impl<'a> Trainer<'a> {
         let start = Instant::now();
         let step = self.step;
         let mut batches = Vec::new();
+        data.epoch(step / self.steps_per_epoch);
         for chunk in self.indices(step).chunks(self.spec.batch.max(1)) {
             batches.push(data.batch(chunk)?);
         }

@@ -497,6 +497,10 @@ impl Examples for DataBatches {
         self.rows()
     }
 
+    fn epoch(&mut self, epoch: u64) {
+        self.set_epoch(epoch);
+    }
+
     fn batch(&mut self, indices: &[usize]) -> prunectl_prune::Result<Batch> {
         self.batch_of(indices).map_err(outside)
     }

@@ -20,10 +20,9 @@ impl Classes {
     pub fn from_config(config: &serde_json::Value, count: usize) -> Self {
         let mut names: Vec<(String, usize)> = Vec::new();
         let mut add = |name: &str, id: Option<u64>| {
-            if let Some(id) = id.and_then(|i| usize::try_from(i).ok()).filter(|i| *i < count) {
-                if !names.iter().any(|(n, _)| n == name) {
-                    names.push((name.to_owned(), id));
-                }
+            let id = id.and_then(|i| usize::try_from(i).ok()).filter(|i| *i < count);
+            if let Some(id) = id.filter(|_| !names.iter().any(|(n, _)| n == name)) {
+                names.push((name.to_owned(), id));
             }
         };
         for (name, id) in config.get("label2id").and_then(|v| v.as_object()).into_iter().flatten() {

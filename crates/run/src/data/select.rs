@@ -81,8 +81,11 @@ impl Selection {
     }
 }
 
+/// Told a source's name and split.
+type Visit<'a> = dyn FnMut(&str, Option<&str>) -> Result<(), DataError> + 'a;
+
 /// Visits every source that an expression names, and refuses arguments that make no sense whatever the data.
-pub(crate) fn check(expr: &DataExpr, source: &mut dyn FnMut(&str, Option<&str>) -> Result<(), DataError>) -> Result<(), DataError> {
+pub(crate) fn check(expr: &DataExpr, source: &mut Visit<'_>) -> Result<(), DataError> {
     let positive = |what: &str, n: u64| match n {
         0 => Err(DataError::Argument { what: describe(expr), found: format!("{what} = 0"), expected: "at least 1".into() }),
         _ => Ok(()),
