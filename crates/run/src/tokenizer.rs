@@ -282,7 +282,10 @@ mod tests {
         let e = t.encode("a b c d", Some("g")).expect("encodes");
         assert_eq!((e.ids.as_slice(), e.types.as_deref(), e.cut), (&[2u32, 5, 6, 3, 11, 3][..], Some(&[0u32, 0, 0, 0, 1, 1][..]), true));
         assert!(!t.encode("a b", Some("g")).expect("encodes").cut);
-        assert_eq!(t.limited(3).expect_err("refused").to_string(), "rows of at most 3 tokens leave no room for text: test tokenizer adds 3 special tokens");
+        assert_eq!(
+            t.limited(3).expect_err("refused").to_string(),
+            "rows of at most 3 tokens leave no room for text: test tokenizer adds 3 special tokens"
+        );
     }
 
     #[test]

@@ -190,7 +190,11 @@ impl LineTable {
                 interner
                     .intern(known.label.and_then(|i| cells.get(i)).and_then(|c| std::str::from_utf8(c).ok()).and_then(Label::from_cell)),
             );
-            rows.push(RowSpan { offset: span.start, bytes: (span.end - span.start) as u32, line: u32::try_from(counted).unwrap_or(u32::MAX) });
+            rows.push(RowSpan {
+                offset: span.start,
+                bytes: (span.end - span.start) as u32,
+                line: u32::try_from(counted).unwrap_or(u32::MAX),
+            });
         }
         let record = file.record(reader.into_inner());
         let layout = layout.map_or(Layout { text: 0, pair: None, label: None }, |(l, _)| l);

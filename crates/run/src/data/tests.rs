@@ -144,14 +144,18 @@ fn jsonl_with_named_fields_and_named_labels() {
         }
     };
     refused(classes(&d, Classes::new(2)), &["a.jsonl:1: no label is called `good`", "labels = ["]);
-    let d = open(DataSource::Jsonl(p), &[named[0].clone(), named[1].clone(), ("labels", Value::List(vec![text("bad"), text("good")]))]).expect("opens");
+    let d = open(DataSource::Jsonl(p), &[named[0].clone(), named[1].clone(), ("labels", Value::List(vec![text("bad"), text("good")]))])
+        .expect("opens");
     assert_eq!(classes(&d, Classes::new(2)).expect("classes"), [0, 1]);
 }
 
 #[test]
 fn corrupt_rows_stop_or_are_counted() {
     let f = Folder::new();
-    let p = f.file("a.jsonl", "{\"text\": \"a\"}\nnot json\n[1]\n{\"text\": 3}\n{\"other\": 1}\n{\"text\": \"b\", \"label\": [1]}\n{\"text\": \"b\"}\n");
+    let p = f.file(
+        "a.jsonl",
+        "{\"text\": \"a\"}\nnot json\n[1]\n{\"text\": 3}\n{\"other\": 1}\n{\"text\": \"b\", \"label\": [1]}\n{\"text\": \"b\"}\n",
+    );
     let e = open(DataSource::Jsonl(p.clone()), &[]).expect_err("refused").to_string();
     assert!(e.contains("4 of 7 rows can't be read") && e.contains("line 2: not JSON: expected ident at column 2"), "{e}");
     assert!(e.contains("line 3: not a JSON object") && e.contains("line 4: field `text` is a number; expected a string"), "{e}");
@@ -248,7 +252,8 @@ fn lines(f: &Folder, n: usize) -> DataStore {
 fn samples_and_takes() {
     let f = Folder::new();
     let store = lines(&f, 50);
-    let sample = |n: u64, seed: u64| texts(&store.resolve(&DataExpr::Sample { of: Box::new(all()), n, length: None, seed }).expect("opens"));
+    let sample =
+        |n: u64, seed: u64| texts(&store.resolve(&DataExpr::Sample { of: Box::new(all()), n, length: None, seed }).expect("opens"));
     // Recorded: the same documents on every platform.
     assert_eq!(sample(4, 0), ["b 13", "a 0", "c 2", "a 18"]);
     assert_eq!(sample(4, 0), sample(50, 0)[..4]);
@@ -290,7 +295,10 @@ fn windows_of_the_stream() {
     assert_eq!(windows(0), windows(0));
     assert_ne!(windows(0), windows(1));
     let per_row = DataExpr::Sample { of: Box::new(all()), n: 4, length: Some(3), seed: 0 };
-    refused(store.resolve(&per_row).and_then(|d| d.batches(Some(&t), spec(Some(Target::Classes(Classes::new(2)))))), &["windows of a token stream have none"]);
+    refused(
+        store.resolve(&per_row).and_then(|d| d.batches(Some(&t), spec(Some(Target::Classes(Classes::new(2)))))),
+        &["windows of a token stream have none"],
+    );
 }
 
 #[test]
@@ -449,7 +457,14 @@ fn token_files() {
     let optional = BatchSpec { need: Need::Optional, ..spec(Some(Target::Values)) };
     assert!(d.batches(None, optional).expect("batches").next().expect("reads").expect("one").labels.is_none());
     let narrow = BatchSpec { vocabulary: 9, ..spec(None) };
-    assert!(d.batches(None, narrow).expect("batches").next().expect_err("refused").to_string().contains("token id 9 is out of range; the model's embedding has 9 rows"));
+    assert!(
+        d.batches(None, narrow)
+            .expect("batches")
+            .next()
+            .expect_err("refused")
+            .to_string()
+            .contains("token id 9 is out of range; the model's embedding has 9 rows")
+    );
 
     token_file(&p, &[input.clone(), ("labels", I64, &[2, 3], i64s(&[IGNORED, 6, 7, IGNORED, 9, IGNORED]))]);
     let d = open(DataSource::Tokens(p.clone()), &[]).expect("opens");
@@ -460,7 +475,11 @@ fn token_files() {
     let floats: Vec<u8> = [0.5f32, 2.5].iter().flat_map(|x| x.to_le_bytes()).collect();
     token_file(&p, &[input.clone(), ("labels", F32, &[2], floats.clone())]);
     let d = open(DataSource::Tokens(p.clone()), &[]).expect("opens");
-    let Some(Labels::Values(v)) = Examples::batch(&mut d.batches(None, spec(Some(Target::Values))).expect("batches"), &[1]).expect("batch").labels else { panic!("values") };
+    let Some(Labels::Values(v)) =
+        Examples::batch(&mut d.batches(None, spec(Some(Target::Values))).expect("batches"), &[1]).expect("batch").labels
+    else {
+        panic!("values")
+    };
     assert_eq!(v.to_vec1::<f32>().expect("values"), [2.5]);
 
     token_file(&p, &[("tokens", I64, &[2, 3], i64s(&[0; 6]))]);
