@@ -1,16 +1,60 @@
 //! Costs as pure functions of shapes: what `plan` prints without a weight.
 
-use crate::blueprint::Blueprint;
+use crate::blueprint::{Blueprint, Head, Projection};
 use crate::dims::LayerDims;
 
-/// Multiply-adds counted as 2, for one token of a sequence of `length` tokens (attention over `length` keys, or its window).
-pub fn flops_per_token(blueprint: &Blueprint, dims: &[LayerDims], length: usize) -> u64 {
-    let _ = (blueprint, dims, length);
-    0
+/// Floating-point operations of one forward pass over a sequence of `length` tokens: a multiply-add counts as 2, matrix products
+/// alone are counted (norms, activations and look-ups are not), and attention scores only what a query sees.
+pub fn flops(blueprint: &Blueprint, dims: &[LayerDims], length: usize) -> u64 {
+    let (h, n) = (blueprint.hidden as u64, length as u64);
+    let width = blueprint.embeddings.width as u64;
+    let mut multiply_adds = match blueprint.embeddings.project {
+        Some(Projection::Tokens | Projection::Sum) => n * width * h,
+        None => 0,
+    };
+    for (d, spec) in dims.iter().zip(&blueprint.layers) {
+        let (q, kv, ffn) = (d.q_width() as u64, d.kv_width() as u64, d.ffn as u64);
+        multiply_adds += n * h * (2 * q + 2 * kv);
+        multiply_adds += 2 * q * pairs_seen(length, blueprint.attention.causal, spec.window);
+        let matrices = if blueprint.mlp.gated { 3 } else { 2 };
+        let experts = match &blueprint.mlp.router {
+            Some(router) if d.experts > 0 => router.top_k.min(d.experts) as u64,
+            _ => 1,
+        };
+        multiply_adds += n * h * (ffn * matrices * experts + d.experts as u64);
+    }
+    multiply_adds += match &blueprint.head {
+        Head::Tokens { transform, project, .. } => {
+            let before = if transform.is_some() || *project { h * width } else { 0 };
+            n * (before + blueprint.head_width() as u64 * blueprint.vocab as u64)
+        }
+        Head::Sequence { labels, dense, .. } => u64::from(dense.is_some()) * h * h + h * *labels as u64,
+        Head::Spans => n * h * 2,
+        Head::Encode { .. } => 0,
+    };
+    2 * multiply_adds
 }
 
-/// Bytes of keys and values that generation keeps.
+/// The same for one token: the mean over the sequence.
+pub fn flops_per_token(blueprint: &Blueprint, dims: &[LayerDims], length: usize) -> u64 {
+    flops(blueprint, dims, length) / length.max(1) as u64
+}
+
+/// Bytes of keys and values that generation keeps; a sliding window keeps no more than itself.
 pub fn kv_cache_bytes(blueprint: &Blueprint, dims: &[LayerDims], batch: usize, length: usize, bytes_per_value: usize) -> u64 {
-    let _ = (blueprint, dims, batch, length, bytes_per_value);
-    0
+    let values: u64 = dims
+        .iter()
+        .zip(&blueprint.layers)
+        .map(|(d, spec)| 2 * d.kv_width() as u64 * spec.window.map_or(length, |w| w.min(length)) as u64)
+        .sum();
+    values * batch as u64 * bytes_per_value as u64
+}
+
+/// Query–key pairs that attention computes in a sequence.
+fn pairs_seen(length: usize, causal: bool, window: Option<usize>) -> u64 {
+    let n = length as u64;
+    let w = window.map_or(n, |w| (w as u64).min(n));
+    // Rows 1..=w see as many keys as their index, later rows see w.
+    let looking_back = w * (w + 1) / 2 + (n - w) * w;
+    if causal { looking_back } else { 2 * looking_back - n }
 }

@@ -15,7 +15,8 @@ mod init;
 mod loss;
 mod net;
 mod params;
-mod site;
+pub mod site;
+mod surgery;
 mod transformer;
 
 pub use batch::{Batch, IGNORED, Labels};

@@ -14,7 +14,6 @@ use crate::loss::LossOut;
 use crate::net;
 use crate::net::Context;
 use crate::params::Params;
-use crate::site::{SiteKind, Slice};
 
 /// A transformer. `Clone` is shallow: tensors are shared.
 #[derive(Debug, Clone)]
@@ -123,30 +122,6 @@ impl Transformer {
         self.params.count()
     }
 
-    /// Units of that kind in the layer (None: the kinds of the whole model, `Layers` and `Hidden`).
-    pub fn units(&self, kind: SiteKind, layer: Option<usize>) -> Result<usize> {
-        let _ = (kind, layer);
-        Err(not_yet("units"))
-    }
-
-    /// The coupled slices of one unit: removing the unit removes these, masking it zeroes them.
-    pub fn group(&self, kind: SiteKind, layer: Option<usize>, unit: usize) -> Result<Vec<Slice>> {
-        let _ = (kind, layer, unit);
-        Err(not_yet("group"))
-    }
-
-    /// Slots of the weight matrices of a layer, in the order in which they are applied (routers left out).
-    pub fn linears(&self, layer: usize) -> Result<Vec<String>> {
-        let _ = layer;
-        Err(not_yet("linears"))
-    }
-
-    /// The smaller model that keeps these units of a layer (ascending). `layer` is None for `Layers` and `Hidden`.
-    pub fn keep_units(&self, kind: SiteKind, layer: Option<usize>, kept: &[usize]) -> Result<Self> {
-        let _ = (kind, layer, kept);
-        Err(not_yet("keep_units"))
-    }
-
     /// From ids to the input of block 0 `[batch, seq, hidden]`, and what all blocks share.
     pub fn embed(&self, batch: &Batch) -> Result<(Tensor, Context)> {
         net::embeddings::embed(self, batch)
@@ -208,8 +183,4 @@ impl Transformer {
         let logits = self.finish_rows(&x, &context, &scored.rows, tap)?;
         self.token_loss(context.size().0, &scored, &logits)
     }
-}
-
-fn not_yet(what: &str) -> ModelError {
-    ModelError::Mismatch { what: what.to_owned(), found: "a skeleton".into(), expected: "an implementation".into() }
 }
