@@ -120,6 +120,30 @@ impl<'a> Fields<'a> {
         Ok(self.positive_or_none(names)?.unwrap_or(default))
     }
 
+    /// A number that may be null (None), with the default for a config without the field.
+    pub fn nullable_width_or(&self, name: &'a str, default: Option<usize>) -> Result<Option<usize>> {
+        if self.map.contains_key(name) { self.width_or_none(&[name]) } else { Ok(default) }
+    }
+
+    /// The same for a number above 0.
+    pub fn nullable_positive_or(&self, name: &'a str, default: Option<f64>) -> Result<Option<f64>> {
+        if self.map.contains_key(name) { self.positive_or_none(&[name]) } else { Ok(default) }
+    }
+
+    /// The window of each layer by `layer_types`, where the config has it.
+    pub fn windows(&self, layers: usize, window: Option<usize>) -> Result<Option<Vec<Option<usize>>>> {
+        let Some(kinds) = self.texts("layer_types")? else { return Ok(None) };
+        if kinds.len() != layers {
+            return Err(self.error("layer_types", format!("{layers} entries, one a layer")));
+        }
+        let window_of = |kind: &&str| match *kind {
+            "full_attention" => Ok(None),
+            "sliding_attention" => window.map(Some).ok_or_else(|| self.error("sliding_window", "a width: `layer_types` has sliding layers")),
+            other => Err(self.unsupported(format!("layer type `{other}`"), "full_attention and sliding_attention are")),
+        };
+        kinds.iter().map(window_of).collect::<Result<_>>().map(Some)
+    }
+
     /// true or false.
     pub fn flag_or(&self, name: &'a str, default: bool) -> Result<bool> {
         match self.get(&[name]) {

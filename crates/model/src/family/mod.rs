@@ -1,9 +1,25 @@
 //! Families: one data file each, and the table of all. A family file turns a config into a `Blueprint` and names tensors; it computes nothing.
 
 mod bert;
+mod codegen;
 pub(crate) mod config;
+mod distilbert;
+mod electra;
+mod falcon;
+mod gemma;
+mod gpt2;
+mod gpt_neo;
+mod gpt_neox;
 mod llama;
+mod mistral;
+mod mixtral;
 pub(crate) mod names;
+mod opt;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod roberta;
 
 use std::path::Path;
 
@@ -55,7 +71,28 @@ pub(crate) struct ExpertKeys {
 }
 
 /// Every family. No row without golden logits and golden gate gradients of Hugging Face transformers.
-pub const FAMILIES: &[Family] = &[bert::FAMILY, llama::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    bert::FAMILY,
+    roberta::FAMILY,
+    roberta::XLM,
+    distilbert::FAMILY,
+    electra::FAMILY,
+    gpt2::FAMILY,
+    gpt_neo::FAMILY,
+    gpt_neox::FAMILY,
+    codegen::FAMILY,
+    opt::FAMILY,
+    falcon::FAMILY,
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi3::FAMILY,
+    mixtral::FAMILY,
+    qwen3_moe::FAMILY,
+];
 
 /// The config key under which shapes stand that stock fields can't say.
 pub const OWN_KEY: &str = "prunectl";

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Batch, Labels, LoadOptions, Transformer};
+use prunectl_model::{Batch, Labels, LoadOptions, Slice, Transformer};
 
 pub type Tensors = HashMap<String, Tensor>;
 
@@ -77,4 +77,42 @@ pub fn error_where_real(found: &Tensor, expected: &Tensor, keep: &Tensor) -> f64
         flat(t).chunks(width).enumerate().filter(|(i, _)| keep[i % keep.len()] != 0).flat_map(|(_, row)| row.to_vec()).collect()
     };
     relative(&pick(found), &pick(expected))
+}
+
+/// Zeroes slices of parameters.
+pub fn zero(model: &mut Transformer, slices: &[Slice]) {
+    for s in slices {
+        let t = model.params().require(&s.slot).unwrap().clone();
+        let mut keep = vec![1.0_f64; t.dim(s.dim).unwrap()];
+        keep[s.start..s.start + s.len].fill(0.0);
+        let mut shape = vec![1; t.rank()];
+        shape[s.dim] = keep.len();
+        let keep = Tensor::new(keep, &Device::Cpu).unwrap().to_dtype(t.dtype()).unwrap().reshape(shape).unwrap();
+        model.params_mut().set(s.slot.clone(), t.broadcast_mul(&keep).unwrap());
+    }
+}
+
+/// Writes what `to_checkpoint` gives and loads it.
+pub fn saved_and_loaded(model: &Transformer) -> Transformer {
+    let (config, tensors) = prunectl_model::to_checkpoint(model).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+    let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
+    candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
+    prunectl_model::load(dir.path(), &LoadOptions { dtype: model.dtype(), ..LoadOptions::default() }).unwrap()
+}
+
+/// Whether two models have the same parameters, bit for bit.
+pub fn same_parameters(a: &Transformer, b: &Transformer) -> bool {
+    let names = |m: &Transformer| m.params().iter().map(|(n, _)| n.to_owned()).collect::<Vec<_>>();
+    names(a) == names(b)
+        && a.params().iter().all(|(n, t)| {
+            let other = b.params().require(n).unwrap();
+            t.dims() == other.dims() && flat(t).iter().zip(flat(other)).all(|(x, y)| x.to_bits() == y.to_bits())
+        })
+}
+
+/// Whether two tensors have the same bits.
+pub fn same_bits(a: &Tensor, b: &Tensor) -> bool {
+    a.dims() == b.dims() && flat(a).iter().zip(flat(b)).all(|(x, y)| x.to_bits() == y.to_bits())
 }

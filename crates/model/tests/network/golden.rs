@@ -1,10 +1,10 @@
 //! Each family equals Hugging Face transformers: logits, loss, hidden states, gate gradients, in both spellings of its config.
 
-mod common;
+
 
 use candle_core::{DType, Tensor, Var};
-use common::*;
-use prunectl_model::{Batch, Gates, LayerGates, Point, Result, Tap, Transformer};
+use crate::pack::*;
+use prunectl_model::{Batch, Gates, LayerGates, ModelError, Point, Result, SiteKind, Tap, Transformer};
 
 /// Collects what the pack has: the input of block 0, the output of each block and of the final norm, router logits.
 #[derive(Default)]
@@ -118,7 +118,46 @@ fn errors(family: &str, config: &str, dtype: DType) -> Vec<(&'static str, &'stat
     all.push(("masked.logits (gates)", "logits", on_tokens(&masked, &want["masked.logits"])));
     let loss = model.loss(&batch, &masked).unwrap().mean().unwrap();
     all.push(("masked.loss (gates)", "loss", error(&loss, &want["masked.loss"])));
+    let forward = |m: &Transformer| m.forward(&batch, &Gates::default(), &mut ()).unwrap();
+    all.push(("masked.logits (zeroed)", "logits", on_tokens(&forward(&zeroed(&model, &want)), &want["masked.logits"])));
+    let pruned = pruned(&model, &want);
+    all.push(("masked.logits (surgery)", "logits", on_tokens(&forward(&pruned), &want["masked.logits"])));
+    let reloaded = saved_and_loaded(&pruned);
+    all.push(("masked.logits (reloaded)", "logits", on_tokens(&forward(&reloaded), &want["masked.logits"])));
     all
+}
+
+/// Units of a layer whose gate is on, and off.
+fn on_and_off(mask: &Tensor, layer: usize) -> (Vec<usize>, Vec<usize>) {
+    let mask: Vec<f32> = mask.get(layer).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    (0..mask.len()).partition(|u| mask[*u] != 0.0)
+}
+
+/// Every coupled slice of the units that are off is zero.
+fn zeroed(model: &Transformer, want: &Tensors) -> Transformer {
+    let mut zeroed = model.clone();
+    for layer in 0..model.n_layers() {
+        for (kind, mask) in [(SiteKind::Heads, "mask.heads"), (SiteKind::Neurons, "mask.ffn")] {
+            for unit in on_and_off(&want[mask], layer).1 {
+                zero(&mut zeroed, &model.group(kind, Some(layer), unit).unwrap());
+            }
+        }
+    }
+    zeroed
+}
+
+/// The units that are off are gone. Where heads leave unevenly, keys and values are un-shared first.
+fn pruned(model: &Transformer, want: &Tensors) -> Transformer {
+    let mut model = model.clone();
+    for layer in 0..model.n_layers() {
+        let (heads, neurons) = (on_and_off(&want["mask.heads"], layer).0, on_and_off(&want["mask.ffn"], layer).0);
+        model = match model.keep_units(SiteKind::Heads, Some(layer), &heads) {
+            Err(ModelError::Uneven { .. }) => model.unshare_kv(layer).unwrap().keep_units(SiteKind::Heads, Some(layer), &heads).unwrap(),
+            other => other.unwrap(),
+        };
+        model = model.keep_units(SiteKind::Neurons, Some(layer), &neurons).unwrap();
+    }
+    model
 }
 
 #[test]
@@ -136,4 +175,75 @@ fn every_family_equals_transformers() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn every_parameter_has_a_gradient() {
+    for family in GOLDEN {
+        let (mut model, batch) = (model(family, "config.json", DType::F32), batch(&expected(family)));
+        let vars: Vec<(String, Var)> =
+            model.params().iter().map(|(slot, t)| (slot.to_owned(), Var::from_tensor(t).unwrap())).collect();
+        for (slot, var) in &vars {
+            model.params_mut().set(slot.clone(), var.as_tensor().clone());
+        }
+        let loss = model.forward_loss(&batch, &Gates::default(), &mut ()).unwrap().mean().unwrap();
+        let grads = loss.backward().unwrap();
+        for (slot, var) in &vars {
+            let grad = grads.get(var.as_tensor()).unwrap_or_else(|| panic!("{family}: no gradient of {slot}"));
+            let size = grad.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(size.is_finite(), "{family} {slot}: {size}");
+            // A constant added to every key moves no softmax, so the gradient of a key's bias is rounding only.
+            assert!(size > 0.0 || slot.ends_with(".k.bias"), "{family} {slot}: the gradient is 0");
+        }
+    }
+}
+
+/// In f64, the directional derivative along random gates against central differences.
+#[test]
+fn gate_gradients_match_central_differences() {
+    const STEP: f64 = 1e-5;
+    for family in GOLDEN {
+        let (model, want) = (model(family, "config.json", DType::F64), expected(family));
+        let batch = batch(&want);
+        let open = OpenGates::new(&model, &want["head_gate_grad"], &want["ffn_gate_grad"]);
+        let (_, heads, neurons) = open.gradients(&model, &batch);
+        let direction = |of: &Tensor, phase: f64| {
+            let n = of.elem_count();
+            let values: Vec<f64> = (0..n).map(|i| (1.7 * i as f64 + phase).sin()).collect();
+            Tensor::from_vec(values, of.dims(), of.device()).unwrap()
+        };
+        let (dh, dn) = (direction(&heads, 0.3), direction(&neurons, 1.1));
+        let loss = |step: f64| {
+            let at = |d: &Tensor| ((d * step).unwrap() + 1.0).unwrap();
+            let gates = constant_gates(&at(&dh), &at(&dn));
+            model.forward_loss(&batch, &gates, &mut ()).unwrap().mean().unwrap().to_scalar::<f64>().unwrap()
+        };
+        let numeric = (loss(STEP) - loss(-STEP)) / (2.0 * STEP);
+        let along = |g: &Tensor, d: &Tensor| (g * d).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+        let analytic = along(&heads, &dh) + along(&neurons, &dn);
+        let error = (numeric - analytic).abs() / analytic.abs().max(1e-3);
+        println!("{family:16} {error:.1e}");
+        assert!(error < 1e-6, "{family}: {numeric} against {analytic}");
+    }
+}
+
+#[test]
+fn no_family_is_named_in_the_network() {
+    let mut words: Vec<String> = prunectl_model::FAMILIES
+        .iter()
+        .flat_map(|f| f.model_types.iter().map(|t| t.to_string()).chain([f.name.to_lowercase().replace(' ', "")]))
+        .collect();
+    words.extend(["gemma", "qwen", "pythia", "gpt"].map(str::to_owned));
+    let net = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/net");
+    for file in std::fs::read_dir(net).unwrap() {
+        let path = file.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap().to_lowercase();
+        for word in &words {
+            // Papers may be cited by their name.
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            for line in code {
+                assert!(!line.contains(word.as_str()), "{}: `{word}` in {line}", path.display());
+            }
+        }
+    }
 }

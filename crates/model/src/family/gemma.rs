@@ -1,0 +1,132 @@
+//! Gemma 2 and 3, text (Gemma Team, 2024 and 2025): norms before and after each sublayer with factor 1 + w, scaled embeddings,
+//! alternating windows; soft-caps in 2, q/k norms and two rotary tables in 3.
+
+use super::config::{Fields, Source};
+use super::llama::{KEYS, decoder, names as llama_names};
+use super::names::{Names, plain};
+use super::{Family, write_layer_types};
+use crate::blueprint::*;
+use crate::dims::LayerDims;
+use crate::error::Result;
+
+pub(super) const GEMMA2: Family = Family {
+    name: "Gemma 2",
+    model_types: &["gemma2"],
+    architectures: &[
+        ("Gemma2ForCausalLM", Task::CausalLm),
+        ("Gemma2ForSequenceClassification", Task::Classification),
+        ("Gemma2Model", Task::Encoder),
+    ],
+    read: read_gemma2,
+    names: |_| names(),
+    keys: KEYS,
+    write_layers: write_layer_types,
+};
+
+pub(super) const GEMMA3: Family = Family {
+    name: "Gemma 3",
+    model_types: &["gemma3_text"],
+    architectures: &[
+        ("Gemma3ForCausalLM", Task::CausalLm),
+        ("Gemma3TextForSequenceClassification", Task::Classification),
+        ("Gemma3TextModel", Task::Encoder),
+    ],
+    read: read_gemma3,
+    names: |_| names(),
+    keys: KEYS,
+    write_layers: write_layer_types,
+};
+
+/// The scalar under the scores' root where the config is silent.
+const DEFAULT_SCALAR: f64 = 256.0;
+/// Every so many layers one of Gemma 3 sees everything.
+const DEFAULT_PATTERN: usize = 6;
+/// Rotary bases of Gemma 3's full and sliding layers.
+const FULL_THETA: f64 = 1_000_000.0;
+const SLIDING_THETA: f64 = 10_000.0;
+
+/// What the two share; windows and soft-caps are left open.
+fn common(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
+    let fields = &source.fields;
+    fields.refuse_flag("use_bidirectional_attention", "bidirectional attention in a decoder", "causal attention is")?;
+    let (mut blueprint, dims) = decoder(source, "gelu_pytorch_tanh", true)?;
+    blueprint.embeddings.scale = (blueprint.hidden as f64).sqrt();
+    blueprint.norm.kind = NormKind::RmsOffsetOne;
+    blueprint.layout = Layout::Sandwich;
+    let bias = fields.flag_or("attention_bias", false)?;
+    (blueprint.attention.qkv_bias, blueprint.attention.o_bias) = (bias, bias);
+    let scale = fields.positive_or(&["query_pre_attn_scalar"], DEFAULT_SCALAR)?.powf(-0.5);
+    for layer in &mut blueprint.layers {
+        layer.scale = scale;
+    }
+    Ok((blueprint, dims))
+}
+
+fn cap(fields: &Fields<'_>, blueprint: &mut Blueprint, attention: Option<f64>, output: Option<f64>) -> Result<()> {
+    blueprint.attention.softcap = fields.nullable_positive_or("attn_logit_softcapping", attention)?;
+    if let Head::Tokens { softcap, .. } = &mut blueprint.head {
+        *softcap = fields.nullable_positive_or("final_logit_softcapping", output)?;
+    }
+    Ok(())
+}
+
+fn slide(fields: &Fields<'_>, blueprint: &mut Blueprint, slides: impl Fn(usize) -> bool) -> Result<()> {
+    let window = Some(fields.width_or(&["sliding_window"], 4096)?);
+    let layers = blueprint.layers.len();
+    let windows = fields.windows(layers, window)?.unwrap_or_else(|| (0..layers).map(|l| window.filter(|_| slides(l))).collect());
+    for (layer, window) in blueprint.layers.iter_mut().zip(windows) {
+        layer.window = window;
+    }
+    Ok(())
+}
+
+fn read_gemma2(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
+    let (mut blueprint, dims) = common(source)?;
+    cap(&source.fields, &mut blueprint, Some(50.0), Some(30.0))?;
+    slide(&source.fields, &mut blueprint, |layer| layer.is_multiple_of(2))?;
+    Ok((blueprint, dims))
+}
+
+fn read_gemma3(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
+    let fields = &source.fields;
+    let (mut blueprint, dims) = common(source)?;
+    cap(fields, &mut blueprint, None, None)?;
+    blueprint.attention.qk_norm = true;
+    let pattern = fields.count_or_none(&["sliding_window_pattern", "_sliding_window_pattern"])?.unwrap_or(DEFAULT_PATTERN);
+    slide(fields, &mut blueprint, |layer| !(layer + 1).is_multiple_of(pattern))?;
+    let head_dim = dims.first().map_or(0, |d| d.head_dim);
+        for layer in &mut blueprint.layers {
+        layer.rotary = Some(usize::from(layer.window.is_some()));
+    }
+    blueprint.rotary = two_tables(fields, head_dim)?;
+    Ok((blueprint, dims))
+}
+
+/// The rotary tables of full (0) and sliding (1) layers.
+fn two_tables(fields: &Fields<'_>, head_dim: usize) -> Result<Vec<Rotary>> {
+    let default = |theta| Rotary { theta, dim: head_dim, pairs: Pairs::Half, scaling: RotaryScaling::None };
+    if let Some(parameters) = fields.object("rope_parameters")? {
+        let table = |name: &'static str, theta: f64| -> Result<Rotary> {
+            match parameters.object(name)? {
+                None => Ok(default(theta)),
+                Some(own) => fields.rotary_from(Some(&own), None, head_dim, Pairs::Half, 1.0),
+            }
+        };
+        return Ok(vec![table("full_attention", FULL_THETA)?, table("sliding_attention", SLIDING_THETA)?]);
+    }
+    let scaling = fields.object("rope_scaling")?;
+    let mut full = fields.rotary_from(None, scaling.as_ref(), head_dim, Pairs::Half, 1.0)?;
+    full.theta = fields.positive_or(&["rope_theta"], FULL_THETA)?;
+    Ok(vec![full, default(fields.positive_or(&["rope_local_base_freq"], SLIDING_THETA)?)])
+}
+
+fn names() -> Names {
+    let mut names = llama_names();
+    names.entries.retain(|n| n.slot != "layers.{l}.norm2");
+    names.entries.extend([
+        plain("layers.{l}.post_norm1", "model.layers.{l}.post_attention_layernorm"),
+        plain("layers.{l}.norm2", "model.layers.{l}.pre_feedforward_layernorm"),
+        plain("layers.{l}.post_norm2", "model.layers.{l}.post_feedforward_layernorm"),
+    ]);
+    names
+}
