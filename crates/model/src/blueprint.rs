@@ -234,7 +234,7 @@ pub enum RotaryScaling {
         original: usize,
     },
     /// Low frequencies divided by `factor`, high ones kept, a ramp between them.
-    Llama3 {
+    Ramp {
         /// The divisor.
         factor: f64,
         /// Wavelengths above original / low are divided.

@@ -211,7 +211,11 @@ impl<'a> Fields<'a> {
     /// Attention heads and the width of one, where the config may state it.
     pub fn heads_of(&self, hidden: usize, names: &[&'a str]) -> Result<(usize, usize)> {
         let heads = self.count(names)?;
-        let head_dim = match self.width_or_none(&["head_dim"])? {
+        let own = match self.object(super::OWN_KEY)? {
+            Some(own) => own.width_or_none(&["head_dim"])?,
+            None => None,
+        };
+        let head_dim = match own.map_or_else(|| self.width_or_none(&["head_dim"]), |n| Ok(Some(n)))? {
             Some(n) => n,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
@@ -273,7 +277,7 @@ impl<'a> Fields<'a> {
                 if high <= low {
                     return Err(p.error("high_freq_factor", format!("a number above low_freq_factor, {low}")));
                 }
-                RotaryScaling::Llama3 { factor: factor()?, low, high, original: p.width(&["original_max_position_embeddings"])? }
+                RotaryScaling::Ramp { factor: factor()?, low, high, original: p.width(&["original_max_position_embeddings"])? }
             }
             other => {
                 return Err(self.unsupported(

@@ -22,6 +22,7 @@ pub(super) const FAMILY: Family = Family {
     keys: Keys {
         layers: "n_layers",
         hidden: "dim",
+        embedding: None,
         heads: "n_heads",
         kv_heads: None,
         head_dim: None,

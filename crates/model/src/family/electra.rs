@@ -3,7 +3,7 @@
 use super::bert::{KEYS, Tables, classifier, encoder, encoder_names, masked_lm, span_or};
 use super::config::Source;
 use super::names::{Names, plain};
-use super::{Family, encode_head, no_layer_fields};
+use super::{Family, Keys, encode_head, no_layer_fields};
 use crate::blueprint::*;
 use crate::dims::LayerDims;
 use crate::error::Result;
@@ -19,7 +19,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     read,
     names,
-    keys: KEYS,
+    keys: Keys { embedding: Some("embedding_size"), ..KEYS },
     write_layers: no_layer_fields,
 };
 

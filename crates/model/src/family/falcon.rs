@@ -6,7 +6,7 @@ use super::config::{Source, activation};
 use super::gpt2::Plain;
 use super::llama::head;
 use super::names::{How, Name, Names, QkvOrder, plain, stored};
-use super::{Family, Keys};
+use super::{Family, Keys, same_pair};
 use crate::blueprint::*;
 use crate::dims::LayerDims;
 use crate::error::Result;
@@ -24,6 +24,7 @@ pub(super) const FAMILY: Family = Family {
     keys: Keys {
         layers: "num_hidden_layers",
         hidden: "hidden_size",
+        embedding: None,
         heads: "num_attention_heads",
         kv_heads: None,
         head_dim: None,
@@ -73,8 +74,8 @@ fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
 /// Only the grouped variant reads a count of key/value heads.
 fn write_layers(map: &mut Map<String, Value>, _: &Blueprint, dims: &[LayerDims]) {
     let grouped = map.get("new_decoder_architecture").and_then(Value::as_bool) == Some(true);
-    if let Some(first) = dims.iter().find(|d| d.kv_heads > 0).filter(|_| grouped) {
-        map.insert("num_kv_heads".into(), json!(first.kv_heads));
+    if let Some((_, kv_heads)) = same_pair(dims).filter(|_| grouped) {
+        map.insert("num_kv_heads".into(), json!(kv_heads));
     }
 }
 

@@ -21,6 +21,7 @@ pub(super) const FAMILY: Family = Family {
     keys: Keys {
         layers: "n_layer",
         hidden: "n_embd",
+        embedding: None,
         heads: "n_head",
         kv_heads: None,
         head_dim: None,

@@ -24,6 +24,7 @@ pub(super) const FAMILY: Family = Family {
     keys: Keys {
         layers: "num_layers",
         hidden: "hidden_size",
+        embedding: None,
         heads: "num_heads",
         kv_heads: None,
         head_dim: None,

@@ -24,6 +24,7 @@ pub(super) const FAMILY: Family = Family {
 pub(super) const KEYS: Keys = Keys {
     layers: "num_hidden_layers",
     hidden: "hidden_size",
+    embedding: None,
     heads: "num_attention_heads",
     kv_heads: Some("num_key_value_heads"),
     head_dim: Some("head_dim"),

@@ -56,6 +56,8 @@ impl std::fmt::Debug for Family {
 pub(crate) struct Keys {
     pub layers: &'static str,
     pub hidden: &'static str,
+    /// Width of the embedding tables, where the config has it.
+    pub embedding: Option<&'static str>,
     pub heads: &'static str,
     pub kv_heads: Option<&'static str>,
     pub head_dim: Option<&'static str>,
@@ -184,7 +186,8 @@ fn choose_task(fields: &Fields<'_>, family: &Family, wanted: Option<Task>) -> Re
     })
 }
 
-/// Shapes that stock fields can't say: `{"prunectl": {"layer_dims": […], "layers": […], "embedding_scale": …}}`.
+/// Shapes that stock fields can't say: `{"prunectl": {"head_dim": …, "layer_dims": […], "layers": […], "embedding_scale": …}}`; the
+/// families' readers take `head_dim`, the rest is put in place here.
 fn read_own(fields: &Fields<'_>, blueprint: &mut Blueprint, dims: &mut Vec<LayerDims>) -> Result<()> {
     let Some(own) = fields.object(OWN_KEY)? else { return Ok(()) };
     if let Some((name, value)) = own.get(&["layer_dims"]) {
@@ -244,11 +247,19 @@ pub(crate) fn write_config(
     (family.write_layers)(map, blueprint, dims);
     let pooler = matches!(blueprint.head, Head::Encode { pooler: true, .. });
     let has_tensor = |name: &str| pooler && name.contains("pooler");
-    // What the stock fields say now; a reader that fails says nothing.
-    let said = resolve(path, &config, Some(task), &has_tensor).ok();
-    let Value::Object(map) = &mut config else { return Ok(config) };
-    let says = |f: &dyn Fn(&Resolved) -> bool| said.as_ref().is_some_and(f);
+    // What the fields say now; a reader that fails says nothing.
+    let mut said = resolve(path, &config, Some(task), &has_tensor).ok();
     let mut own = Map::new();
+    if said.as_ref().is_none_or(|r| r.dims != dims)
+        && let Some(head_dim) = dims.iter().map(|d| d.head_dim).max()
+    {
+        own.insert("head_dim".into(), json!(head_dim));
+        if let Value::Object(map) = &mut config {
+            map.insert(OWN_KEY.into(), json!({ "head_dim": head_dim }));
+        }
+        said = resolve(path, &config, Some(task), &has_tensor).ok();
+    }
+    let says = |f: &dyn Fn(&Resolved) -> bool| said.as_ref().is_some_and(f);
     if !says(&|r| r.dims == dims) {
         own.insert("layer_dims".into(), json!(dims));
     }
@@ -258,6 +269,7 @@ pub(crate) fn write_config(
     if !says(&|r| r.blueprint.embeddings.scale == blueprint.embeddings.scale) {
         own.insert("embedding_scale".into(), json!(blueprint.embeddings.scale));
     }
+    let Value::Object(map) = &mut config else { return Ok(config) };
     if !own.is_empty() {
         map.insert(OWN_KEY.into(), Value::Object(own));
     }
@@ -293,11 +305,14 @@ fn set_counts(keys: &Keys, map: &mut Map<String, Value>, blueprint: &Blueprint, 
     };
     set(keys.layers, dims.len());
     set(keys.hidden, blueprint.hidden);
-    if let Some(heads) = same(&|d| (d.q_heads > 0).then_some(d.q_heads)) {
+    if let Some((heads, kv_heads)) = same_pair(dims) {
         set(keys.heads, heads);
+        if let Some(key) = keys.kv_heads {
+            set(key, kv_heads);
+        }
     }
-    if let (Some(key), Some(n)) = (keys.kv_heads, same(&|d| (d.q_heads > 0).then_some(d.kv_heads))) {
-        set(key, n);
+    if let Some(key) = keys.embedding {
+        set(key, blueprint.embeddings.width);
     }
     if let (Some(key), Some(n)) = (keys.head_dim, same(&|d| (d.q_heads > 0).then_some(d.head_dim))) {
         set(key, n);
@@ -319,6 +334,13 @@ fn set_counts(keys: &Keys, map: &mut Map<String, Value>, blueprint: &Blueprint, 
             map.insert(experts.top_k.to_owned(), json!(router.top_k));
         }
     }
+}
+
+/// Query and key/value heads, where all layers with attention have the same.
+pub(crate) fn same_pair(dims: &[LayerDims]) -> Option<(usize, usize)> {
+    let mut pairs = dims.iter().filter(|d| d.q_heads > 0).map(|d| (d.q_heads, d.kv_heads));
+    let first = pairs.next()?;
+    pairs.all(|pair| pair == first).then_some(first)
 }
 
 /// For families whose configs describe no single layer.

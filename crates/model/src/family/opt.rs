@@ -22,6 +22,7 @@ pub(super) const FAMILY: Family = Family {
     keys: Keys {
         layers: "num_hidden_layers",
         hidden: "hidden_size",
+        embedding: Some("word_embed_proj_dim"),
         heads: "num_attention_heads",
         kv_heads: None,
         head_dim: None,

@@ -55,7 +55,7 @@ fn scaled(frequency: f64, scaling: &RotaryScaling) -> f64 {
     match *scaling {
         RotaryScaling::None | RotaryScaling::Dynamic { .. } => frequency,
         RotaryScaling::Linear { factor } => frequency / factor,
-        RotaryScaling::Llama3 { factor, low, high, original } => {
+        RotaryScaling::Ramp { factor, low, high, original } => {
             let wavelength = 2.0 * std::f64::consts::PI / frequency;
             let turns = original as f64 / wavelength;
             if turns < low {

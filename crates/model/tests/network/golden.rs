@@ -242,7 +242,10 @@ fn no_family_is_named_in_the_network() {
             // Papers may be cited by their name.
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
             for line in code {
-                assert!(!line.contains(word.as_str()), "{}: `{word}` in {line}", path.display());
+                let mut names = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+                // `opt` begins every `option`.
+                let named = if word.len() > 3 { line.contains(word.as_str()) } else { names.any(|n| n == word) };
+                assert!(!named, "{}: `{word}` in {line}", path.display());
             }
         }
     }
