@@ -118,13 +118,25 @@ pub(super) fn encoder(
         norm: Norm { kind: NormKind::Layer, eps },
         layout: Layout::Post,
         attention: Attention { causal: false, qkv_bias: true, o_bias: true, qk_norm: false, softcap: None },
-        mlp: Mlp { activation: activation(fields, &["hidden_act", "activation"], "gelu")?, gated: false, up_bias: true, down_bias: true, router: None },
+        mlp: Mlp {
+            activation: activation(fields, &["hidden_act", "activation"], "gelu")?,
+            gated: false,
+            up_bias: true,
+            down_bias: true,
+            router: None,
+        },
         layers: vec![LayerSpec { window: None, rotary: None, scale: (head_dim as f64).powf(-0.5) }; layers],
         rotary: Vec::new(),
         final_norm: false,
         head,
     };
-    let dims = LayerDims { q_heads: heads, kv_heads: heads, head_dim, ffn: fields.width(&["intermediate_size", "hidden_dim"])?, ..LayerDims::default() };
+    let dims = LayerDims {
+        q_heads: heads,
+        kv_heads: heads,
+        head_dim,
+        ffn: fields.width(&["intermediate_size", "hidden_dim"])?,
+        ..LayerDims::default()
+    };
     Ok((blueprint, vec![dims; layers]))
 }
 

@@ -138,7 +138,9 @@ impl<'a> Fields<'a> {
         }
         let window_of = |kind: &&str| match *kind {
             "full_attention" => Ok(None),
-            "sliding_attention" => window.map(Some).ok_or_else(|| self.error("sliding_window", "a width: `layer_types` has sliding layers")),
+            "sliding_attention" => {
+                window.map(Some).ok_or_else(|| self.error("sliding_window", "a width: `layer_types` has sliding layers"))
+            }
             other => Err(self.unsupported(format!("layer type `{other}`"), "full_attention and sliding_attention are")),
         };
         kinds.iter().map(window_of).collect::<Result<_>>().map(Some)

@@ -95,7 +95,7 @@ fn read_gemma3(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     let pattern = fields.count_or_none(&["sliding_window_pattern", "_sliding_window_pattern"])?.unwrap_or(DEFAULT_PATTERN);
     slide(fields, &mut blueprint, |layer| !(layer + 1).is_multiple_of(pattern))?;
     let head_dim = dims.first().map_or(0, |d| d.head_dim);
-        for layer in &mut blueprint.layers {
+    for layer in &mut blueprint.layers {
         layer.rotary = Some(usize::from(layer.window.is_some()));
     }
     blueprint.rotary = two_tables(fields, head_dim)?;

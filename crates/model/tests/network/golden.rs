@@ -1,9 +1,7 @@
 //! Each family equals Hugging Face transformers: logits, loss, hidden states, gate gradients, in both spellings of its config.
 
-
-
-use candle_core::{DType, Tensor, Var};
 use crate::pack::*;
+use candle_core::{DType, Tensor, Var};
 use prunectl_model::{Batch, Gates, LayerGates, ModelError, Point, Result, SiteKind, Tap, Transformer};
 
 /// Collects what the pack has: the input of block 0, the output of each block and of the final norm, router logits.
@@ -181,8 +179,7 @@ fn every_family_equals_transformers() {
 fn every_parameter_has_a_gradient() {
     for family in GOLDEN {
         let (mut model, batch) = (model(family, "config.json", DType::F32), batch(&expected(family)));
-        let vars: Vec<(String, Var)> =
-            model.params().iter().map(|(slot, t)| (slot.to_owned(), Var::from_tensor(t).unwrap())).collect();
+        let vars: Vec<(String, Var)> = model.params().iter().map(|(slot, t)| (slot.to_owned(), Var::from_tensor(t).unwrap())).collect();
         for (slot, var) in &vars {
             model.params_mut().set(slot.clone(), var.as_tensor().clone());
         }

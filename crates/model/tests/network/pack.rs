@@ -9,7 +9,32 @@ use prunectl_model::{Batch, Labels, LoadOptions, Slice, Transformer};
 pub type Tensors = HashMap<String, Tensor>;
 
 /// Every family of the pack.
-pub const GOLDEN: &[&str] = &["bert_mlm", "bert_cls", "roberta_mlm", "distilbert_mlm", "distilbert_cls", "electra_cls", "gpt2", "gpt_neo", "gpt_neox", "codegen", "opt", "opt_postnorm", "falcon", "llama", "llama_tied", "llama_rope3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe"];
+pub const GOLDEN: &[&str] = &[
+    "bert_mlm",
+    "bert_cls",
+    "roberta_mlm",
+    "distilbert_mlm",
+    "distilbert_cls",
+    "electra_cls",
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "codegen",
+    "opt",
+    "opt_postnorm",
+    "falcon",
+    "llama",
+    "llama_tied",
+    "llama_rope3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+];
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/families")

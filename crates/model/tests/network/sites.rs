@@ -1,20 +1,11 @@
 //! Invariants of every family and site: a gate of 0 equals surgery, and surgery does what its plan says.
 
-
-
-use candle_core::{DType, Device, Tensor};
 use crate::pack::*;
-use prunectl_model::{Gates, Layout, LayerGates, LoadOptions, SiteKind, Transformer, site};
+use candle_core::{DType, Device, Tensor};
+use prunectl_model::{Gates, LayerGates, Layout, LoadOptions, SiteKind, Transformer, site};
 
-const KINDS: [SiteKind; 7] = [
-    SiteKind::Heads,
-    SiteKind::KvGroups,
-    SiteKind::Neurons,
-    SiteKind::Experts,
-    SiteKind::Attention,
-    SiteKind::Mlp,
-    SiteKind::Layers,
-];
+const KINDS: [SiteKind; 7] =
+    [SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Experts, SiteKind::Attention, SiteKind::Mlp, SiteKind::Layers];
 
 /// A gate of 0 multiplies by 0 what surgery leaves out of a sum: the rest is added in another order.
 const TOLERANCE: f64 = 2e-5;
@@ -148,7 +139,8 @@ fn removing_all_units_leaves_the_bias() {
 #[test]
 fn hidden_channels_leave_everywhere() {
     for family in GOLDEN {
-        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(root().join(family).join("config.json")).unwrap()).unwrap();
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(root().join(family).join("config.json")).unwrap()).unwrap();
         for key in ["max_position_embeddings", "n_positions"] {
             if config.get(key).is_some_and(|n| n == 64 || n == 66) {
                 config[key] = 60.into();
