@@ -1,6 +1,8 @@
 //! Every kernel, forward and with its gradient, beside the same thing in candle's own operations (`candle` in the names).
 //! `cargo bench -p prunectl-kernels [-- FILTER]`; RAYON_NUM_THREADS sets the threads. Shapes are those of DESIGN's table.
 
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot build its operands has nothing to measure")]
+
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
 use prunectl_kernels::{Activation, AdamW, AttnMask, RopeStyle};

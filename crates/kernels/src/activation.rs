@@ -146,7 +146,8 @@ impl Pointwise for Relu {
 
     #[inline(always)]
     fn with_slope<T: Real>(x: T) -> (T, T) {
-        (Self::value(x), if x > T::ZERO { T::ONE } else { x - x })
+        let slope = if x > T::ZERO { T::ONE } else { x };
+        (Self::value(x), if x <= T::ZERO { T::ZERO } else { slope })
     }
 }
 

@@ -96,6 +96,9 @@ multiversion! {
     }
 }
 
+/// (student, teacher, ∂y, ∂x, width, 1 / temperature)
+type RowsBackward<T> = fn(&[T], &[T], &[T], &mut [T], usize, T);
+
 struct KlDiv {
     temperature: f64,
 }
@@ -107,7 +110,7 @@ impl KlDiv {
         let rate = T::of(1.0 / self.temperature);
         let (held_s, held_t, dy) = (Held::new(OP, student), Held::new(OP, teacher), Held::new(OP, dy));
         let (s, t, dy) = (held_s.slice::<T>()?, held_t.slice::<T>()?, dy.slice::<T>()?);
-        let run = |kernel: fn(&[T], &[T], &[T], &mut [T], usize, T)| {
+        let run = |kernel: RowsBackward<T>| {
             fill(s.len(), rows * width, |i, dx: &mut [T]| {
                 let at = |x| piece_of(x, i, rows * width, dx.len());
                 let (s, t, dy) = (at(s), at(t), piece_of(dy, i, rows, dx.len() / width.max(1)));
