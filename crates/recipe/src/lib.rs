@@ -2,16 +2,21 @@
 //!
 //! [`compile`] is the whole way; [`format::format`] and [`explain::page`] stand beside it, [`expand`] turns a selector into sites.
 
+pub mod ast;
 pub mod catalogue;
+pub mod check;
 pub mod diagnostic;
 mod expand;
 pub mod explain;
 pub mod facts;
 pub mod format;
+mod lex;
+pub mod lower;
 pub mod plan;
 pub mod reference;
 pub mod render;
 pub mod source;
+mod syntax_error;
 
 use std::path::Path;
 
@@ -57,8 +62,18 @@ pub fn compile(
     facts: &dyn ModelFacts,
 ) -> Compiled {
     let mut sources = Sources::default();
-    sources.add(file_name, text);
-    let _ = (set, loader, catalogue, facts);
-    let not_yet = Diagnostic::error("P0001", "the parser is not here yet", plan::Span::default(), "");
-    Compiled { sources, result: Err(vec![not_yet]) }
+    let (parsed, syntax) = check::parse_all(text, file_name, loader, &mut sources);
+    let settings: Vec<check::Setting> = set
+        .iter()
+        .map(|(name, text)| check::Setting { name: name.clone(), text: text.clone(), expr: lower::parse_expr(text, plan::Span::default()) })
+        .collect();
+    let name = recipe_name(file_name);
+    let result = check::check(&parsed, &sources, catalogue, facts, &settings, syntax, &name);
+    Compiled { sources, result }
+}
+
+/// The stem of a recipe's file, or what stands behind `builtin:`.
+fn recipe_name(file_name: &str) -> String {
+    let name = file_name.strip_prefix("builtin:").unwrap_or(file_name);
+    Path::new(name).file_stem().map_or_else(|| "recipe".to_owned(), |s| s.to_string_lossy().into_owned())
 }

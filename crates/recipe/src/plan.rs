@@ -7,7 +7,7 @@ use crate::catalogue::{Args, Catalogue, SiteKind};
 use crate::diagnostic::Diagnostic;
 
 /// A byte range of a source file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
 pub struct Span {
     /// Index of the file: 0 is the recipe, others are `use`d.
     pub file: u32,

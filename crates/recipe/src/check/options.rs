@@ -1,0 +1,212 @@
+//! The `{ options }` of statements: which there are, and reading them.
+
+use crate::ast::{Block, Entry, Expr, ExprKind, Ident, Stmt};
+use crate::catalogue::{Args, Param, Ty};
+use crate::diagnostic::Diagnostic;
+use crate::syntax_error::nearest;
+
+use super::{Checker, Cx};
+
+const fn option(name: &'static str, ty: Ty, doc: &'static str) -> Param {
+    Param { name, ty, default: None, optional: true, range: None, doc }
+}
+
+const fn with(p: Param, default: &'static str) -> Param {
+    Param { default: Some(default), optional: false, ..p }
+}
+
+const fn within(p: Param, low: f64, high: f64) -> Param {
+    Param { range: Some((low, high)), ..p }
+}
+
+const DTYPES: Ty = Ty::OneOf(&["f32", "f16", "bf16"]);
+const HUGE: f64 = 1e15;
+const BATCH: Param = within(option("batch", Ty::Count, "Examples at a time; left out, it is chosen to fit memory. Results do not depend on it."), 1.0, HUGE);
+
+pub(super) const MODEL_FIELDS: &[Param] = &[
+    option("revision", Ty::Text, "Branch, tag or commit on the Hub."),
+    option("dtype", DTYPES, "Type of the weights in memory; computing is in f32 unless this says otherwise."),
+    option("task", Ty::Text, "Which head: `text-classification`, `fill-mask`, `text-generation`, …."),
+    option("seed", Ty::Count, "Seed of `init`."),
+];
+pub(super) const HUB_DATA_FIELDS: &[Param] = &[
+    option("config", Ty::Text, "The set's configuration."),
+    option("files", Ty::Text, "Only these files of it."),
+    option("revision", Ty::Text, "Branch, tag or commit on the Hub."),
+    option("text", Ty::Text, "Column of the text."),
+    option("text2", Ty::Text, "Column of the second text of a pair."),
+    option("label", Ty::Text, "Column of the label."),
+    option("messages", Ty::Text, "Column of the turns of a conversation."),
+];
+pub(super) const CSV_FIELDS: &[Param] = &[
+    option("text", Ty::Text, "Column of the text."),
+    option("label", Ty::Text, "Column of the label."),
+    option("text2", Ty::Text, "Column of the second text of a pair."),
+    option("messages", Ty::Text, "Column of the turns of a conversation."),
+];
+pub(super) const DATA_FIELDS: &[Param] = &[option("text", Ty::Text, "Column of the text."), option("label", Ty::Text, "Column of the label.")];
+
+/// `score`, `eval` outside `train`.
+pub(super) const BATCH_FIELDS: &[Param] = &[BATCH];
+/// `eval` inside `train`.
+pub(super) const TRAIN_EVAL_FIELDS: &[Param] = &[BATCH];
+/// `prune`: those that have a type of the catalogue; the others are read in `prune.rs`.
+pub(super) const PRUNE_FIELDS: &[Param] = &[
+    within(option("align", Ty::Count, "Kept counts are rounded up to a multiple of it."), 1.0, HUGE),
+    within(option("rescore", Ty::Percent, "Score again after every such share of the selected units has gone; 10% by default where the criterion allows it."), 1e-6, 100.0),
+    option("protect", Ty::Selector, "Units that stay, whatever their score. They count among the units of a share."),
+    option("inputs", Ty::OneOf(&["pruned", "dense"]), "For layer-wise criteria: whether a block is scored on the inputs that its pruned predecessors give (the default) or on dense ones."),
+    option("loads_in", Ty::List(&Ty::OneOf(&["transformers", "candle", "llama_cpp", "vllm"])), "Loaders that must be able to read the result: a shape that one of them can't load is an error."),
+    BATCH,
+];
+/// `prune`: fields that go to the executor as they are.
+pub(super) const PRUNE_EXTRA: &[Param] = &[
+    option("reconstruct", Ty::OneOf(&["none", "bias", "least_squares"]), "What makes up for the removed units: nothing, the bias, or a least-squares fit of the consumer."),
+    option("seed", Ty::Count, "Seed of whatever is drawn."),
+];
+pub(super) const TRAIN_FIELDS: &[Param] = &[
+    within(option("batch", Ty::Count, "Examples of a step; left out, it is chosen to fit memory."), 1.0, HUGE),
+    within(with(option("accumulate", Ty::Count, "Batches whose gradients make one step."), "1"), 1.0, HUGE),
+    within(option("clip", Ty::Float, "Largest norm of the gradient."), 1e-12, HUGE),
+    with(option("seed", Ty::Count, "Seed of the data's order and of dropout."), "0"),
+    option("dtype", DTYPES, "Type of the computation."),
+    within(with(option("checkpoint_every", Ty::Steps, "How often the state is written for `resume`."), "50 steps"), 1.0, HUGE),
+    with(option("recompute", Ty::Bool, "Whether a block's graph is rebuilt in the backward pass, to save memory."), "false"),
+];
+pub(super) const RECONSTRUCT_FIELDS: &[Param] = &[
+    within(option("batch", Ty::Count, "Examples of a step."), 1.0, HUGE),
+    within(with(option("accumulate", Ty::Count, "Batches whose gradients make one step."), "1"), 1.0, HUGE),
+    within(option("clip", Ty::Float, "Largest norm of the gradient."), 1e-12, HUGE),
+    with(option("seed", Ty::Count, "Seed of the data's order."), "0"),
+    option("dtype", DTYPES, "Type of the computation."),
+];
+pub(super) const SAVE_FIELDS: &[Param] = &[
+    with(option("format", Ty::OneOf(&["hf", "gguf", "peft"]), "What is written."), "hf"),
+    with(option("layout", Ty::OneOf(&["compact", "padded"]), "`padded` writes removed units as zeros: stock everywhere, no smaller."), "compact"),
+    option("dtype", DTYPES, "Type of the weights on disk; by default what the model had there."),
+];
+pub(super) const EXPECT_FIELDS: &[Param] = &[
+    with(option("paired", Ty::Bool, "Compare example by example."), "false"),
+    within(option("confidence", Ty::Percent, "The gate holds only if it does with this confidence."), 50.0, 99.9999),
+];
+pub(super) const REINIT_FIELDS: &[Param] = &[with(option("seed", Ty::Count, "Seed of the new weights."), "0")];
+
+/// Every table, under the statement that it belongs to: the reference prints them.
+pub const OPTION_TABLES: &[(&str, &[Param])] = &[
+    ("model", MODEL_FIELDS),
+    ("data = hf(…)", HUB_DATA_FIELDS),
+    ("data = csv(…), jsonl(…)", CSV_FIELDS),
+    ("score, eval", BATCH_FIELDS),
+    ("prune", PRUNE_FIELDS),
+    ("prune, further", PRUNE_EXTRA),
+    ("train", TRAIN_FIELDS),
+    ("reconstruct", RECONSTRUCT_FIELDS),
+    ("save", SAVE_FIELDS),
+    ("expect", EXPECT_FIELDS),
+    ("reinit", REINIT_FIELDS),
+];
+
+/// A block's fields, spreads written out; the later of two of a name is the one that counts.
+#[derive(Default)]
+pub(super) struct Fields<'a> {
+    fields: Vec<(&'a Ident, &'a Expr, Cx)>,
+    /// `prune` and `eval` inside `train`.
+    pub steps: Vec<&'a Stmt>,
+}
+
+impl<'a> Fields<'a> {
+    pub fn take(&mut self, name: &str) -> Option<(&'a Expr, Cx)> {
+        let i = self.fields.iter().position(|(n, ..)| n.name == name)?;
+        let (_, e, cx) = self.fields.swap_remove(i);
+        Some((e, cx))
+    }
+}
+
+impl<'a> Checker<'a> {
+    /// The fields of a block.
+    pub(super) fn fields(&mut self, block: Option<&'a Block>, cx: Cx, what: &str) -> Fields<'a> {
+        let mut out = Fields::default();
+        if let Some(block) = block {
+            self.collect(&block.entries, cx, what, &mut out, 0);
+        }
+        out
+    }
+
+    fn collect(&mut self, entries: &'a [Entry], cx: Cx, what: &str, out: &mut Fields<'a>, depth: usize) {
+        let mut own: Vec<&str> = Vec::new();
+        for entry in entries {
+            match entry {
+                Entry::Field(name, value) => {
+                    if own.contains(&name.name.as_str()) {
+                        self.error("P0404", format!("`{}` is given twice", name.name), name.span, "second value");
+                        continue;
+                    }
+                    own.push(&name.name);
+                    out.fields.retain(|(n, ..)| n.name != name.name);
+                    out.fields.push((name, value, cx));
+                }
+                Entry::Spread(e) => {
+                    let (h, hcx) = self.head(e, cx);
+                    match &h.kind {
+                        ExprKind::Record(inner) if depth < crate::lex::MAX_DEPTH => {
+                            let mut spread = Fields::default();
+                            self.collect(inner, hcx, what, &mut spread, depth + 1);
+                            for f in spread.fields {
+                                out.fields.retain(|(n, ..)| n.name != f.0.name);
+                                out.fields.push(f);
+                            }
+                        }
+                        _ => {
+                            let v = self.eval(e, cx);
+                            self.mismatch(&v, "a record `{ … }` to spread", e.span);
+                        }
+                    }
+                }
+                Entry::Step(stmt) if what == "train" => out.steps.push(stmt),
+                Entry::Step(stmt) => {
+                    self.error("P0503", format!("a statement can't stand in the options of `{what}`"), stmt.span, "only `train` holds statements");
+                }
+            }
+        }
+    }
+
+    /// Reads the options of a table, with their defaults.
+    pub(super) fn take_options(&mut self, fields: &mut Fields<'a>, params: &'static [Param]) -> Option<Args> {
+        let (mut out, mut ok) = (Args::default(), true);
+        for p in params {
+            let value = match fields.take(p.name) {
+                Some((e, cx)) => {
+                    let v = self.coerce(p, e, cx);
+                    ok &= v.is_some();
+                    v
+                }
+                None => self.default(p),
+            };
+            if let Some(v) = value {
+                out.0.insert(p.name.to_owned(), v);
+            }
+        }
+        ok.then_some(out)
+    }
+
+    /// What is left of the fields is unknown.
+    pub(super) fn leftover(&mut self, fields: Fields<'a>, known: Vec<&str>, what: &str) {
+        for (name, _, _) in fields.fields {
+            let d = Diagnostic::error("P0408", format!("`{what}` has no option `{}`", name.name), name.span, "unknown option");
+            let d = match nearest(&name.name, known.iter().copied()) {
+                Some(w) => Diagnostic { label: format!("did you mean `{w}`?"), ..d }.fix(w),
+                None if known.is_empty() => d.hint(format!("`{what}` takes no options")),
+                None => d.hint(format!("it takes: {}", known.join(", "))),
+            };
+            self.report(d);
+        }
+    }
+
+    /// A block of which nothing but a table's options is expected.
+    pub(super) fn simple_options(&mut self, block: Option<&'a Block>, cx: Cx, params: &'static [Param], what: &'static str) -> Option<Args> {
+        let mut fields = self.fields(block, cx, what);
+        let args = self.take_options(&mut fields, params);
+        self.leftover(fields, params.iter().map(|p| p.name).collect(), what);
+        args
+    }
+}
