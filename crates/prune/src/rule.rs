@@ -10,14 +10,14 @@ pub static RULES: &[Spec] = &[
         Kind::Rule,
         "lowest",
         "",
-        &[required("metric", Ty::Text, "A metric's recorded name.")],
+        &[required("metric", Ty::Metric, "A metric's recorded name.")],
         "Keep the model at the point where the metric was lowest. Inside `train` it counts only once the final sparsity is reached.",
     )),
     runs(other(
         Kind::Rule,
         "highest",
         "",
-        &[required("metric", Ty::Text, "A metric's recorded name.")],
+        &[required("metric", Ty::Metric, "A metric's recorded name.")],
         "Keep the model at the point where the metric was highest. Inside `train` it counts only once the final sparsity is reached.",
     )),
     runs(other(
@@ -25,7 +25,7 @@ pub static RULES: &[Spec] = &[
         "stale",
         "",
         &[
-            required("metric", Ty::Text, "A metric's recorded name."),
+            required("metric", Ty::Metric, "A metric's recorded name."),
             within(param("after", Ty::Count, "3", "Evaluations without a better value."), 1.0, 1e6),
         ],
         "Stop when the metric has not improved for so many evaluations.",

@@ -35,30 +35,124 @@ pub struct Stmt {
 #[derive(Debug, Clone, PartialEq)]
 pub enum StmtKind {
     Edition(String),
-    Use { path: Expr, name: Ident },
-    Param { name: Ident, ty: Ident, value: Expr, range: Option<Expr> },
-    Model { name: Ident, value: Expr, block: Option<Block> },
-    Data { name: Ident, value: Expr, block: Option<Block> },
-    Let { name: Ident, value: Expr },
-    Score { selector: Expr, using: Option<Expr>, from: Option<Expr>, name: Option<Ident>, block: Option<Block> },
+    Use {
+        path: Expr,
+        name: Ident,
+    },
+    Param {
+        name: Ident,
+        ty: Ident,
+        value: Expr,
+        range: Option<Expr>,
+    },
+    Model {
+        name: Ident,
+        value: Expr,
+        block: Option<Block>,
+    },
+    Data {
+        name: Ident,
+        value: Expr,
+        block: Option<Block>,
+    },
+    Let {
+        name: Ident,
+        value: Expr,
+    },
+    Score {
+        selector: Expr,
+        using: Option<Expr>,
+        from: Option<Expr>,
+        name: Option<Ident>,
+        block: Option<Block>,
+    },
     Prune(PruneStmt),
-    Compact { model: Ident, block: Option<Block> },
-    Reconstruct { selector: Expr, teacher: Expr, data: Expr, length: Expr, block: Option<Block> },
-    Train { model: Ident, data: Expr, length: Expr, block: Option<Block> },
-    Attach { adapter: Expr, selector: Expr, name: Ident, block: Option<Block> },
-    Fuse { adapter: Ident, model: Ident, block: Option<Block> },
-    Snapshot { model: Ident, name: Ident, block: Option<Block> },
-    Rewind { model: Ident, member: Option<Ident>, to: Ident, block: Option<Block> },
-    Reinit { model: Ident, block: Option<Block> },
-    Quantize { model: Ident, method: Expr, block: Option<Block> },
-    Repeat { variable: Ident, range: Expr, body: Vec<Stmt> },
-    Sweep { axes: Vec<(Ident, Expr)>, name: Option<Ident>, body: Vec<Stmt> },
-    Adopt { model: Ident, grid: Ident, filter: Option<Expr>, rank: Expr, block: Option<Block> },
-    Eval { metric: Expr, of: Option<Expr>, on: Option<Expr>, name: Option<Ident>, block: Option<Block> },
-    Expect { expr: Expr, message: Option<Expr>, block: Option<Block> },
-    Save { model: Ident, to: Expr, block: Option<Block> },
+    Compact {
+        model: Ident,
+        block: Option<Block>,
+    },
+    Reconstruct {
+        selector: Expr,
+        teacher: Expr,
+        data: Expr,
+        length: Expr,
+        block: Option<Block>,
+    },
+    Train {
+        model: Ident,
+        data: Expr,
+        length: Expr,
+        block: Option<Block>,
+    },
+    Attach {
+        adapter: Expr,
+        selector: Expr,
+        name: Ident,
+        block: Option<Block>,
+    },
+    Fuse {
+        adapter: Ident,
+        model: Ident,
+        block: Option<Block>,
+    },
+    Snapshot {
+        model: Ident,
+        name: Ident,
+        block: Option<Block>,
+    },
+    Rewind {
+        model: Ident,
+        member: Option<Ident>,
+        to: Ident,
+        block: Option<Block>,
+    },
+    Reinit {
+        model: Ident,
+        block: Option<Block>,
+    },
+    Quantize {
+        model: Ident,
+        method: Expr,
+        block: Option<Block>,
+    },
+    Repeat {
+        variable: Ident,
+        range: Expr,
+        body: Vec<Stmt>,
+    },
+    Sweep {
+        axes: Vec<(Ident, Expr)>,
+        name: Option<Ident>,
+        body: Vec<Stmt>,
+    },
+    Adopt {
+        model: Ident,
+        grid: Ident,
+        filter: Option<Expr>,
+        rank: Expr,
+        block: Option<Block>,
+    },
+    Eval {
+        metric: Expr,
+        of: Option<Expr>,
+        on: Option<Expr>,
+        name: Option<Ident>,
+        block: Option<Block>,
+    },
+    Expect {
+        expr: Expr,
+        message: Option<Expr>,
+        block: Option<Block>,
+    },
+    Save {
+        model: Ident,
+        to: Expr,
+        block: Option<Block>,
+    },
     /// A statement that was not understood (its mistake is reported): the names that it would have defined.
-    Broken { defines: Vec<Ident> },
+    Broken {
+        defines: Vec<Ident>,
+    },
 }
 
 /// A `prune`.
@@ -120,7 +214,10 @@ pub enum ExprKind {
     /// `a..` in an index.
     Onward(Box<Expr>),
     /// `..b`, `..=b` in an index.
-    UpTo { end: Box<Expr>, inclusive: bool },
+    UpTo {
+        end: Box<Expr>,
+        inclusive: bool,
+    },
 }
 
 /// A part of a string.

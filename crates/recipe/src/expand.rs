@@ -22,12 +22,17 @@ struct Selection {
 /// legal thing.
 pub fn expand(selector: &Selector, facts: &Facts) -> Result<Vec<Site>, Diagnostic> {
     let selection = select(selector, facts)?;
-    let mut sites: Vec<Site> =
-        selection.units.into_iter().filter(|(_, u)| !u.is_empty()).map(|((kind, layer), u)| Site { kind, layer, units: u.into_iter().collect(), tensors: Vec::new() }).collect();
+    let mut sites: Vec<Site> = selection
+        .units
+        .into_iter()
+        .filter(|(_, u)| !u.is_empty())
+        .map(|((kind, layer), u)| Site { kind, layer, units: u.into_iter().collect(), tensors: Vec::new() })
+        .collect();
     let weights = selection.tensors.into_iter().filter(|(_, t)| !t.is_empty());
     sites.extend(weights.map(|(layer, t)| Site { kind: SiteKind::Weights, layer, units: Vec::new(), tensors: t.into_iter().collect() }));
     if sites.is_empty() && has_sites(selector) {
-        return Err(Diagnostic::error("P0206", "the selector matches nothing", span_of(selector), "nothing is left").hint(nearest_sites(selector, facts)));
+        return Err(Diagnostic::error("P0206", "the selector matches nothing", span_of(selector), "nothing is left")
+            .hint(nearest_sites(selector, facts)));
     }
     Ok(sites)
 }

@@ -6,8 +6,29 @@ pub const MAX_DEPTH: usize = 128;
 
 /// Words that begin a statement.
 pub const STATEMENTS: &[&str] = &[
-    "edition", "use", "param", "model", "data", "let", "score", "prune", "compact", "reconstruct", "train", "attach", "fuse", "snapshot",
-    "rewind", "reinit", "quantize", "repeat", "sweep", "adopt", "eval", "expect", "save",
+    "edition",
+    "use",
+    "param",
+    "model",
+    "data",
+    "let",
+    "score",
+    "prune",
+    "compact",
+    "reconstruct",
+    "train",
+    "attach",
+    "fuse",
+    "snapshot",
+    "rewind",
+    "reinit",
+    "quantize",
+    "repeat",
+    "sweep",
+    "adopt",
+    "eval",
+    "expect",
+    "save",
 ];
 
 /// Words that connect, and never name a thing.
@@ -185,7 +206,8 @@ fn begins(text: &str, code: &[Token], i: usize) -> bool {
         return false;
     }
     // `as score`: a keyword where a name should stand is that statement's mistake, not the next one's beginning.
-    t.breaks > 0 || !(CONNECTIVES.contains(&before) && !matches!(before, "each" | "true" | "false") || STATEMENTS.contains(&before) || before == "=")
+    t.breaks > 0
+        || !(CONNECTIVES.contains(&before) && !matches!(before, "each" | "true" | "false") || STATEMENTS.contains(&before) || before == "=")
 }
 
 fn indent(text: &str, at: usize) -> usize {
@@ -206,9 +228,8 @@ pub fn split(text: &str, code: &[Token]) -> Vec<std::ops::Range<usize>> {
             let Some(&(at, bracket)) = open.first() else { break };
             let begin = starts.last().copied().unwrap_or(0);
             let own = code.get(begin).map_or(0, |t| indent(text, t.start));
-            let resume = (at + 1..code.len()).find(|&j| {
-                code[j].breaks > 0 && begins(text, code, j) && (bracket != b'{' || indent(text, code[j].start) <= own)
-            });
+            let resume = (at + 1..code.len())
+                .find(|&j| code[j].breaks > 0 && begins(text, code, j) && (bracket != b'{' || indent(text, code[j].start) <= own));
             open.clear();
             match resume {
                 // So many open brackets are no typos: from here on brackets are not looked at, which keeps the time linear.

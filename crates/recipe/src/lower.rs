@@ -144,7 +144,10 @@ impl<'t> Lower<'t> {
         while let Some(c) = end.checked_sub(1).and_then(|i| self.comments.get(i)) {
             let text = c.text(self.text);
             let between = self.text.get(c.end..below).unwrap_or("");
-            let own_line = self.text.get(..c.start).is_some_and(|t| t.trim_end_matches([' ', '\t']).is_empty() || t.trim_end_matches([' ', '\t']).ends_with('\n'));
+            let own_line = self
+                .text
+                .get(..c.start)
+                .is_some_and(|t| t.trim_end_matches([' ', '\t']).is_empty() || t.trim_end_matches([' ', '\t']).ends_with('\n'));
             if !text.starts_with("##") || !own_line || between.matches('\n').count() != 1 || !between.trim().is_empty() {
                 break;
             }
@@ -321,7 +324,12 @@ impl<'t> Lower<'t> {
                     Some(b) => Some(self.block(b)?),
                     None => None,
                 };
-                StmtKind::Train { model: parts.name(Rule::K_TRAIN)?, data: parts.expr(Rule::K_ON)?, length: parts.expr(Rule::K_FOR)?, block }
+                StmtKind::Train {
+                    model: parts.name(Rule::K_TRAIN)?,
+                    data: parts.expr(Rule::K_ON)?,
+                    length: parts.expr(Rule::K_FOR)?,
+                    block,
+                }
             }
             _ => {
                 let parts = self.parts(item)?;
@@ -655,7 +663,9 @@ fn simple_kind(rule: Rule, mut p: Parts) -> Option<StmtKind> {
     Some(match rule {
         Rule::edition => StmtKind::Edition(p.number?),
         Rule::use_ => StmtKind::Use { path: p.expr(Rule::K_USE)?, name: p.name(Rule::K_AS)? },
-        Rule::param => StmtKind::Param { name: p.name(Rule::K_PARAM)?, value: p.expr(Rule::K_PARAM)?, range: p.expr(Rule::K_IN), ty: p.word? },
+        Rule::param => {
+            StmtKind::Param { name: p.name(Rule::K_PARAM)?, value: p.expr(Rule::K_PARAM)?, range: p.expr(Rule::K_IN), ty: p.word? }
+        }
         Rule::model => StmtKind::Model { name: p.name(Rule::K_MODEL)?, value: p.expr(Rule::K_MODEL)?, block: p.block },
         Rule::data => StmtKind::Data { name: p.name(Rule::K_DATA)?, value: p.expr(Rule::K_DATA)?, block: p.block },
         Rule::let_ => StmtKind::Let { name: p.name(Rule::K_LET)?, value: p.expr(Rule::K_LET)? },
@@ -712,7 +722,16 @@ fn simple_kind(rule: Rule, mut p: Parts) -> Option<StmtKind> {
 fn is_primary(rule: Rule) -> bool {
     matches!(
         rule,
-        Rule::quantity | Rule::percent | Rule::ratio | Rule::number | Rule::string | Rule::bool | Rule::list | Rule::record | Rule::group | Rule::name
+        Rule::quantity
+            | Rule::percent
+            | Rule::ratio
+            | Rule::number
+            | Rule::string
+            | Rule::bool
+            | Rule::list
+            | Rule::record
+            | Rule::group
+            | Rule::name
     )
 }
 

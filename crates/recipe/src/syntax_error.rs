@@ -87,7 +87,12 @@ pub(crate) fn describe(text: &str, chunk: &[Token], failure: &Failure, file: u32
             "[" => "]",
             _ => "}",
         };
-        return Diagnostic::error("P0003", format!("`{}` is never closed", t.text(text)), span(file, t.start, t.end), format!("no `{close}` for this"));
+        return Diagnostic::error(
+            "P0003",
+            format!("`{}` is never closed", t.text(text)),
+            span(file, t.start, t.end),
+            format!("no `{close}` for this"),
+        );
     }
     let mut expected: Vec<&str> = failure.expected.clone();
     expected.sort_unstable();
@@ -103,13 +108,26 @@ pub(crate) fn describe(text: &str, chunk: &[Token], failure: &Failure, file: u32
     };
     let comma = |s: &str| if expected.is_empty() { s.to_owned() } else { format!("{s}, {expected}") };
     let Some(t) = chunk.get(i) else {
-        let d = Diagnostic::error("P0001", comma(&format!("the `{head}` statement ends too early")), span(file, end.saturating_sub(1).max(first.map_or(0, |t| t.start)), end), "ends here");
+        let d = Diagnostic::error(
+            "P0001",
+            comma(&format!("the `{head}` statement ends too early")),
+            span(file, end.saturating_sub(1).max(first.map_or(0, |t| t.start)), end),
+            "ends here",
+        );
         return d;
     };
     let at = span(file, t.start, t.end);
-    let d = Diagnostic::error("P0001", comma(&format!("{} can't stand here", found(text, t))), at, if expected.is_empty() { "not here".to_owned() } else { expected.clone() });
+    let d = Diagnostic::error(
+        "P0001",
+        comma(&format!("{} can't stand here", found(text, t))),
+        at,
+        if expected.is_empty() { "not here".to_owned() } else { expected.clone() },
+    );
     let word = t.text(text);
-    if t.kind == Tok::Word && failure.expected.iter().any(|e| *e == "a name") && (lex::STATEMENTS.contains(&word) || lex::CONNECTIVES.contains(&word)) {
+    if t.kind == Tok::Word
+        && failure.expected.iter().any(|e| *e == "a name")
+        && (lex::STATEMENTS.contains(&word) || lex::CONNECTIVES.contains(&word))
+    {
         return d.hint(format!("`{word}` is a keyword: choose another name, such as `{word}_`"));
     }
     let keywords: Vec<&str> = failure.expected.iter().filter_map(|e| e.strip_prefix('`')?.strip_suffix('`')).collect();

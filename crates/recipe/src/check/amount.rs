@@ -218,7 +218,8 @@ impl<'a> Checker<'a> {
                 None
             }
             Val::Number(x) => {
-                let d = Diagnostic::error("P0302", format!("found the number {x}, expected steps, epochs or tokens"), e.span, "has no unit");
+                let d =
+                    Diagnostic::error("P0302", format!("found the number {x}, expected steps, epochs or tokens"), e.span, "has no unit");
                 self.report(d.hint(format!("write `{x} steps` or `{x} epochs`")));
                 None
             }
@@ -283,13 +284,17 @@ impl<'a> Checker<'a> {
             ExprKind::List(items) => {
                 let list: Vec<Option<Amount>> = items.iter().map(|i| self.amount(i, hcx)).collect();
                 let list = list.into_iter().collect::<Option<Vec<_>>>()?;
-                if list.iter().any(|a| matches!(a, Amount::PerLayer(_) | Amount::AcrossLayers { .. } | Amount::Scheduled { .. } | Amount::OfParams(_))) {
+                if list.iter().any(|a| {
+                    matches!(a, Amount::PerLayer(_) | Amount::AcrossLayers { .. } | Amount::Scheduled { .. } | Amount::OfParams(_))
+                }) {
                     self.error("P0310", "a list of amounts holds one plain amount per layer", h.span, "not a plain amount");
                     return None;
                 }
                 Some(Amount::PerLayer(list))
             }
-            ExprKind::Call(_, args) if args.iter().any(|a| a.name.as_ref().is_some_and(|n| n.name == "across")) => self.across(h, args, hcx),
+            ExprKind::Call(_, args) if args.iter().any(|a| a.name.as_ref().is_some_and(|n| n.name == "across")) => {
+                self.across(h, args, hcx)
+            }
             _ if self.is_schedule(h, hcx) => {
                 let schedule = self.schedule(h, hcx, Dim::Percent)?;
                 if !levels(&schedule).iter().all(|x| (0.0..=1.0).contains(x)) {
@@ -315,7 +320,11 @@ impl<'a> Checker<'a> {
             Val::Number(x) => {
                 let d = Diagnostic::error("P0305", format!("`{x}` is no amount: it has no unit"), e.span, "of what?");
                 let percent = super::eval::print_number((x * 1e9).round() / 1e7);
-                let d = if (0.0..=1.0).contains(x) { d.hint(format!("write `{percent}%`")).fix(format!("{percent}%")) } else { d.hint(format!("write `{x} heads`, or `{x}%`")) };
+                let d = if (0.0..=1.0).contains(x) {
+                    d.hint(format!("write `{percent}%`")).fix(format!("{percent}%"))
+                } else {
+                    d.hint(format!("write `{x} heads`, or `{x}%`"))
+                };
                 self.report(d);
                 None
             }
@@ -534,9 +543,11 @@ impl<'a> Checker<'a> {
             };
             let v = self.eval(value, cx);
             match v {
-                Val::Number(x) | Val::Quantity(x, Unit::Count | Unit::Layers | Unit::Neurons | Unit::Heads | Unit::Groups | Unit::Experts | Unit::Channels)
-                    if x >= 1.0 && x.fract() == 0.0 =>
-                {
+                Val::Number(x)
+                | Val::Quantity(
+                    x,
+                    Unit::Count | Unit::Layers | Unit::Neurons | Unit::Heads | Unit::Groups | Unit::Experts | Unit::Channels,
+                ) if x >= 1.0 && x.fract() == 0.0 => {
                     out.push((*kind, x as u64));
                 }
                 Val::Number(_) => {

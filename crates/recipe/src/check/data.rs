@@ -15,15 +15,31 @@ const DATA_SOURCES: &[&str] = &["hf", "text", "csv", "jsonl", "tokens", "builtin
 const DATA_METHODS: &[&str] = &["sample", "pack", "take", "chat"];
 
 const SAMPLE: &[Param] = &[
-    Param { name: "n", ty: Ty::Count, default: None, optional: false, range: Some((1.0, 1e12)), doc: "How many documents, or windows if `length` is given." },
+    Param {
+        name: "n",
+        ty: Ty::Count,
+        default: None,
+        optional: false,
+        range: Some((1.0, 1e12)),
+        doc: "How many documents, or windows if `length` is given.",
+    },
     Param { name: "length", ty: Ty::Tokens, default: None, optional: true, range: Some((1.0, 1e9)), doc: "Length of a window." },
     Param { name: "seed", ty: Ty::Count, default: Some("0"), optional: false, range: None, doc: "Seed of the choice." },
 ];
-const PACK: &[Param] = &[Param { name: "length", ty: Ty::Tokens, default: None, optional: false, range: Some((1.0, 1e9)), doc: "Tokens of a row." }];
-const TAKE: &[Param] = &[Param { name: "n", ty: Ty::Count, default: None, optional: false, range: Some((1.0, 1e12)), doc: "How many, from the beginning." }];
+const PACK: &[Param] =
+    &[Param { name: "length", ty: Ty::Tokens, default: None, optional: false, range: Some((1.0, 1e9)), doc: "Tokens of a row." }];
+const TAKE: &[Param] =
+    &[Param { name: "n", ty: Ty::Count, default: None, optional: false, range: Some((1.0, 1e12)), doc: "How many, from the beginning." }];
 const CHAT: &[Param] = &[
     Param { name: "model", ty: Ty::Model, default: None, optional: false, range: None, doc: "Whose chat template." },
-    Param { name: "loss", ty: Ty::OneOf(&["assistant", "all"]), default: Some("all"), optional: false, range: None, doc: "Which turns are learned from." },
+    Param {
+        name: "loss",
+        ty: Ty::OneOf(&["assistant", "all"]),
+        default: Some("all"),
+        optional: false,
+        range: None,
+        doc: "Which turns are learned from.",
+    },
 ];
 
 impl<'a> Checker<'a> {
@@ -277,7 +293,12 @@ impl<'a> Checker<'a> {
                     return None;
                 };
                 if DATA_METHODS.contains(&m.name.as_str()) {
-                    let d = Diagnostic::error("P0407", format!("`{}` is called with its arguments", m.name), m.span, format!("write `{}(…)`", m.name));
+                    let d = Diagnostic::error(
+                        "P0407",
+                        format!("`{}` is called with its arguments", m.name),
+                        m.span,
+                        format!("write `{}(…)`", m.name),
+                    );
                     self.report(d);
                     return None;
                 }

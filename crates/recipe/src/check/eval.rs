@@ -22,7 +22,7 @@ pub(super) enum Val<'a> {
     /// A name that nothing in sight has.
     Word(&'a str, Span, usize),
     /// A call, a selector, a record, a list, …: looked at where a type is known.
-    Other(&'a Expr, Cx),
+    Other(&'a Expr),
     /// Already reported.
     Poison,
 }
@@ -58,8 +58,8 @@ fn unit(name: &str) -> Option<(Option<Unit>, f64)> {
 
 /// Every unit, as messages list them.
 pub(super) const UNITS: &[&str] = &[
-    "pp", "tokens", "steps", "epochs", "heads", "groups", "neurons", "layers", "experts", "channels", "bytes", "KiB", "MiB", "GiB", "K", "M",
-    "B", "ms", "s", "min", "h",
+    "pp", "tokens", "steps", "epochs", "heads", "groups", "neurons", "layers", "experts", "channels", "bytes", "KiB", "MiB", "GiB", "K",
+    "M", "B", "ms", "s", "min", "h",
 ];
 
 /// What a unit counts, as messages say it.
@@ -182,23 +182,31 @@ impl<'a> Checker<'a> {
                 Some(Binding::Value(v)) => Self::value_to_val(v),
                 Some(Binding::Poison) => Val::Poison,
                 Some(Binding::Foreign) => {
-                    let d = Diagnostic::error("P0603", format!("`{n}` belongs to a recipe that is only `use`d"), e.span, "not available here");
+                    let d =
+                        Diagnostic::error("P0603", format!("`{n}` belongs to a recipe that is only `use`d"), e.span, "not available here");
                     self.report(d.hint("of another recipe only its `let`s and `param`s can be used: declare the model or the data here"));
                     Val::Poison
                 }
-                Some(_) => Val::Other(e, cx),
+                Some(_) => Val::Other(e),
                 None => Val::Word(n, e.span, cx.scope),
             },
             ExprKind::Path(base, Seg::Member(m)) => {
                 let (b, bcx) = self.head(base, cx);
-                let ExprKind::Name(n) = &b.kind else { return Val::Other(e, cx) };
-                let Some(Binding::Module(scope)) = self.lookup(n, bcx.scope) else { return Val::Other(e, cx) };
+                let ExprKind::Name(n) = &b.kind else { return Val::Other(e) };
+                let Some(Binding::Module(scope)) = self.lookup(n, bcx.scope) else { return Val::Other(e) };
                 match self.module_member(scope, &m.name) {
                     Some(Binding::Value(v)) => Self::value_to_val(v),
                     Some(Binding::Poison) => Val::Poison,
                     Some(_) => {
-                        let d = Diagnostic::error("P0603", format!("`{n}.{}` belongs to a recipe that is only `use`d", m.name), m.span, "not available here");
-                        self.report(d.hint("of another recipe only its `let`s and `param`s can be used: declare the model or the data here"));
+                        let d = Diagnostic::error(
+                            "P0603",
+                            format!("`{n}.{}` belongs to a recipe that is only `use`d", m.name),
+                            m.span,
+                            "not available here",
+                        );
+                        self.report(
+                            d.hint("of another recipe only its `let`s and `param`s can be used: declare the model or the data here"),
+                        );
                         Val::Poison
                     }
                     None => {
@@ -219,15 +227,15 @@ impl<'a> Checker<'a> {
                 Val::Points(x) => Val::Points(-x),
                 Val::Quantity(x, u) => Val::Quantity(-x, u),
                 Val::Poison => Val::Poison,
-                _ => Val::Other(e, cx),
+                _ => Val::Other(e),
             },
             ExprKind::Unary(UnOp::Not, inner) => match self.eval(inner, cx) {
                 Val::Bool(b) => Val::Bool(!b),
                 Val::Poison => Val::Poison,
-                _ => Val::Other(e, cx),
+                _ => Val::Other(e),
             },
             ExprKind::Binary(op @ (BinOp::Add | BinOp::Sub | BinOp::Mul | BinOp::Div), a, b) => self.arithmetic(e, *op, a, b, cx),
-            _ => Val::Other(e, cx),
+            _ => Val::Other(e),
         }
     }
 
@@ -243,7 +251,7 @@ impl<'a> Checker<'a> {
         let plus = matches!(op, BinOp::Add | BinOp::Sub);
         let out = match (&left, &right) {
             (Poison, _) | (_, Poison) => return Poison,
-            (Val::Other(..) | Val::Word(..), _) | (_, Val::Other(..) | Val::Word(..)) => return Val::Other(e, cx),
+            (Val::Other(..) | Val::Word(..), _) | (_, Val::Other(..) | Val::Word(..)) => return Val::Other(e),
             (Number(x), Number(y)) => Some(Number(apply(*x, *y))),
             (Percent(x), Percent(y)) if plus => Some(Percent(apply(*x, *y))),
             (Percent(x), Points(y)) if plus => Some(Percent(apply(*x, *y))),
@@ -325,8 +333,8 @@ impl<'a> Checker<'a> {
             }
             Some(Binding::Value(v)) => Self::value_to_val(v),
             Some(Binding::Expr(e, at)) => match self.eval(e, at) {
-                Val::Other(e, _) if labels => return Some(self.label(e)),
-                Val::Other(e, _) => return Some(self.short_label(e)),
+                Val::Other(e) if labels => return Some(self.label(e)),
+                Val::Other(e) => return Some(self.short_label(e)),
                 v => v,
             },
             Some(Binding::Poison) => return None,
@@ -358,7 +366,8 @@ impl<'a> Checker<'a> {
             ExprKind::Call(callee, _) => self.label(callee),
             _ => self.label(e),
         };
-        let safe: String = text.chars().filter(|c| *c != '%').map(|c| if c.is_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' }).collect();
+        let safe: String =
+            text.chars().filter(|c| *c != '%').map(|c| if c.is_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' }).collect();
         safe.trim_matches('-').to_owned()
     }
 
@@ -412,7 +421,7 @@ pub(super) fn describe(v: &Val) -> String {
         Val::Text(s) => format!("the string \"{s}\""),
         Val::Path(p) => format!("the path {}", p.display()),
         Val::Word(w, ..) => format!("the word `{w}`"),
-        Val::Other(e, _) => describe_expr(e).to_owned(),
+        Val::Other(e) => describe_expr(e).to_owned(),
         Val::Poison => "nothing".to_owned(),
     }
 }

@@ -94,7 +94,7 @@ impl<'a> Checker<'a> {
             Val::Number(x) | Val::Quantity(x, _) => *x,
             Val::Percent(x) | Val::Points(x) => (x * 1e7).round() / 1e9,
             Val::Bool(b) => return Some((RunExpr::Const(f64::from(u8::from(*b))), Sort::Truth)),
-            Val::Other(o, _) => {
+            Val::Other(o) => {
                 let (code, message) = match &o.kind {
                     ExprKind::Name(n) => ("P0105", format!("`{n}` is no number: it is the name of something else")),
                     _ => ("P0312", format!("found {}, expected a metric or a number", describe(&v))),

@@ -88,7 +88,8 @@ impl<'a> Checker<'a> {
         let ExprKind::Binary(op @ (BinOp::Range | BinOp::RangeIn), a, b) = &h.kind else {
             let v = self.eval(range, cx);
             if !matches!(v, super::eval::Val::Poison) {
-                let d = Diagnostic::error("P0507", format!("found {}, expected a range of rounds", describe(&v)), range.span, "not a range");
+                let d =
+                    Diagnostic::error("P0507", format!("found {}, expected a range of rounds", describe(&v)), range.span, "not a range");
                 self.report(d.hint("write `1..=10`"));
             }
             return None;

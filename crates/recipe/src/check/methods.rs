@@ -67,7 +67,12 @@ impl<'a> Checker<'a> {
             ExprKind::Call(callee, args) => match &callee.kind {
                 ExprKind::Name(n) => (n, callee.span, args),
                 _ => {
-                    self.error("P0301", format!("expected a {}, found a call of something else", kind_name(kind)), callee.span, "not a method");
+                    self.error(
+                        "P0301",
+                        format!("expected a {}, found a call of something else", kind_name(kind)),
+                        callee.span,
+                        "not a method",
+                    );
                     return None;
                 }
             },
@@ -167,7 +172,12 @@ impl<'a> Checker<'a> {
                     Some(v) => Some(v),
                     None if param.optional => continue,
                     None => {
-                        let d = Diagnostic::error("P0403", format!("`{of}` needs `{}`: {}", param.name, ty_name(&param.ty)), call, format!("`{}` is missing", param.name));
+                        let d = Diagnostic::error(
+                            "P0403",
+                            format!("`{of}` needs `{}`: {}", param.name, ty_name(&param.ty)),
+                            call,
+                            format!("`{}` is missing", param.name),
+                        );
                         self.report(d.hint(param.doc));
                         None
                     }
@@ -223,7 +233,13 @@ impl<'a> Checker<'a> {
                     self.mismatch(&v, &ty_name(ty), e.span);
                     return None;
                 };
-                return items.iter().map(|i| self.typed(of, i, lcx)).collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>().map(Value::List);
+                return items
+                    .iter()
+                    .map(|i| self.typed(of, i, lcx))
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .collect::<Option<Vec<_>>>()
+                    .map(Value::List);
             }
             _ => {}
         }
@@ -260,7 +276,7 @@ impl<'a> Checker<'a> {
             (Ty::OneOf(words), Val::Text(w)) => self.one_of(words, w, e.span),
             // `order = 2`, where the words are numbers.
             (Ty::OneOf(words), Val::Number(x)) if words.contains(&x.to_string().as_str()) => Some(Value::Word(x.to_string())),
-            (Ty::OneOf(words), Val::Other(o, _)) => match &o.kind {
+            (Ty::OneOf(words), Val::Other(o)) => match &o.kind {
                 // A name in sight hides no word of the catalogue.
                 ExprKind::Name(n) => self.one_of(words, n, o.span),
                 _ => {
@@ -298,7 +314,11 @@ impl<'a> Checker<'a> {
     pub(super) fn needs_percent(&mut self, x: f64, span: Span) {
         let d = Diagnostic::error("P0302", format!("found the number {x}, expected a percent"), span, "has no unit");
         let percent = super::eval::print_number((x * 1e9).round() / 1e7);
-        let d = if (0.0..=1.0).contains(&x) { d.hint(format!("write `{percent}%`")).fix(format!("{percent}%")) } else { d.hint(format!("write `{x}%`")) };
+        let d = if (0.0..=1.0).contains(&x) {
+            d.hint(format!("write `{percent}%`")).fix(format!("{percent}%"))
+        } else {
+            d.hint(format!("write `{x}%`"))
+        };
         self.report(d);
     }
 
@@ -339,7 +359,8 @@ impl<'a> Checker<'a> {
             match self.lookup(n, hcx.scope) {
                 Some(Binding::Metric { full }) => {
                     let Some(items) = index else { return Some(full) };
-                    let cell: Vec<String> = items.iter().filter_map(|a| a.name.as_ref().map(|k| format!("{}={}", k.name, self.label(&a.value)))).collect();
+                    let cell: Vec<String> =
+                        items.iter().filter_map(|a| a.name.as_ref().map(|k| format!("{}={}", k.name, self.label(&a.value)))).collect();
                     return Some(format!("{n}[{}]", cell.join(", ")));
                 }
                 Some(Binding::Poison) => return None,

@@ -53,11 +53,25 @@ enum Binding<'a> {
     Value(Value),
     Model(String),
     Data(String),
-    Snapshot { model: String, full: String },
-    Adapter { model: String, full: String },
-    Score { full: String, selector: Selector },
-    Metric { full: String },
-    Grid { full: String, metrics: Vec<String> },
+    Snapshot {
+        model: String,
+        full: String,
+    },
+    Adapter {
+        model: String,
+        full: String,
+    },
+    Score {
+        full: String,
+        selector: Selector,
+    },
+    Metric {
+        full: String,
+    },
+    Grid {
+        full: String,
+        metrics: Vec<String>,
+    },
     /// `use … as name`: its scope.
     Module(usize),
     /// A model or data of a `use`d recipe.

@@ -21,7 +21,8 @@ const fn within(p: Param, low: f64, high: f64) -> Param {
 
 const DTYPES: Ty = Ty::OneOf(&["f32", "f16", "bf16"]);
 const HUGE: f64 = 1e15;
-const BATCH: Param = within(option("batch", Ty::Count, "Examples at a time; left out, it is chosen to fit memory. Results do not depend on it."), 1.0, HUGE);
+const BATCH: Param =
+    within(option("batch", Ty::Count, "Examples at a time; left out, it is chosen to fit memory. Results do not depend on it."), 1.0, HUGE);
 
 pub(super) const MODEL_FIELDS: &[Param] = &[
     option("revision", Ty::Text, "Branch, tag or commit on the Hub."),
@@ -44,7 +45,8 @@ pub(super) const CSV_FIELDS: &[Param] = &[
     option("text2", Ty::Text, "Column of the second text of a pair."),
     option("messages", Ty::Text, "Column of the turns of a conversation."),
 ];
-pub(super) const DATA_FIELDS: &[Param] = &[option("text", Ty::Text, "Column of the text."), option("label", Ty::Text, "Column of the label.")];
+pub(super) const DATA_FIELDS: &[Param] =
+    &[option("text", Ty::Text, "Column of the text."), option("label", Ty::Text, "Column of the label.")];
 
 /// `score`, `eval` outside `train`.
 pub(super) const BATCH_FIELDS: &[Param] = &[BATCH];
@@ -53,15 +55,35 @@ pub(super) const TRAIN_EVAL_FIELDS: &[Param] = &[BATCH];
 /// `prune`: those that have a type of the catalogue; the others are read in `prune.rs`.
 pub(super) const PRUNE_FIELDS: &[Param] = &[
     within(option("align", Ty::Count, "Kept counts are rounded up to a multiple of it."), 1.0, HUGE),
-    within(option("rescore", Ty::Percent, "Score again after every such share of the selected units has gone; 10% by default where the criterion allows it."), 1e-6, 100.0),
+    within(
+        option(
+            "rescore",
+            Ty::Percent,
+            "Score again after every such share of the selected units has gone; 10% by default where the criterion allows it.",
+        ),
+        1e-6,
+        100.0,
+    ),
     option("protect", Ty::Selector, "Units that stay, whatever their score. They count among the units of a share."),
-    option("inputs", Ty::OneOf(&["pruned", "dense"]), "For layer-wise criteria: whether a block is scored on the inputs that its pruned predecessors give (the default) or on dense ones."),
-    option("loads_in", Ty::List(&Ty::OneOf(&["transformers", "candle", "llama_cpp", "vllm"])), "Loaders that must be able to read the result: a shape that one of them can't load is an error."),
+    option(
+        "inputs",
+        Ty::OneOf(&["pruned", "dense"]),
+        "For layer-wise criteria: whether a block is scored on the inputs that its pruned predecessors give (the default) or on dense ones.",
+    ),
+    option(
+        "loads_in",
+        Ty::List(&Ty::OneOf(&["transformers", "candle", "llama_cpp", "vllm"])),
+        "Loaders that must be able to read the result: a shape that one of them can't load is an error.",
+    ),
     BATCH,
 ];
 /// `prune`: fields that go to the executor as they are.
 pub(super) const PRUNE_EXTRA: &[Param] = &[
-    option("reconstruct", Ty::OneOf(&["none", "bias", "least_squares"]), "What makes up for the removed units: nothing, the bias, or a least-squares fit of the consumer."),
+    option(
+        "reconstruct",
+        Ty::OneOf(&["none", "bias", "least_squares"]),
+        "What makes up for the removed units: nothing, the bias, or a least-squares fit of the consumer.",
+    ),
     option("seed", Ty::Count, "Seed of whatever is drawn."),
 ];
 pub(super) const TRAIN_FIELDS: &[Param] = &[
@@ -82,7 +104,10 @@ pub(super) const RECONSTRUCT_FIELDS: &[Param] = &[
 ];
 pub(super) const SAVE_FIELDS: &[Param] = &[
     with(option("format", Ty::OneOf(&["hf", "gguf", "peft"]), "What is written."), "hf"),
-    with(option("layout", Ty::OneOf(&["compact", "padded"]), "`padded` writes removed units as zeros: stock everywhere, no smaller."), "compact"),
+    with(
+        option("layout", Ty::OneOf(&["compact", "padded"]), "`padded` writes removed units as zeros: stock everywhere, no smaller."),
+        "compact",
+    ),
     option("dtype", DTYPES, "Type of the weights on disk; by default what the model had there."),
 ];
 pub(super) const EXPECT_FIELDS: &[Param] = &[
@@ -164,7 +189,12 @@ impl<'a> Checker<'a> {
                 }
                 Entry::Step(stmt) if what == "train" => out.steps.push(stmt),
                 Entry::Step(stmt) => {
-                    self.error("P0503", format!("a statement can't stand in the options of `{what}`"), stmt.span, "only `train` holds statements");
+                    self.error(
+                        "P0503",
+                        format!("a statement can't stand in the options of `{what}`"),
+                        stmt.span,
+                        "only `train` holds statements",
+                    );
                 }
             }
         }
@@ -203,7 +233,13 @@ impl<'a> Checker<'a> {
     }
 
     /// A block of which nothing but a table's options is expected.
-    pub(super) fn simple_options(&mut self, block: Option<&'a Block>, cx: Cx, params: &'static [Param], what: &'static str) -> Option<Args> {
+    pub(super) fn simple_options(
+        &mut self,
+        block: Option<&'a Block>,
+        cx: Cx,
+        params: &'static [Param],
+        what: &'static str,
+    ) -> Option<Args> {
         let mut fields = self.fields(block, cx, what);
         let args = self.take_options(&mut fields, params);
         self.leftover(fields, params.iter().map(|p| p.name).collect(), what);

@@ -81,13 +81,19 @@ impl<'a> Checker<'a> {
         if let Some(s) = selector {
             if let Some(kind) = kinds_of(s).into_iter().find(|k| !spec.sites.is_empty() && !spec.sites.contains(k)) {
                 let known: Vec<&str> = spec.sites.iter().map(|k| kind_word(*k)).collect();
-                let d = Diagnostic::error("P0209", format!("`{}` can't score {}", method.name, kind_word(kind)), e.span, "not for these units");
+                let d =
+                    Diagnostic::error("P0209", format!("`{}` can't score {}", method.name, kind_word(kind)), e.span, "not for these units");
                 self.report(d.hint(format!("it scores: {}", known.join(", "))));
                 return None;
             }
         }
         if spec.learns && !in_train {
-            let d = Diagnostic::error("P0504", format!("`{}` learns its scores, so it works inside `train` only", method.name), e.span, "nothing learns here");
+            let d = Diagnostic::error(
+                "P0504",
+                format!("`{}` learns its scores, so it works inside `train` only", method.name),
+                e.span,
+                "nothing learns here",
+            );
             self.report(d.hint("move the `prune` into the block of a `train`"));
             return None;
         }
@@ -149,7 +155,12 @@ impl<'a> Checker<'a> {
         let selector = self.prunable(&p.selector, cx);
         if let (Some(s), Some(trained)) = (&selector, train) {
             if model_of(s) != trained {
-                self.error("P0509", format!("this `train` is of `{trained}`, the selector of `{}`", model_of(s)), p.selector.span, "another model");
+                self.error(
+                    "P0509",
+                    format!("this `train` is of `{trained}`, the selector of `{}`", model_of(s)),
+                    p.selector.span,
+                    "another model",
+                );
             }
         }
         let goal = match (&p.by, &p.to) {
@@ -242,7 +253,8 @@ impl<'a> Checker<'a> {
         };
         let found = SCOPES.iter().find(|(n, _)| *n == word).map(|(_, s)| *s);
         if found.is_none() {
-            let d = Diagnostic::error("P0406", format!("found `{word}`, expected `global`, `layer`, `matrix` or `row`"), e.span, "not a scope");
+            let d =
+                Diagnostic::error("P0406", format!("found `{word}`, expected `global`, `layer`, `matrix` or `row`"), e.span, "not a scope");
             let d = match nearest(&word, SCOPES.iter().map(|(n, _)| *n)) {
                 Some(w) => Diagnostic { label: format!("did you mean `{w}`?"), ..d }.fix(w),
                 None => d,
@@ -289,7 +301,12 @@ impl<'a> Checker<'a> {
             return Some(());
         }
         let selected: Vec<&str> = kinds.iter().map(|k| kind_word(*k)).collect();
-        let d = Diagnostic::error("P0303", format!("found {}, but the selector names {}", unit_name(unit), selected.join(" and ")), span, "wrong unit");
+        let d = Diagnostic::error(
+            "P0303",
+            format!("found {}, but the selector names {}", unit_name(unit), selected.join(" and ")),
+            span,
+            "wrong unit",
+        );
         let d = match kinds.first().copied().and_then(counted_by) {
             Some(u) => d.hint(format!("count in {}", unit_name(u))),
             None => d.hint("weights are counted in percent, or `2 of 4`"),
@@ -303,7 +320,9 @@ impl<'a> Checker<'a> {
         let kinds = kinds_of(s);
         let weights = kinds == [SiteKind::Weights];
         match amount {
-            Amount::Share { each: false, .. } | Amount::OfRemaining { each: false, .. } | Amount::Scheduled { each: false, .. } if kinds.len() > 1 => {
+            Amount::Share { each: false, .. } | Amount::OfRemaining { each: false, .. } | Amount::Scheduled { each: false, .. }
+                if kinds.len() > 1 =>
+            {
                 let selected: Vec<&str> = kinds.iter().map(|k| kind_word(*k)).collect();
                 let message = format!("a share of {} together has no meaning", selected.join(" and "));
                 let d = Diagnostic::error("P0505", message, e.span, "of which kind of unit?");

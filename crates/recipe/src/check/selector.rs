@@ -49,7 +49,8 @@ fn parts_of(part: &Part) -> (&'static str, &'static [&'static str]) {
 
 fn member(part: &Part, name: &str) -> Option<Part> {
     let units = |layers: &Indices, kind| Part::Units { layers: layers.clone(), kind, units: Indices::All };
-    let within = |layers: &Indices, kind: SiteKind| Part::Linears { layers: layers.clone(), within: (kind != SiteKind::Layers).then_some(kind) };
+    let within =
+        |layers: &Indices, kind: SiteKind| Part::Linears { layers: layers.clone(), within: (kind != SiteKind::Layers).then_some(kind) };
     Some(match (part, name) {
         (Part::Model, "layers") => units(&Indices::All, SiteKind::Layers),
         (Part::Model, "hidden") => Part::Hidden,
@@ -62,7 +63,9 @@ fn member(part: &Part, name: &str) -> Option<Part> {
         (Part::Units { kind: SiteKind::Attention, layers, .. }, "kv_groups") => units(layers, SiteKind::KvGroups),
         (Part::Units { kind: SiteKind::Mlp, layers, .. }, "neurons") => units(layers, SiteKind::Neurons),
         (Part::Units { kind: SiteKind::Mlp, layers, .. }, "experts") => units(layers, SiteKind::Experts),
-        (Part::Units { kind: kind @ (SiteKind::Layers | SiteKind::Attention | SiteKind::Mlp), layers, .. }, "linears") => within(layers, *kind),
+        (Part::Units { kind: kind @ (SiteKind::Layers | SiteKind::Attention | SiteKind::Mlp), layers, .. }, "linears") => {
+            within(layers, *kind)
+        }
         (Part::Linears { layers, within }, "weights") => Part::Weights { layers: layers.clone(), within: *within },
         _ => return None,
     })
@@ -267,13 +270,23 @@ impl<'a> Checker<'a> {
         let joined = Span { end: if at.file == span.file { at.end.max(span.end) } else { span.end }, ..span };
         let indices = self.indices(index, cx)?;
         let part = match part {
-            Part::Units { kind: SiteKind::Layers, layers: Indices::All, units } => Part::Units { kind: SiteKind::Layers, layers: indices, units },
-            Part::Units { kind: kind @ (SiteKind::Heads | SiteKind::KvGroups | SiteKind::Neurons | SiteKind::Experts), layers, units: Indices::All } => {
-                Part::Units { kind, layers, units: indices }
+            Part::Units { kind: SiteKind::Layers, layers: Indices::All, units } => {
+                Part::Units { kind: SiteKind::Layers, layers: indices, units }
             }
+            Part::Units {
+                kind: kind @ (SiteKind::Heads | SiteKind::KvGroups | SiteKind::Neurons | SiteKind::Experts),
+                layers,
+                units: Indices::All,
+            } => Part::Units { kind, layers, units: indices },
             other => {
                 let (what, _) = parts_of(&other);
-                let twice = matches!(other, Part::Units { kind: SiteKind::Layers | SiteKind::Heads | SiteKind::KvGroups | SiteKind::Neurons | SiteKind::Experts, .. });
+                let twice = matches!(
+                    other,
+                    Part::Units {
+                        kind: SiteKind::Layers | SiteKind::Heads | SiteKind::KvGroups | SiteKind::Neurons | SiteKind::Experts,
+                        ..
+                    }
+                );
                 let message = if twice { format!("`{what}` is indexed twice") } else { format!("`{what}` can't be indexed") };
                 self.error("P0202", message, at, "no index here");
                 return None;

@@ -25,13 +25,22 @@ impl<'a> Checker<'a> {
                 continue;
             }
             let names: Vec<String> = self.param_names.clone();
-            let d = Diagnostic::error("P0106", format!("`--set {}={}`: there is no such param", s.name, s.text), Span::default(), "this recipe");
+            let d = Diagnostic::error(
+                "P0106",
+                format!("`--set {}={}`: there is no such param", s.name, s.text),
+                Span::default(),
+                "this recipe",
+            );
             let d = match nearest(&s.name, names.iter().map(String::as_str)) {
                 Some(w) => d.hint(format!("did you mean `{w}`?")),
                 None if names.is_empty() => d.hint("it has no params"),
                 None => d.hint(format!("it has: {}", names.join(", "))),
             };
             self.report(d);
+        }
+        if self.n_steps == 0 {
+            // Made to be `use`d: what it defines is for others.
+            return;
         }
         let unused: Vec<(String, Span)> = self
             .scopes
@@ -82,7 +91,8 @@ impl<'a> Checker<'a> {
             Some((StmtKind::Broken { .. }, span)) if self.sources.slice(span).starts_with("edition") => {}
             None if !self.diagnostics.is_empty() => {}
             other => {
-                let span = other.map_or(start, |(_, s)| Span { end: s.start + self.sources.slice(s).find([' ', '\n']).unwrap_or(1) as u32, ..s });
+                let span =
+                    other.map_or(start, |(_, s)| Span { end: s.start + self.sources.slice(s).find([' ', '\n']).unwrap_or(1) as u32, ..s });
                 let d = Diagnostic::error("P0501", "a recipe begins with its edition", span, format!("write `edition {EDITION}` above"));
                 self.report(d);
             }
@@ -114,7 +124,16 @@ impl<'a> Checker<'a> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one statement")]
-    fn param_statement(&mut self, stmt: &'a Stmt, name: &'a Ident, ty: &'a Ident, value: &'a Expr, range: Option<&'a Expr>, cx: Cx, prefix: &str) {
+    fn param_statement(
+        &mut self,
+        stmt: &'a Stmt,
+        name: &'a Ident,
+        ty: &'a Ident,
+        value: &'a Expr,
+        range: Option<&'a Expr>,
+        cx: Cx,
+        prefix: &str,
+    ) {
         let full = format!("{prefix}{}", name.name);
         self.param_names.push(full.clone());
         let settings = self.settings;
@@ -319,7 +338,9 @@ impl<'a> Checker<'a> {
                 self.infer(a, hcx, depth + 1);
                 self.infer(b, hcx, depth + 1);
             }
-            ExprKind::Unary(_, a) | ExprKind::Each(a) | ExprKind::Onward(a) | ExprKind::UpTo { end: a, .. } => self.infer(a, hcx, depth + 1),
+            ExprKind::Unary(_, a) | ExprKind::Each(a) | ExprKind::Onward(a) | ExprKind::UpTo { end: a, .. } => {
+                self.infer(a, hcx, depth + 1)
+            }
             _ => {
                 self.eval(h, hcx);
             }
@@ -333,7 +354,9 @@ impl<'a> Checker<'a> {
             [kind] => {
                 self.method(*kind, h, cx);
             }
-            [] if !super::amount::SCHEDULES.contains(&n) && !matches!(n, "lowest" | "highest" | "stale" | "hf" | "dir" | "builtin" | "copy" | "init") => {
+            [] if !super::amount::SCHEDULES.contains(&n)
+                && !matches!(n, "lowest" | "highest" | "stale" | "hf" | "dir" | "builtin" | "copy" | "init") =>
+            {
                 let names: Vec<&str> = self.catalogue.iter().map(|s| s.name).chain(super::amount::SCHEDULES.iter().copied()).collect();
                 let d = Diagnostic::error("P0401", format!("unknown method `{n}`"), h.span, "not in the catalogue");
                 let d = match nearest(n, names) {
@@ -442,7 +465,12 @@ impl<'a> Checker<'a> {
                 };
                 if let (Some(model), Some((of, adapter_name))) = (m, a) {
                     if of != model {
-                        self.error("P0509", format!("`{adapter_name}` is attached to `{of}`, not to `{model}`"), adapter.span, "another model's");
+                        self.error(
+                            "P0509",
+                            format!("`{adapter_name}` is attached to `{of}`, not to `{model}`"),
+                            adapter.span,
+                            "another model's",
+                        );
                         return;
                     }
                     self.emit(span, None, "fuse", StepKind::Fuse { adapter: adapter_name, model });

@@ -27,7 +27,15 @@ impl<'a> Checker<'a> {
     }
 
     /// A `train` statement.
-    pub(super) fn train_statement(&mut self, span: Span, model: &'a Ident, data: &'a Expr, length: &'a Expr, block: Option<&'a Block>, cx: Cx) {
+    pub(super) fn train_statement(
+        &mut self,
+        span: Span,
+        model: &'a Ident,
+        data: &'a Expr,
+        length: &'a Expr,
+        block: Option<&'a Block>,
+        cx: Cx,
+    ) {
         let name = self.model_ident(model, cx);
         let data = self.data_expr(data, cx);
         let length = self.length(length, cx);
@@ -94,7 +102,9 @@ impl<'a> Checker<'a> {
         let spec = self.catalogue.get(Kind::Optimizer, "adamw");
         let complete = spec.is_some_and(|s| s.params.iter().all(|p| p.optional || p.default.is_some()));
         match spec.filter(|_| complete) {
-            Some(s) => Some(Method { name: s.name.to_owned(), args: self.args(s.name, s.params, &[], Cx { scope: 0, frame: 0 }, span)?, span }),
+            Some(s) => {
+                Some(Method { name: s.name.to_owned(), args: self.args(s.name, s.params, &[], Cx { scope: 0, frame: 0 }, span)?, span })
+            }
             None => {
                 let d = Diagnostic::error("P0403", "`train` needs an optimizer", span, "`optimizer` is missing");
                 self.report(d.hint("add `optimizer = adamw(lr = 1e-4)` to its block"));
@@ -364,4 +374,3 @@ fn scaled(s: Schedule, by: f64) -> Schedule {
         Schedule::Then(parts) => Schedule::Then(parts.into_iter().map(|p| scaled(p, by)).collect()),
     }
 }
-
