@@ -5,6 +5,8 @@ mod figures;
 mod html;
 mod page;
 mod svg;
+#[cfg(test)]
+mod tests;
 
 pub use data::*;
 pub use page::render;
