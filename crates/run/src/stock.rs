@@ -190,13 +190,6 @@ impl fmt::Display for LoaderVerdict {
     }
 }
 
-/// Whether every layer has the same counts, and none lost a sublayer: what a stock config can say.
-#[must_use]
-pub fn is_uniform(dims: &[LayerDims]) -> bool {
-    let whole = |d: &LayerDims| d.q_heads > 0 && d.ffn > 0;
-    dims.windows(2).all(|w| matches!(w, [a, b] if a == b)) && dims.iter().all(whole)
-}
-
 /// Every loader's verdict on a shape.
 #[must_use]
 pub fn loaders(target: &Target<'_>) -> Vec<LoaderVerdict> {

@@ -320,12 +320,13 @@ fn sweeps(h: &mut Html, sweeps: &[Sweep]) {
         h.el("h3", "", &sweep.name);
         let metric = sweep.plot.as_ref().and_then(|p| sweep.metrics.iter().position(|m| m.name == *p)).unwrap_or(0);
         if let Some(chart) = sweep_chart(sweep, metric) {
-            figure_of(h, svg::lines(&chart, &format!("sweep{i}")), &chart, "");
+            let caption = format!("{}.", chart.title);
+            figure_of(h, svg::lines(&chart, &format!("sweep{i}")), &chart, &caption);
         }
         if let Some(chart) = sweep_pareto(sweep, metric) {
             let up = sweep.metrics.get(metric).is_some_and(|m| m.higher_is_better);
-            let note = "The dashed line joins the cells that no other cell beats on both axes.";
-            figure_of(h, svg::pareto(&chart, up, &format!("pareto{i}")), &chart, note);
+            let caption = format!("{}. The dashed line joins the cells that no other cell beats on both axes.", chart.title);
+            figure_of(h, svg::pareto(&chart, up, &format!("pareto{i}")), &chart, &caption);
         }
         let mut names: Vec<String> = sweep.axes.clone();
         names.extend(sweep.metrics.iter().map(|m| format!("#{}", m.name)));
@@ -333,7 +334,10 @@ fn sweeps(h: &mut Html, sweeps: &[Sweep]) {
         if with_params {
             names.push("#parameters".into());
         }
-        names.push("expectation".into());
+        let any_failed = sweep.cells.iter().any(|c| c.failed.is_some());
+        if any_failed {
+            names.push("expectation".into());
+        }
         let heads: Vec<&str> = names.iter().map(String::as_str).collect();
         h.table("", &format!("Every cell of {}", sweep.name), &heads, |h| {
             for cell in &sweep.cells {
@@ -348,20 +352,27 @@ fn sweeps(h: &mut Html, sweeps: &[Sweep]) {
                         h.number(&cell.params.map_or_else(|| "–".into(), |p| grouped(p as f64)));
                     }
                     match &cell.failed {
-                        Some(message) => h.el("td", "class=\"bad\"", &format!("✗ {message}")),
-                        None => h.el("td", "class=\"soft\"", "held"),
-                    };
+                        Some(message) => {
+                            h.el("td", "class=\"bad\"", &format!("✗ {message}"));
+                        }
+                        None if any_failed => {
+                            h.el("td", "class=\"soft\"", "held");
+                        }
+                        None => {}
+                    }
                 });
             }
         });
     }
 }
 
-fn figure_of(h: &mut Html, drawing: Option<String>, chart: &Chart, note: &str) {
+fn figure_of(h: &mut Html, drawing: Option<String>, chart: &Chart, caption: &str) {
     let Some(drawing) = drawing else { return };
     h.within("figure", "", |h| {
         h.raw(&svg::legend(chart.series.iter().map(|s| s.name.as_str()))).raw(&drawing);
-        h.el("figcaption", "", format!("{}. {note}", chart.title).trim_end());
+        if !caption.is_empty() {
+            h.el("figcaption", "", caption);
+        }
     });
 }
 

@@ -40,7 +40,9 @@ fn sample(text: &str) -> ReportData {
             })
             .collect(),
     };
-    let weights: Vec<f32> = (0..20_000_u32).map(|i| (0..6).map(|k| ((i.wrapping_mul(2_654_435_761).rotate_left(5 * k) >> 8) as f32 / 16_777_216.0) - 0.5).sum::<f32>() * 0.05).collect();
+    let weights: Vec<f32> = (0..20_000_u32)
+        .map(|i| (0..6).map(|k| ((i.wrapping_mul(2_654_435_761).rotate_left(5 * k) >> 8) as f32 / 16_777_216.0) - 0.5).sum::<f32>() * 0.05)
+        .collect();
     let pruned: Vec<f32> = weights.iter().map(|w| if w.abs() < 0.012 { 0.0 } else { *w }).collect();
     let methods = ["loss_delta(on = probe)", "gradient", "magnitude", "random"];
     let cells = methods.iter().enumerate().flat_map(|(m, name)| {
@@ -56,18 +58,50 @@ fn sample(text: &str) -> ReportData {
         doc: format!("Remove the attention heads that BERT can best do without.{text}"),
         outcome: "done".into(),
         summary: vec![
-            SummaryRow { name: "accuracy".into(), dense: Some(0.9312), pruned: Some(0.9279), unit: FigureUnit::Percent, higher_is_better: Some(true) },
-            SummaryRow { name: "parameters".into(), dense: Some(1_234_567.0), pruned: Some(987_653.0), unit: FigureUnit::Count, higher_is_better: None },
-            SummaryRow { name: "file size".into(), dense: Some(2_469_134.0), pruned: Some(1_975_306.0), unit: FigureUnit::Bytes, higher_is_better: Some(false) },
-            SummaryRow { name: "speed".into(), dense: Some(51_200.0), pruned: Some(64_300.0), unit: FigureUnit::TokensPerSecond, higher_is_better: Some(true) },
+            SummaryRow {
+                name: "accuracy".into(),
+                dense: Some(0.9312),
+                pruned: Some(0.9279),
+                unit: FigureUnit::Percent,
+                higher_is_better: Some(true),
+            },
+            SummaryRow {
+                name: "parameters".into(),
+                dense: Some(1_234_567.0),
+                pruned: Some(987_653.0),
+                unit: FigureUnit::Count,
+                higher_is_better: None,
+            },
+            SummaryRow {
+                name: "file size".into(),
+                dense: Some(2_469_134.0),
+                pruned: Some(1_975_306.0),
+                unit: FigureUnit::Bytes,
+                higher_is_better: Some(false),
+            },
+            SummaryRow {
+                name: "speed".into(),
+                dense: Some(51_200.0),
+                pruned: Some(64_300.0),
+                unit: FigureUnit::TokensPerSecond,
+                higher_is_better: Some(true),
+            },
         ],
         metrics: vec![figures(0.9312, None, "before"), figures(0.9279, Some(0.9312), &format!("after{text}"))],
         expectations: vec![
-            Expectation { text: "after >= before - 1 pp".into(), line: 28, passed: true, detail: "0.9279 >= 0.9312 - 0.01".into(), message: Some(format!("head pruning cost more than one point{text}")) },
+            Expectation {
+                text: "after >= before - 1 pp".into(),
+                line: 28,
+                passed: true,
+                detail: "0.9279 >= 0.9312 - 0.01".into(),
+                message: Some(format!("head pruning cost more than one point{text}")),
+            },
             Expectation { text: "after >= 99%".into(), line: 29, passed: false, detail: "0.9279 >= 0.99".into(), message: None },
         ],
         heatmaps: vec![heat(&format!("prune-1 · attention.heads{text}"), "head", 12), heat("wide · mlp.neurons", "neuron", 1536)],
-        shapes: (0..6).map(|layer| ShapeRow { layer, before: dims(12, 1536), after: (layer != 4).then(|| dims(12 - layer, 1536)) }).collect(),
+        shapes: (0..6)
+            .map(|layer| ShapeRow { layer, before: dims(12, 1536), after: (layer != 4).then(|| dims(12 - layer, 1536)) })
+            .collect(),
         histograms: vec![Histogram::of(&format!("layers.*.attention.o.weight{text}"), 48, &[&weights], &[&pruned])],
         sweeps: vec![Sweep {
             name: format!("grid{text}"),
@@ -84,8 +118,14 @@ fn sample(text: &str) -> ReportData {
             x: "step".into(),
             y: "loss".into(),
             series: vec![
-                Series { name: "training".into(), points: (0..300).map(|i| (f64::from(i), 2.0 / (1.0 + f64::from(i) * 0.05) + 0.3)).collect() },
-                Series { name: "validation".into(), points: (0..7).map(|i| (f64::from(i) * 50.0, 2.1 / (1.0 + f64::from(i) * 2.4) + 0.34)).collect() },
+                Series {
+                    name: "training".into(),
+                    points: (0..300).map(|i| (f64::from(i), 2.0 / (1.0 + f64::from(i) * 0.05) + 0.3)).collect(),
+                },
+                Series {
+                    name: "validation".into(),
+                    points: (0..7).map(|i| (f64::from(i) * 50.0, 2.1 / (1.0 + f64::from(i) * 2.4) + 0.34)).collect(),
+                },
             ],
         }],
         saves: vec![SavedModel {
@@ -96,8 +136,14 @@ fn sample(text: &str) -> ReportData {
         }],
         warnings: vec![format!("layer 4 lost every head{text}")],
         steps: vec![StepRow { line: 19, kind: "prune".into(), name: "prune-1".into(), elapsed_ms: 18_432 }],
-        environment: vec![("prunectl".into(), "0.1.0".into()), ("device".into(), "cpu, 2 threads".into()), ("recipe".into(), format!("sha256 5e1f…{text}"))],
-        recipe: format!("edition 2026\n\nparam sparsity: percent = 40% in 0%..=90%\nmodel bert = builtin(\"tiny-bert\")\n# a < b & c{text}\n"),
+        environment: vec![
+            ("prunectl".into(), "0.1.0".into()),
+            ("device".into(), "cpu, 2 threads".into()),
+            ("recipe".into(), format!("sha256 5e1f…{text}")),
+        ],
+        recipe: format!(
+            "edition 2026\n\nparam sparsity: percent = 40% in 0%..=90%\nmodel bert = builtin(\"tiny-bert\")\n# a < b & c{text}\n"
+        ),
     }
 }
 
@@ -203,7 +249,12 @@ fn an_empty_run_still_makes_a_page() {
     let page = render(&ReportData { title: "x".into(), ..ReportData::default() });
     elements(&page);
     assert!(!page.contains("<section"));
-    let nan = Heatmap { title: "n".into(), criterion: String::new(), unit: "head".into(), rows: vec![HeatRow { layer: 0, scores: vec![None, Some(f32::NAN)], removed: vec![] }] };
+    let nan = Heatmap {
+        title: "n".into(),
+        criterion: String::new(),
+        unit: "head".into(),
+        rows: vec![HeatRow { layer: 0, scores: vec![None, Some(f32::NAN)], removed: vec![] }],
+    };
     let chart = Chart { series: vec![Series { name: "s".into(), points: vec![(0.0, f64::NAN)] }], ..Chart::default() };
     let histogram = Histogram::of("none", 4, &[], &[]);
     elements(&render(&ReportData { heatmaps: vec![nan], curves: vec![chart], histograms: vec![histogram], ..ReportData::default() }));
@@ -218,9 +269,4 @@ fn a_histogram_counts_each_weight_once() {
     assert_eq!(h.before.iter().sum::<u64>(), 1000);
     assert_eq!(h.after.iter().sum::<u64>() + h.zeros_after, 1000);
     assert_eq!(h.zeros_after, 499);
-}
-
-#[test]
-fn zz_dump() {
-    std::fs::write("/tmp/report.html", render(&sample(""))).unwrap();
 }

@@ -120,10 +120,12 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
     });
     let (mut config, tensors) = to_checkpoint(&shaped)?;
     config::finish(&mut config, dtype);
-    let ragged = !stock::is_uniform(shaped.dims());
     let mut draft = folder::Draft::beside(request.target)?;
-    if ragged && remote::covers(&origin.model_type) {
-        remote::add(&mut config, shaped.dims(), &mut draft)?;
+    if loaders.iter().any(|l| matches!(l.verdict, stock::Verdict::RemoteCode { .. })) {
+        remote::add(&mut config, &origin.config, shaped.dims(), &mut draft)?;
+    } else if let Some(fields) = config.as_object_mut() {
+        // Of the folder that this model was opened from.
+        fields.shift_remove("auto_map");
     }
     draft.write_bytes("config.json", &weights::pretty(&config))?;
     weights::write_weights(&mut draft, &tensors, dtype, request.shard_bytes)?;

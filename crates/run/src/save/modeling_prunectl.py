@@ -1,7 +1,7 @@
 """Loads a model whose layers differ in their numbers of heads and neurons.
 
 `prunectl` writes this file beside weights that no stock class can hold. It subclasses the stock classes of
-transformers and, before weights are read, gives each layer the shape that `config.layer_dims` lists:
+transformers and, before weights are read, gives each layer the shape that `config.prunectl["layer_dims"]` lists:
 
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained("path/to/folder", trust_remote_code=True)
@@ -131,10 +131,10 @@ class Pruned:
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        layers = self.find_layers()
-        if len(layers) != len(config.layer_dims):
-            raise ValueError(f"config.layer_dims has {len(config.layer_dims)} entries, the model {len(layers)} layers")
-        for index, (layer, dims) in enumerate(zip(layers, config.layer_dims)):
+        layers, shapes = self.find_layers(), config.prunectl["layer_dims"]
+        if len(layers) != len(shapes):
+            raise ValueError(f"config.prunectl lists {len(shapes)} layers, the model has {len(layers)}")
+        for index, (layer, dims) in enumerate(zip(layers, shapes)):
             self.shape_layer(layer, index, dims)
 
 

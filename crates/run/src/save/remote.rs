@@ -38,27 +38,25 @@ pub fn covers(model_type: &str) -> bool {
     COVERED.iter().any(|(name, _)| *name == model_type)
 }
 
-/// Writes the file and points the config's `auto_map` at it. `layer_dims` is what the file reads.
-pub(super) fn add(config: &mut Value, dims: &[LayerDims], draft: &mut Draft) -> Result<(), SaveError> {
+/// Writes the file and points the config's `auto_map` at it. The file reads `prunectl.layer_dims`; the stock fields go back to counts that
+/// the stock classes accept while they are built (`original`'s), since a count such as 5 of 64 / 8 heads fails their validation.
+pub(super) fn add(config: &mut Value, original: &Value, dims: &[LayerDims], draft: &mut Draft) -> Result<(), SaveError> {
     let Some(fields) = config.as_object_mut() else { return Ok(()) };
     let model_type = fields.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let Some((_, classes)) = COVERED.iter().find(|(name, _)| *name == model_type) else { return Ok(()) };
-    let mut auto_map = Map::new();
-    for (class, auto) in *classes {
-        auto_map.insert((*auto).to_owned(), format!("modeling_prunectl.Pruned{class}").into());
-    }
+    let auto_map: Map<String, Value> =
+        classes.iter().map(|(class, auto)| ((*auto).to_owned(), format!("modeling_prunectl.Pruned{class}").into())).collect();
     fields.insert("auto_map".into(), Value::Object(auto_map));
-    fields.insert(
-        "layer_dims".into(),
-        dims.iter()
-            .map(|d| {
-                json!({
-                    "q_heads": d.q_heads, "kv_heads": d.kv_heads, "head_dim": d.head_dim, "ffn": d.ffn,
-                    "attention_bias_left": d.attention_bias_left, "mlp_bias_left": d.mlp_bias_left,
-                })
-            })
-            .collect(),
-    );
+    for name in ["num_attention_heads", "num_key_value_heads"] {
+        match original.get(name) {
+            Some(count) => fields.insert(name.into(), count.clone()),
+            None => fields.shift_remove(name),
+        };
+    }
+    let own = fields.entry("prunectl").or_insert_with(|| json!({}));
+    if let Some(own) = own.as_object_mut() {
+        own.insert("layer_dims".into(), json!(dims));
+    }
     draft.write_bytes(REMOTE_CODE_FILE, SOURCE.as_bytes())?;
     Ok(())
 }
