@@ -165,8 +165,8 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts both over `bins` equal bins that span ±4 standard deviations of `before`; what lies outside goes to the outer bins. Weights that
-    /// are not finite are left out. `after` yields `None` where it has no more.
+    /// Counts both over `bins` equal bins that span ±4 standard deviations of `before`; what lies outside goes to the outer bins.
+    /// Weights that are not finite are left out.
     #[must_use]
     pub fn of(title: &str, bins: usize, before: &[&[f32]], after: &[&[f32]]) -> Self {
         let bins = bins.max(1);

@@ -211,7 +211,7 @@ fn heatmaps(h: &mut Html, maps: &[Heatmap]) {
                 h.text("Scored by ").el("code", "", &map.criterion).text(".");
             });
         }
-        let columns = map.rows.iter().map(|r| r.scores.len().max(r.removed.len())).max().unwrap_or(0);
+        let columns = svg::widest(map);
         h.within("figure", "", |h| {
             h.within("div", "class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Importance map\"", |h| {
                 h.raw(&svg::heatmap(map, &format!("heat{i}")));
@@ -220,7 +220,7 @@ fn heatmaps(h: &mut Html, maps: &[Heatmap]) {
             h.within("figcaption", "", |h| {
                 h.text("Colour is the rank among all scored units, in tenths: the stronger, the more the model depends on the unit. ");
                 h.text("The legend gives the scores of four of the tenths. ");
-                if columns > 128 {
+                if svg::is_wide(map) {
                     h.text("Neighbouring units are averaged; the bar in a cell is as high as the share of them that was removed.");
                 } else {
                     h.text("A cross marks what was removed; rest the pointer on a cell for its score.");

@@ -70,9 +70,19 @@ fn cells(row: &HeatRow, columns: usize, units: usize) -> Vec<Cell> {
         .collect()
 }
 
+/// Units of the widest layer.
+pub(super) fn widest(map: &Heatmap) -> usize {
+    map.rows.iter().map(|r| r.scores.len().max(r.removed.len())).max().unwrap_or(0)
+}
+
+/// Whether neighbouring units share a cell.
+pub(super) fn is_wide(map: &Heatmap) -> bool {
+    widest(map) > MAX_COLUMNS
+}
+
 /// Layers downwards, units to the right; removed units carry a cross, averaged cells a bar as high as the share removed.
 pub(super) fn heatmap(map: &Heatmap, id: &str) -> String {
-    let units = map.rows.iter().map(|r| r.scores.len().max(r.removed.len())).max().unwrap_or(0);
+    let units = widest(map);
     let columns = units.clamp(1, MAX_COLUMNS);
     let columns = units.div_ceil(units.div_ceil(columns).max(1)).max(1);
     let left = 78.0;

@@ -11,6 +11,8 @@ mod folder;
 mod padded;
 pub mod record;
 mod remote;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod weights;
 

@@ -66,22 +66,27 @@ struct Kept {
 
 impl Kept {
     fn of(record: &PruneRecord, layer: usize, now: &LayerDims, original: &LayerDims) -> Result<Self, SaveError> {
-        let listed = |site: &str| record.sites.iter().find(|s| s.site == site).and_then(|s| s.kept.get(&layer)).cloned();
+        // A layer that has all its units may still list fewer as kept: those that are masked, and already are zeros in their place.
+        let listed = |site: &str, whole: bool| {
+            let site = record.sites.iter().find(|s| s.site == site).filter(|_| !whole);
+            site.and_then(|s| s.kept.get(&layer)).cloned()
+        };
+        let (all_heads, all_groups) = (now.q_heads == original.q_heads, now.kv_heads == original.kv_heads);
         let group = original.group_size();
-        let kv_groups = match listed("attention.kv_groups") {
+        let kv_groups = match listed("attention.kv_groups", all_groups) {
             Some(list) => list,
             None if now.q_heads == 0 => Vec::new(),
             // Without grouping a removed head takes its key and value with it.
-            None if group == 1 => listed("attention.heads").unwrap_or_else(|| (0..original.kv_heads).collect()),
+            None if group == 1 => listed("attention.heads", all_heads).unwrap_or_else(|| (0..original.kv_heads).collect()),
             None => (0..original.kv_heads).collect(),
         };
         let in_kept_group = |h: &usize| h.checked_div(group).is_some_and(|g| kv_groups.contains(&g));
-        let heads: Vec<usize> = match listed("attention.heads") {
+        let heads: Vec<usize> = match listed("attention.heads", all_heads) {
             Some(list) => list.into_iter().filter(in_kept_group).collect(),
             None => (0..original.q_heads).filter(in_kept_group).collect(),
         };
         let experts = original.experts.max(1);
-        let all: Vec<usize> = match listed("mlp.neurons") {
+        let all: Vec<usize> = match listed("mlp.neurons", now.ffn == original.ffn) {
             Some(list) => list,
             None if now.ffn == 0 => Vec::new(),
             None => (0..original.ffn * experts).collect(),
@@ -93,7 +98,10 @@ impl Kept {
             if found == expected {
                 return Ok(());
             }
-            Err(SaveError::Padding { reason: format!("layer {layer}: the record keeps {found} {what}, the weights have {expected}") })
+            let reason = format!(
+                "layer {layer} has {expected} {what}, of which {found} are kept: some are masked beside others that are gone; write `compact` before this save"
+            );
+            Err(SaveError::Padding { reason })
         };
         check("heads", heads.len(), now.q_heads)?;
         check("key/value heads", if now.q_heads == 0 { 0 } else { kv_groups.len() }, now.kv_heads)?;
