@@ -83,6 +83,10 @@ pub enum Command {
     Fmt(commands::fmt::Fmt),
     /// The manual page of an error code or of a method.
     Explain(commands::explain::Explain),
+    /// Write a recipe for a model.
+    New(commands::new::New),
+    /// What a model folder holds, from its headers alone.
+    Inspect(commands::inspect::Inspect),
     /// Every method and its parameters as JSON.
     Schema(commands::schema::Schema),
     /// Devices, features, threads and disk of this machine.
@@ -104,6 +108,8 @@ impl Cli {
             Command::Check(c) => c.run(&options),
             Command::Fmt(c) => c.run(&options),
             Command::Explain(c) => c.run(&options),
+            Command::New(c) => c.run(&options),
+            Command::Inspect(c) => c.run(&options),
             Command::Schema(c) => c.run(),
             Command::Doctor(c) => c.run(&options),
             Command::Completions(c) => c.run(&mut Self::command()),

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 pub const BUILTIN: &str = "builtin:";
 
 /// Recipes inside the program, by name.
-pub const BUILTINS: &[(&str, &str)] = &[];
+pub const BUILTINS: &[(&str, &str)] = &[("bert_heads", include_str!("../../../recipes/bert_heads.prune"))];
 
 /// A recipe's text and where it came from.
 #[derive(Debug, Clone)]

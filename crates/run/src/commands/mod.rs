@@ -5,6 +5,8 @@ pub mod completions;
 pub mod doctor;
 pub mod explain;
 pub mod fmt;
+pub mod inspect;
+pub mod new;
 pub mod plan;
 pub mod run;
 pub mod schema;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::cli::{DONE, RecipeArgs};
 use crate::commands::run::table;
 use crate::commands::{print, print_json};
-use crate::compile::{catalogue, compile};
+use crate::compile::{compile, refused};
 use crate::error::{Error, Result};
 use crate::forecast::{Forecast, ModelForecast, Range, StepForecast, forecast};
 use crate::recipes::RecipeFile;
@@ -34,7 +34,7 @@ impl PlanCommand {
             eprintln!("{}", render(&plan.warnings, sources, options.ui.color).trim_end());
         }
         let forecast = forecast(&plan, sources);
-        let refused = plan.refused(&catalogue());
+        let refused = refused(&plan);
         if options.json {
             print_json(&to_json(&plan, &forecast, &refused.iter().map(|d| d.message.clone()).collect::<Vec<_>>()))?;
             return DONE;

@@ -13,9 +13,9 @@ use serde_json::json;
 
 use crate::cli::{Compute, DONE, RecipeArgs};
 use crate::commands::{print, print_json};
-use crate::compile::{catalogue, compile};
+use crate::compile::compile;
 use crate::error::{EXIT_RECIPE, Error, Result};
-use crate::executor::{Executor, Finished};
+use crate::executor::{Executor, Finished, check_targets};
 use crate::files::sha256;
 use crate::interrupt::shell_quote;
 use crate::journal::{Event, FORMAT, Start, StepDone};
@@ -72,7 +72,7 @@ impl Run {
             .map_err(|e| Error::Internal(format!("the plan can't be written as JSON: {e}")))?;
         let yaml = lock.to_yaml()?;
         let first: [(&str, &[u8]); 3] = [(RECIPE, recipe.text.as_bytes()), (LOCK, yaml.as_bytes()), (PLAN, &planned)];
-        super::run::targets(&plan, &compiled.sources)?;
+        check_targets(&plan, &compiled.sources)?;
         let dir = RunDir::create(self.out.as_deref(), &start, &first, options.interrupt.clone())?;
         options.ui.note(format!("run directory {}", dir.path().display()));
         let path = dir.path().to_owned();
@@ -142,7 +142,7 @@ pub fn accepted(result: Result<Plan, Vec<Diagnostic>>, sources: &Sources, option
     let refuse =
         |mistakes: Vec<Diagnostic>| Error::Recipe { rendered: render(&mistakes, sources, options.ui.color), errors: mistakes.len() };
     let plan = result.map_err(refuse)?;
-    let refused = plan.refused(&catalogue());
+    let refused = crate::compile::refused(&plan);
     if !refused.is_empty() {
         return Err(refuse(refused));
     }
@@ -251,9 +251,4 @@ pub fn table(header: &[&str]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
-}
-
-/// Refuses, before anything is loaded, targets of `save` that belong to somebody else.
-fn targets(plan: &Plan, sources: &Sources) -> Result<()> {
-    crate::executor::check_targets(plan, sources)
 }

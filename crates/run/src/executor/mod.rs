@@ -9,6 +9,7 @@ mod inputs;
 mod measure;
 mod plain;
 mod pruning;
+mod refused;
 mod report;
 mod saving;
 mod state;
@@ -33,6 +34,7 @@ use crate::rundir::{LOCK, METRICS, REPORT, RunDir};
 use crate::session::Options;
 
 pub use book::{Book, Size, SweepResult, unit_of};
+pub use refused::refused;
 pub use saving::check_targets;
 use state::State;
 pub use state::{model_of, to_sites};

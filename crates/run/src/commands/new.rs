@@ -1,0 +1,207 @@
+//! `prunectl new`: writes a recipe for a model, by asking three things or taking them as flags.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use prunectl_model::Task;
+use prunectl_recipe::plan::{ModelDecl, ModelSource, Span};
+use prunectl_recipe::render::render;
+
+use crate::builtin;
+use crate::cli::DONE;
+use crate::commands::print;
+use crate::compile::compile;
+use crate::error::{Error, Result};
+use crate::files::write_atomic;
+use crate::models::read_facts;
+use crate::recipes::RecipeFile;
+use crate::session::Options;
+
+/// Arguments of `new`.
+#[derive(Debug, Args)]
+pub struct New {
+    /// The recipe to write, for instance my_model.prune.
+    pub recipe: Option<PathBuf>,
+    /// The model: a folder, or builtin:<name>.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// The data: a text, csv, tsv or jsonl file, or builtin:tales.
+    #[arg(long)]
+    pub data: Option<String>,
+    /// What to remove.
+    #[arg(long, value_enum)]
+    pub remove: Option<Remove>,
+    /// The share to remove.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_share, default_value = "40%")]
+    pub share: u8,
+}
+
+/// What a new recipe removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Remove {
+    /// Attention heads.
+    Heads,
+    /// FFN neurons.
+    Neurons,
+    /// Single weights.
+    Weights,
+}
+
+fn parse_share(text: &str) -> Result<u8, String> {
+    let number = text.trim().trim_end_matches('%');
+    match number.parse::<u8>() {
+        Ok(n) if n <= 90 => Ok(n),
+        _ => Err(format!("found `{text}`, expected a whole percentage from 0% to 90%")),
+    }
+}
+
+impl New {
+    /// Asks for what the flags leave out, writes the recipe and checks it.
+    pub fn run(&self, options: &Options) -> Result<u8> {
+        let model = self.answer(self.model.as_deref(), "--model", "Which model? A folder, or builtin:tiny-bert, builtin:tiny-llama", "builtin:tiny-bert")?;
+        let data = self.answer(self.data.as_deref(), "--data", "Which data? A .txt, .csv, .tsv or .jsonl file, or builtin:tales", "builtin:tales")?;
+        let remove = match self.remove {
+            Some(remove) => remove,
+            None => {
+                let word = self.answer(None, "--remove", "What should go? heads, neurons or weights", "heads")?;
+                Remove::from_str(&word, true).map_err(|_| Error::Usage { message: format!("found `{word}`, expected heads, neurons or weights") })?
+            }
+        };
+        let model_source = source("model", &model)?;
+        let decl = ModelDecl {
+            name: "m".to_owned(),
+            source: match model.strip_prefix("builtin:") {
+                Some(name) => ModelSource::Builtin(name.to_owned()),
+                None => ModelSource::Dir(PathBuf::from(&model)),
+            },
+            dtype: None,
+            task: None,
+            span: Span::default(),
+        };
+        let facts = read_facts(&decl)?;
+        let path = self.recipe.clone().unwrap_or_else(|| PathBuf::from(format!("{}.prune", stem(&model))));
+        if path.exists() {
+            return Err(Error::Usage { message: format!("{} exists; give another name: prunectl new NAME.prune", path.display()) });
+        }
+        let text = recipe(&model_source, &data_source(&data)?, facts.task, remove, self.share, &stem(&model), data == "builtin:tales");
+        let formatted = prunectl_recipe::format::format(&text).unwrap_or(text);
+        // Paths in a recipe start from its folder; those given here start from the working directory, so only a recipe in it is checked as it is.
+        let draft = RecipeFile {
+            shown: path.display().to_string(),
+            name: path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default(),
+            base: path.parent().map(Path::to_owned).unwrap_or_default(),
+            text: formatted,
+        };
+        let compiled = compile(&draft, &[])?;
+        if let Err(mistakes) = &compiled.result {
+            return Err(Error::Recipe { rendered: render(mistakes, &compiled.sources, options.ui.color), errors: mistakes.len() });
+        }
+        write_atomic(&path, draft.text.as_bytes())?;
+        options.ui.note("wrote it; look at it, then:");
+        options.ui.note(format!("    prunectl plan {0}\n    prunectl run {0}", path.display()));
+        print(&format!("{}\n", path.display()))?;
+        DONE
+    }
+
+    fn answer(&self, given: Option<&str>, flag: &str, question: &str, default: &str) -> Result<String> {
+        if let Some(given) = given {
+            return Ok(given.to_owned());
+        }
+        if !std::io::stdin().is_terminal() {
+            return Err(Error::Usage { message: format!("stdin is no terminal to ask on; give {flag} (for instance {flag} {default})") });
+        }
+        eprint!("{question} [{default}]: ");
+        std::io::stderr().flush().map_err(Error::io("write", "stderr"))?;
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line).map_err(Error::io("read", "stdin"))?;
+        let line = line.trim();
+        Ok(if line.is_empty() { default.to_owned() } else { line.to_owned() })
+    }
+}
+
+fn stem(model: &str) -> String {
+    let name = model.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or("model");
+    let clean: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
+    if clean.is_empty() { "model".to_owned() } else { clean }
+}
+
+fn quoted(text: &str) -> Result<String> {
+    if text.contains(['"', '\\', '\n', '{', '}']) {
+        return Err(Error::Usage { message: format!("`{text}` holds a character that a recipe's string can't; rename it") });
+    }
+    Ok(format!("\"{text}\""))
+}
+
+fn source(what: &str, given: &str) -> Result<String> {
+    match given.strip_prefix("builtin:") {
+        Some(name) if what == "data" || builtin::model_files(name).is_some() => Ok(format!("builtin({})", quoted(name)?)),
+        Some(name) => Err(Error::Usage { message: format!("there is no built-in model `{name}`; there are {}", builtin::model_names().collect::<Vec<_>>().join(", ")) }),
+        None => Ok(format!("dir({})", quoted(given)?)),
+    }
+}
+
+fn data_source(given: &str) -> Result<String> {
+    if given.starts_with("builtin:") {
+        return source("data", given);
+    }
+    let kind = match Path::new(given).extension().and_then(|e| e.to_str()).unwrap_or_default() {
+        "csv" | "tsv" => "csv",
+        "jsonl" => "jsonl",
+        "safetensors" => "tokens",
+        "txt" | "raw" | "md" => "text",
+        other => return Err(Error::Usage { message: format!("{given}: found the ending `{other}`, expected txt, csv, tsv, jsonl or safetensors") }),
+    };
+    Ok(format!("{kind}({})", quoted(given)?))
+}
+
+fn recipe(model: &str, data: &str, task: Task, remove: Remove, share: u8, name: &str, splits: bool) -> String {
+    let (train, test) = if splits { ("d.train", "d.validation") } else { ("d", "d") };
+    let (metric, gate) = match task {
+        Task::Classification => ("accuracy()", "after >= before - 2 pp"),
+        Task::CausalLm => ("perplexity(window = 256 tokens)", "after <= 1.5 * before"),
+        Task::MaskedLm | Task::QuestionAnswering | Task::Encoder => ("loss()", "after <= 1.5 * before"),
+    };
+    let (what, selector, method, options, compact) = match remove {
+        Remove::Heads => ("attention heads", "m.layers[*].attention.heads", "loss_delta(on = probe, estimate = gradient)", "{ scope = global  rescore = 10%  at_least = 1 head }", true),
+        Remove::Neurons => ("FFN neurons", "m.layers[*].mlp.neurons", "taylor(on = probe)", "{ scope = layer  at_least = 10% }", true),
+        Remove::Weights => ("single weights", "m.layers[*].linears.weights", "magnitude()", "{ scope = matrix }", false),
+    };
+    let probe = if method.contains("probe") { format!("let probe = {train}.take(256)\n\n") } else { String::new() };
+    let compact = if compact { "compact m\n" } else { "" };
+    format!(
+        "## Remove {what} from {name}.\nedition 2026\n\n## Share of the {what} to remove.\nparam sparsity: percent = {share}% in 0%..=90%\n\n\
+         model m = {model}\ndata  d = {data}\n\n{probe}\
+         eval {metric} of m on {test} as before\n\n\
+         prune {selector} by sparsity using {method} {options}\n{compact}\n\
+         eval {metric} of m on {test} as after\nexpect {gate} else \"pruning cost too much\"\nsave m to \"out/{name}-{{sparsity}}\"\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_new_recipe_passes_check() {
+        for model in ["builtin:tiny-bert", "builtin:tiny-llama"] {
+            let task = if model.ends_with("bert") { Task::Classification } else { Task::CausalLm };
+            for remove in [Remove::Heads, Remove::Neurons, Remove::Weights] {
+                let text = recipe(&source("model", model).unwrap(), "builtin(\"tales\")", task, remove, 40, &stem(model), true);
+                let file = RecipeFile { shown: "new.prune".into(), name: "new".into(), base: ".".into(), text: text.clone() };
+                let compiled = compile(&file, &[]).unwrap();
+                if let Err(mistakes) = compiled.result {
+                    panic!("{text}\n{}", render(&mistakes, &compiled.sources, false));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_and_shares() {
+        assert_eq!(stem("/models/MiniLM-sst2/"), "minilm_sst2");
+        assert_eq!(stem("builtin:tiny-bert"), "tiny_bert");
+        assert!(parse_share("95%").is_err() && parse_share("x").is_err());
+        assert!(data_source("a.bin").is_err() && source("model", "a\"b").is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! What the language has and this executor does not carry out, found before anything is loaded.
+
+use prunectl_recipe::diagnostic::Diagnostic;
+use prunectl_recipe::plan::{DataExpr, DataSource, Goal, ModelSource, Plan, Prune, Span, Step, StepKind, Value};
+
+/// The code of a step that is checked and planned, but not carried out.
+const CODE: &str = "P0901";
+
+/// Every place where a run of the plan would have to stop, as errors that name what stands there.
+pub fn refused(plan: &Plan) -> Vec<Diagnostic> {
+    let mut out = Vec::new();
+    for model in &plan.models {
+        if let ModelSource::Hub { repo, .. } = &model.source {
+            let hint = format!("download it with `hf download {repo} --local-dir models/{}`, and write dir(\"…\")", model.name);
+            out.push(no("a model from the Hub", model.span, &hint));
+        }
+    }
+    for data in &plan.data {
+        if matches!(data.source, DataSource::Hub(_)) {
+            out.push(no("data from the Hub", data.span, "download its files, and read them with csv(…), jsonl(…), text(…) or tokens(…)"));
+        }
+    }
+    steps(&plan.steps, &mut out);
+    // An unrolled statement is met once for each round and cell.
+    let mut seen = Vec::new();
+    out.retain(|d| {
+        let key = (d.span, d.message.clone());
+        let new = !seen.contains(&key);
+        seen.push(key);
+        new
+    });
+    out
+}
+
+fn no(what: &str, span: Span, hint: &str) -> Diagnostic {
+    Diagnostic::error(CODE, format!("{what}: this build checks and plans it, but does not carry it out"), span, "not carried out").hint(hint)
+}
+
+fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
+    for step in all {
+        match &step.kind {
+            StepKind::Reconstruct { .. } => out.push(no("`reconstruct`", step.span, "use `train` for recovery")),
+            StepKind::Attach { adapter, .. } => out.push(no(&format!("`attach {}`", adapter.name), step.span, "train the weights themselves")),
+            StepKind::Fuse { .. } => out.push(no("`fuse`", step.span, "train the weights themselves")),
+            StepKind::Quantize { method, .. } => out.push(no(&format!("`quantize … using {}`", method.name), step.span, "leave it out")),
+            StepKind::Prune(prune) => self::prune(prune, step.span, out),
+            StepKind::Train(train) => {
+                if let Some(inner) = train.prunes.first() {
+                    let name = match &inner.criterion {
+                        prunectl_recipe::plan::CriterionRef::Method(m) => format!("`prune … using {}` inside `train`", m.name),
+                        _ => "`prune` inside `train`".to_owned(),
+                    };
+                    out.push(no(&name, step.span, "prune before the `train`, and train to recover"));
+                }
+                chat(&train.data, step.span, out);
+            }
+            StepKind::Eval { data: Some(data), .. } => chat(data, step.span, out),
+            StepKind::Save { format, .. } if format != "hf" => out.push(no(&format!("`format = {format}`"), step.span, "leave it out for the Hugging Face layout")),
+            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| steps(r, out)),
+            StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| steps(&c.steps, out)),
+            _ => {}
+        }
+    }
+}
+
+fn prune(prune: &Prune, span: Span, out: &mut Vec<Diagnostic>) {
+    if matches!(prune.goal, Goal::To(_)) {
+        out.push(no("`prune … to BOUND`", span, "say how much goes: `by 40%`"));
+    }
+    if prune.options.0.values().any(|v| matches!(v, Value::Method(_))) {
+        let names: Vec<&str> = prune.options.0.keys().map(String::as_str).collect();
+        out.push(no(&format!("`prune … {{ {} }}`", names.join(", ")), span, "leave the option out"));
+    }
+}
+
+fn chat(data: &DataExpr, span: Span, out: &mut Vec<Diagnostic>) {
+    match data {
+        DataExpr::Chat { .. } => out.push(no("`.chat(…)`", span, "write the conversations out as text in the model's template")),
+        DataExpr::Source { .. } => {}
+        DataExpr::Sample { of, .. } | DataExpr::Pack { of, .. } | DataExpr::Take { of, .. } => chat(of, span, out),
+        DataExpr::Mix(parts) => parts.iter().for_each(|(_, d)| chat(d, span, out)),
+    }
+}

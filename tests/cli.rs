@@ -1,0 +1,226 @@
+//! The command as a user meets it: statuses, messages, what is on stdout and what is on disk.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{QUICK, root, run, stderr, stdout};
+use serde_json::Value;
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
+}
+
+#[test]
+fn a_recipe_runs_end_to_end_and_a_second_time() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("quick.prune"), QUICK).unwrap();
+    for n in 1..=2 {
+        let out = run(dir.path(), &["run", "quick.prune", "--set", "share=50%"]);
+        assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+        let table = stdout(&out);
+        assert!(table.contains("dense") && table.contains("pruned") && table.contains("parameters") && table.contains("speed"), "{table}");
+        let run_dir = dir.path().join(format!("runs/quick-{n}"));
+        for file in ["recipe.prune", "recipe.lock", "plan.json", "journal.jsonl", "metrics.json", "report.html", "scores/s.safetensors"] {
+            assert!(run_dir.join(file).is_file(), "{file} is missing");
+        }
+        assert!(!run_dir.join("checkpoints").exists());
+        let metrics = json(&run_dir.join("metrics.json"));
+        for name in ["before", "after", "masked", "thinner"] {
+            assert!(metrics[name]["value"].is_number() && metrics[name]["protocol"].is_string() && metrics[name]["device"].is_string(), "{name}: {metrics}");
+        }
+        let sizes = &metrics["model"]["m"]["parameters"];
+        assert!(sizes["after"].as_u64() < sizes["before"].as_u64(), "{sizes}");
+        let journal = fs::read_to_string(run_dir.join("journal.jsonl")).unwrap();
+        for line in journal.lines() {
+            let event: Value = serde_json::from_str(line).unwrap();
+            if event["event"] == "step" {
+                for field in ["index", "kind", "name", "line", "elapsed_ms", "peak_rss_bytes", "reused"] {
+                    assert!(!event[field].is_null(), "{field}: {line}");
+                }
+            }
+        }
+        assert!(dir.path().join("out/quick/prune.json").is_file());
+    }
+    // What was saved is shown from its headers, and prunes again.
+    let out = run(dir.path(), &["inspect", "out/quick", "--json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    assert!(serde_json::from_str::<Value>(&stdout(&out)).unwrap()["layers"].is_array());
+}
+
+#[test]
+fn two_runs_of_one_recipe_write_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("quick.prune"), QUICK).unwrap();
+    for (out, threads) in [("a", "1"), ("b", "2")] {
+        let done = common::prunectl(dir.path(), &["run", "quick.prune", "--out", out]).env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    }
+    for file in ["metrics.json", "scores/s.safetensors", "recipe.lock", "plan.json"] {
+        assert!(fs::read(dir.path().join("a").join(file)).unwrap() == fs::read(dir.path().join("b").join(file)).unwrap(), "{file} differs");
+    }
+}
+
+#[test]
+fn json_output_is_json_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("quick.prune"), QUICK).unwrap();
+    let out = run(dir.path(), &["run", "quick.prune", "--json", "-q"]);
+    let value: Value = serde_json::from_str(&stdout(&out)).expect("stdout is JSON");
+    assert!(value["metrics"]["after"]["value"].is_number() && value["run_dir"] == "runs/quick-1" && value["saved"][0] == "out/quick", "{value}");
+    let out = run(dir.path(), &["plan", "quick.prune", "--json"]);
+    let value: Value = serde_json::from_str(&stdout(&out)).expect("stdout is JSON");
+    assert!(value["models"][0]["known"]["layers"].is_array() && value["steps"].is_array(), "{value}");
+    let out = run(dir.path(), &["schema", "--json"]);
+    let value: Value = serde_json::from_str(&stdout(&out)).expect("stdout is JSON");
+    assert!(value["methods"].as_array().is_some_and(|m| m.len() > 40));
+}
+
+#[test]
+fn a_failed_expectation_saves_everything_and_ends_with_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = QUICK.replace("after <= 100 * before else \"far worse\"", "after <= 0 * before else \"no model is that good\"");
+    fs::write(dir.path().join("gate.prune"), recipe).unwrap();
+    let out = run(dir.path(), &["run", "gate.prune"]);
+    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
+    assert!(stderr(&out).contains("no model is that good"), "{}", stderr(&out));
+    assert!(dir.path().join("out/quick/model.safetensors").is_file());
+    assert!(dir.path().join("runs/gate-1/report.html").is_file());
+    let out = run(dir.path(), &["resume", "runs/gate-1"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(stderr(&out).contains("has ended"), "{}", stderr(&out));
+}
+
+/// Status, and words that stderr must have.
+fn refused(dir: &Path, args: &[&str], status: i32, words: &[&str]) {
+    let out = run(dir, args);
+    let text = stderr(&out);
+    assert_eq!(out.status.code(), Some(status), "{args:?}: {text}");
+    for word in words {
+        assert!(text.contains(word), "{args:?}: `{word}` is not in: {text}");
+    }
+    assert!(!text.contains("panicked") && stdout(&out).is_empty(), "{args:?}: {text}");
+}
+
+#[test]
+fn bad_input_gets_one_clear_message_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let write = |name: &str, text: &str| fs::write(d.join(name), text).unwrap();
+    write("quick.prune", QUICK);
+    refused(d, &["run", "none.prune"], 2, &["there is no recipe none.prune", "quick.prune"]);
+    fs::create_dir(d.join("folder")).unwrap();
+    refused(d, &["run", "folder"], 2, &["is a folder"]);
+    fs::write(d.join("latin.prune"), b"edition 2026\n# caf\xe9\n").unwrap();
+    refused(d, &["run", "latin.prune"], 2, &["latin.prune:2", "not UTF-8"]);
+    write("typo.prune", &QUICK.replace("attention.heads", "attention.head"));
+    refused(d, &["run", "typo.prune"], 1, &["typo.prune:", "heads"]);
+    write("long.prune", &format!("edition 2026\n# {}\n{}\n", "x".repeat(1 << 20), "y".repeat(1 << 20)));
+    refused(d, &["run", "long.prune"], 1, &["long.prune:3"]);
+    write("deep.prune", &format!("edition 2026\nlet a = {}1\n", "(".repeat(100_000)));
+    refused(d, &["run", "deep.prune"], 1, &["deep.prune:2"]);
+    refused(d, &["run", "quick.prune", "--set", "share=95%"], 1, &["share"]);
+    refused(d, &["run", "quick.prune", "--set", "shore=40%"], 1, &["shore"]);
+    refused(d, &["run", "quick.prune", "--set", "share"], 2, &["NAME=VALUE"]);
+    refused(d, &["run", "quick.prune", "--device", "gpu"], 2, &["gpu", "cuda"]);
+    write("nomodel.prune", &QUICK.replace("init(\"builtin:tiny-bert\", seed = 3)", "dir(\"nowhere\")"));
+    refused(d, &["run", "nomodel.prune"], 2, &["nowhere"]);
+    fs::remove_dir_all(d.join("runs")).unwrap();
+    write("empty.csv", "text,label\n");
+    write("empty.prune", &QUICK.replace("builtin(\"tales\")", "csv(\"empty.csv\", text = \"text\", label = \"label\")").replace("d.train", "d").replace("d.validation", "d"));
+    refused(d, &["run", "empty.prune"], 2, &["empty"]);
+    fs::remove_dir_all(d.join("runs")).unwrap();
+    write("wrong.csv", "text,label\na story,0\nanother,7\n");
+    write("wrong.prune", &QUICK.replace("builtin(\"tales\")", "csv(\"wrong.csv\", text = \"text\", label = \"label\")").replace("d.train", "d").replace("d.validation", "d").replace(".take(32)", ".take(2)").replace(".take(16)", ".take(2)"));
+    refused(d, &["run", "wrong.prune"], 2, &["label 7", "wrong.csv:3"]);
+    fs::remove_dir_all(d.join("runs")).unwrap();
+    fs::create_dir_all(d.join("out/quick")).unwrap();
+    write("out/quick/mine.txt", "mine");
+    refused(d, &["run", "quick.prune"], 2, &["out/quick"]);
+    assert_eq!(fs::read_to_string(d.join("out/quick/mine.txt")).unwrap(), "mine");
+    assert!(!d.join("runs").exists(), "a run directory was made for a run that could not be");
+    refused(d, &["run", "quick.prune", "--out", "folder/../out/quick"], 2, &["out/quick"]);
+    refused(d, &["resume", "folder"], 2, &["not a run directory"]);
+    refused(d, &["explain", "P9999"], 2, &["P9999"]);
+    refused(d, &["frobnicate"], 2, &["frobnicate"]);
+}
+
+#[test]
+fn steps_that_this_build_does_not_carry_out_are_refused_before_anything_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    for (recipe, word) in [("bert_movement_mnli", "movement"), ("bert_adapters_mnli", "splora"), ("llama_gum_smollm", "gum"), ("llama_sweep_wikitext", "wanda")] {
+        let path = root().join(format!("recipes/{recipe}.prune"));
+        let out = run(dir.path(), &["run", path.to_str().unwrap()]);
+        assert_eq!(out.status.code(), Some(1), "{recipe}: {}", stderr(&out));
+        assert!(stderr(&out).contains(word), "{recipe}: `{word}` is not in: {}", stderr(&out));
+        assert!(!dir.path().join("runs").exists(), "{recipe}");
+        assert_eq!(run(dir.path(), &["check", path.to_str().unwrap()]).status.code(), Some(0), "{recipe}");
+        assert_eq!(run(dir.path(), &["plan", path.to_str().unwrap()]).status.code(), Some(0), "{recipe}");
+    }
+}
+
+#[test]
+fn fmt_check_and_fmt_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.prune");
+    fs::write(&path, "edition 2026\n\n\n\nmodel   m=builtin(\"tiny-bert\")\n").unwrap();
+    let out = run(dir.path(), &["fmt", "--check", "a.prune"]);
+    assert_eq!((out.status.code(), stdout(&out).trim()), (Some(1), "a.prune"));
+    assert_eq!(run(dir.path(), &["fmt", "a.prune"]).status.code(), Some(0));
+    assert_eq!(run(dir.path(), &["fmt", "--check", "a.prune"]).status.code(), Some(0));
+    for entry in fs::read_dir(root().join("recipes")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "prune") {
+            assert_eq!(run(dir.path(), &["fmt", "--check", path.to_str().unwrap()]).status.code(), Some(0), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_code_and_every_method_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let schema: Value = serde_json::from_str(&stdout(&run(dir.path(), &["schema"]))).unwrap();
+    let codes = schema["codes"].as_array().unwrap().iter().map(|c| c["code"].as_str().unwrap());
+    let methods = schema["methods"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap());
+    for topic in codes.chain(methods).chain(["p0207"]) {
+        let out = run(dir.path(), &["explain", topic]);
+        assert_eq!(out.status.code(), Some(0), "{topic}: {}", stderr(&out));
+        assert!(stdout(&out).len() > 40, "{topic}");
+    }
+}
+
+#[test]
+fn new_writes_a_recipe_that_checks() {
+    let dir = tempfile::tempdir().unwrap();
+    for (model, what) in [("builtin:tiny-bert", "heads"), ("builtin:tiny-llama", "neurons")] {
+        let file = format!("{what}.prune");
+        let out = run(dir.path(), &["new", &file, "--model", model, "--data", "builtin:tales", "--remove", what]);
+        assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+        assert_eq!(run(dir.path(), &["check", &file]).status.code(), Some(0));
+    }
+    let out = run(dir.path(), &["new", "heads.prune", "--model", "builtin:tiny-bert", "--data", "builtin:tales", "--remove", "heads"]);
+    assert_eq!(out.status.code(), Some(2));
+    let out = common::prunectl(dir.path(), &["new"]).stdin(std::process::Stdio::null()).output().unwrap();
+    assert!(out.status.code() == Some(2) && stderr(&out).contains("--model"), "{}", stderr(&out));
+}
+
+#[test]
+fn doctor_and_completions_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = run(dir.path(), &["doctor", "--json"]);
+    assert!(serde_json::from_str::<Value>(&stdout(&out)).unwrap()["threads"].is_number());
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(stdout(&run(dir.path(), &["completions", shell])).contains("prunectl"), "{shell}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_built_in_recipe_needs_only_the_binary() {
+    let dir = tempfile::tempdir().unwrap();
+    for command in ["check", "plan"] {
+        let out = run(dir.path(), &[command, "builtin:bert_heads"]);
+        assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    }
+}
