@@ -28,7 +28,10 @@ fn a_recipe_runs_end_to_end_and_a_second_time() {
         assert!(!run_dir.join("checkpoints").exists());
         let metrics = json(&run_dir.join("metrics.json"));
         for name in ["before", "after", "masked", "thinner"] {
-            assert!(metrics[name]["value"].is_number() && metrics[name]["protocol"].is_string() && metrics[name]["device"].is_string(), "{name}: {metrics}");
+            assert!(
+                metrics[name]["value"].is_number() && metrics[name]["protocol"].is_string() && metrics[name]["device"].is_string(),
+                "{name}: {metrics}"
+            );
         }
         let sizes = &metrics["model"]["m"]["parameters"];
         assert!(sizes["after"].as_u64() < sizes["before"].as_u64(), "{sizes}");
@@ -68,7 +71,10 @@ fn json_output_is_json_alone() {
     fs::write(dir.path().join("quick.prune"), QUICK).unwrap();
     let out = run(dir.path(), &["run", "quick.prune", "--json", "-q"]);
     let value: Value = serde_json::from_str(&stdout(&out)).expect("stdout is JSON");
-    assert!(value["metrics"]["after"]["value"].is_number() && value["run_dir"] == "runs/quick-1" && value["saved"][0] == "out/quick", "{value}");
+    assert!(
+        value["metrics"]["after"]["value"].is_number() && value["run_dir"] == "runs/quick-1" && value["saved"][0] == "out/quick",
+        "{value}"
+    );
     let out = run(dir.path(), &["plan", "quick.prune", "--json"]);
     let value: Value = serde_json::from_str(&stdout(&out)).expect("stdout is JSON");
     assert!(value["models"][0]["known"]["layers"].is_array() && value["steps"].is_array(), "{value}");
@@ -128,11 +134,25 @@ fn bad_input_gets_one_clear_message_and_leaves_nothing() {
     refused(d, &["run", "nomodel.prune"], 2, &["nowhere"]);
     fs::remove_dir_all(d.join("runs")).unwrap();
     write("empty.csv", "text,label\n");
-    write("empty.prune", &QUICK.replace("builtin(\"tales\")", "csv(\"empty.csv\", text = \"text\", label = \"label\")").replace("d.train", "d").replace("d.validation", "d"));
+    write(
+        "empty.prune",
+        &QUICK
+            .replace("builtin(\"tales\")", "csv(\"empty.csv\", text = \"text\", label = \"label\")")
+            .replace("d.train", "d")
+            .replace("d.validation", "d"),
+    );
     refused(d, &["run", "empty.prune"], 2, &["empty"]);
     fs::remove_dir_all(d.join("runs")).unwrap();
     write("wrong.csv", "text,label\na story,0\nanother,7\n");
-    write("wrong.prune", &QUICK.replace("builtin(\"tales\")", "csv(\"wrong.csv\", text = \"text\", label = \"label\")").replace("d.train", "d").replace("d.validation", "d").replace(".take(32)", ".take(2)").replace(".take(16)", ".take(2)"));
+    write(
+        "wrong.prune",
+        &QUICK
+            .replace("builtin(\"tales\")", "csv(\"wrong.csv\", text = \"text\", label = \"label\")")
+            .replace("d.train", "d")
+            .replace("d.validation", "d")
+            .replace(".take(32)", ".take(2)")
+            .replace(".take(16)", ".take(2)"),
+    );
     refused(d, &["run", "wrong.prune"], 2, &["label 7", "wrong.csv:3"]);
     fs::remove_dir_all(d.join("runs")).unwrap();
     fs::create_dir_all(d.join("out/quick")).unwrap();
@@ -149,7 +169,12 @@ fn bad_input_gets_one_clear_message_and_leaves_nothing() {
 #[test]
 fn steps_that_this_build_does_not_carry_out_are_refused_before_anything_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
-    for (recipe, word) in [("bert_movement_mnli", "movement"), ("bert_adapters_mnli", "splora"), ("llama_gum_smollm", "gum"), ("llama_sweep_wikitext", "wanda")] {
+    for (recipe, word) in [
+        ("bert_movement_mnli", "movement"),
+        ("bert_adapters_mnli", "splora"),
+        ("llama_gum_smollm", "gum"),
+        ("llama_sweep_wikitext", "wanda"),
+    ] {
         let path = root().join(format!("recipes/{recipe}.prune"));
         let out = run(dir.path(), &["run", path.to_str().unwrap()]);
         assert_eq!(out.status.code(), Some(1), "{recipe}: {}", stderr(&out));

@@ -21,7 +21,11 @@ impl Inspect {
     /// Prints shapes, what was removed by whom, sizes and loaders.
     pub fn run(&self, options: &Options) -> Result<u8> {
         let found = inspect(&self.dir)?;
-        if options.json { print_json(&found)? } else { print(&found.text())? }
+        if options.json {
+            print_json(&found)?
+        } else {
+            print(&found.text())?
+        }
         DONE
     }
 }

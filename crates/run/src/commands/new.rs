@@ -59,13 +59,24 @@ fn parse_share(text: &str) -> Result<u8, String> {
 impl New {
     /// Asks for what the flags leave out, writes the recipe and checks it.
     pub fn run(&self, options: &Options) -> Result<u8> {
-        let model = self.answer(self.model.as_deref(), "--model", "Which model? A folder, or builtin:tiny-bert, builtin:tiny-llama", "builtin:tiny-bert")?;
-        let data = self.answer(self.data.as_deref(), "--data", "Which data? A .txt, .csv, .tsv or .jsonl file, or builtin:tales", "builtin:tales")?;
+        let model = self.answer(
+            self.model.as_deref(),
+            "--model",
+            "Which model? A folder, or builtin:tiny-bert, builtin:tiny-llama",
+            "builtin:tiny-bert",
+        )?;
+        let data = self.answer(
+            self.data.as_deref(),
+            "--data",
+            "Which data? A .txt, .csv, .tsv or .jsonl file, or builtin:tales",
+            "builtin:tales",
+        )?;
         let remove = match self.remove {
             Some(remove) => remove,
             None => {
                 let word = self.answer(None, "--remove", "What should go? heads, neurons or weights", "heads")?;
-                Remove::from_str(&word, true).map_err(|_| Error::Usage { message: format!("found `{word}`, expected heads, neurons or weights") })?
+                Remove::from_str(&word, true)
+                    .map_err(|_| Error::Usage { message: format!("found `{word}`, expected heads, neurons or weights") })?
             }
         };
         let model_source = source("model", &model)?;
@@ -136,7 +147,9 @@ fn quoted(text: &str) -> Result<String> {
 fn source(what: &str, given: &str) -> Result<String> {
     match given.strip_prefix("builtin:") {
         Some(name) if what == "data" || builtin::model_files(name).is_some() => Ok(format!("builtin({})", quoted(name)?)),
-        Some(name) => Err(Error::Usage { message: format!("there is no built-in model `{name}`; there are {}", builtin::model_names().collect::<Vec<_>>().join(", ")) }),
+        Some(name) => Err(Error::Usage {
+            message: format!("there is no built-in model `{name}`; there are {}", builtin::model_names().collect::<Vec<_>>().join(", ")),
+        }),
         None => Ok(format!("dir({})", quoted(given)?)),
     }
 }
@@ -150,7 +163,11 @@ fn data_source(given: &str) -> Result<String> {
         "jsonl" => "jsonl",
         "safetensors" => "tokens",
         "txt" | "raw" | "md" => "text",
-        other => return Err(Error::Usage { message: format!("{given}: found the ending `{other}`, expected txt, csv, tsv, jsonl or safetensors") }),
+        other => {
+            return Err(Error::Usage {
+                message: format!("{given}: found the ending `{other}`, expected txt, csv, tsv, jsonl or safetensors"),
+            });
+        }
     };
     Ok(format!("{kind}({})", quoted(given)?))
 }
@@ -163,7 +180,13 @@ fn recipe(model: &str, data: &str, task: Task, remove: Remove, share: u8, name: 
         Task::MaskedLm | Task::QuestionAnswering | Task::Encoder => ("loss()", "after <= 1.5 * before"),
     };
     let (what, selector, method, options, compact) = match remove {
-        Remove::Heads => ("attention heads", "m.layers[*].attention.heads", "loss_delta(on = probe, estimate = gradient)", "{ scope = global  rescore = 10%  at_least = 1 head }", true),
+        Remove::Heads => (
+            "attention heads",
+            "m.layers[*].attention.heads",
+            "loss_delta(on = probe, estimate = gradient)",
+            "{ scope = global  rescore = 10%  at_least = 1 head }",
+            true,
+        ),
         Remove::Neurons => ("FFN neurons", "m.layers[*].mlp.neurons", "taylor(on = probe)", "{ scope = layer  at_least = 10% }", true),
         Remove::Weights => ("single weights", "m.layers[*].linears.weights", "magnitude()", "{ scope = matrix }", false),
     };

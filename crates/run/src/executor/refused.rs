@@ -33,14 +33,17 @@ pub fn refused(plan: &Plan) -> Vec<Diagnostic> {
 }
 
 fn no(what: &str, span: Span, hint: &str) -> Diagnostic {
-    Diagnostic::error(CODE, format!("{what}: this build checks and plans it, but does not carry it out"), span, "not carried out").hint(hint)
+    Diagnostic::error(CODE, format!("{what}: this build checks and plans it, but does not carry it out"), span, "not carried out")
+        .hint(hint)
 }
 
 fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
     for step in all {
         match &step.kind {
             StepKind::Reconstruct { .. } => out.push(no("`reconstruct`", step.span, "use `train` for recovery")),
-            StepKind::Attach { adapter, .. } => out.push(no(&format!("`attach {}`", adapter.name), step.span, "train the weights themselves")),
+            StepKind::Attach { adapter, .. } => {
+                out.push(no(&format!("`attach {}`", adapter.name), step.span, "train the weights themselves"))
+            }
             StepKind::Fuse { .. } => out.push(no("`fuse`", step.span, "train the weights themselves")),
             StepKind::Quantize { method, .. } => out.push(no(&format!("`quantize … using {}`", method.name), step.span, "leave it out")),
             StepKind::Prune(prune) => self::prune(prune, step.span, out),
@@ -55,7 +58,9 @@ fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
                 chat(&train.data, step.span, out);
             }
             StepKind::Eval { data: Some(data), .. } => chat(data, step.span, out),
-            StepKind::Save { format, .. } if format != "hf" => out.push(no(&format!("`format = {format}`"), step.span, "leave it out for the Hugging Face layout")),
+            StepKind::Save { format, .. } if format != "hf" => {
+                out.push(no(&format!("`format = {format}`"), step.span, "leave it out for the Hugging Face layout"))
+            }
             StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| steps(r, out)),
             StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| steps(&c.steps, out)),
             _ => {}
