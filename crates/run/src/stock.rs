@@ -225,7 +225,7 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
         let reason = format!("layer 0 has {} neurons, layer {layer} has {}", first.ffn, other.ffn);
         return Some((reason, format!("use `scope = layer` for equal widths, or {padded}")));
     }
-    let derived = target.hidden.checked_div(first.q_heads) == Some(first.head_dim) && target.hidden % first.q_heads.max(1) == 0;
+    let derived = target.hidden.checked_div(first.q_heads) == Some(first.head_dim) && target.hidden.is_multiple_of(first.q_heads.max(1));
     let fits = match row.heads {
         HeadCounts::Derived => derived,
         HeadCounts::Divisors => target.hidden.is_multiple_of(first.q_heads),
@@ -241,10 +241,12 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
     };
     let remedy = match row.heads {
         HeadCounts::Derived => padded.to_owned(),
-        HeadCounts::Divisors => match (1..first.q_heads).rev().find(|n| target.hidden % n == 0 && n % first.kv_heads.max(1) == 0) {
-            Some(n) => format!("{n} heads in every layer would load, and so would the original shape: {padded}"),
-            None => padded.to_owned(),
-        },
+        HeadCounts::Divisors => {
+            match (1..first.q_heads).rev().find(|n| target.hidden.is_multiple_of(*n) && n.is_multiple_of(first.kv_heads.max(1))) {
+                Some(n) => format!("{n} heads in every layer would load, and so would the original shape: {padded}"),
+                None => padded.to_owned(),
+            }
+        }
     };
     Some((reason, remedy))
 }

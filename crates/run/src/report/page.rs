@@ -66,24 +66,28 @@ struct Section {
 
 /// The sections that have something to say.
 fn sections(data: &ReportData) -> Vec<Section> {
-    let all: [(bool, &'static str, &'static str, fn(&mut Html, &ReportData)); 12] = [
-        (!data.summary.is_empty(), "result", "Dense beside pruned", |h, d| summary(h, &d.summary)),
-        (!data.expectations.is_empty(), "gates", "Expectations", |h, d| expectations(h, &d.expectations)),
-        (!data.warnings.is_empty(), "warnings", "Warnings", |h, d| warnings(h, &d.warnings)),
-        (!data.metrics.is_empty(), "figures", "Figures and their protocol", |h, d| metrics(h, &d.metrics)),
-        (!data.shapes.is_empty(), "shapes", "Shapes", |h, d| shapes(h, &d.shapes)),
-        (!data.heatmaps.is_empty(), "importance", "Importance of each unit", |h, d| heatmaps(h, &d.heatmaps)),
-        (!data.sweeps.is_empty(), "sweeps", "Sweeps", |h, d| sweeps(h, &d.sweeps)),
-        (!data.curves.is_empty(), "curves", "Training", |h, d| curves(h, &d.curves)),
-        (!data.histograms.is_empty(), "weights", "Weights", |h, d| histograms(h, &d.histograms)),
-        (!data.saves.is_empty(), "saved", "Saved", |h, d| saves(h, &d.saves)),
-        (!data.recipe.is_empty(), "recipe", "Recipe", |h, d| recipe(h, d)),
-        (!data.environment.is_empty() || !data.steps.is_empty(), "environment", "Environment and steps", |h, d| {
-            environment(h, &d.environment);
-            steps(h, &d.steps);
-        }),
-    ];
-    all.into_iter().filter(|(shown, ..)| *shown).map(|(_, id, title, body)| Section { id, title, body }).collect()
+    let mut all = Vec::new();
+    let mut add = |shown: bool, id: &'static str, title: &'static str, body: fn(&mut Html, &ReportData)| {
+        if shown {
+            all.push(Section { id, title, body });
+        }
+    };
+    add(!data.summary.is_empty(), "result", "Dense beside pruned", |h, d| summary(h, &d.summary));
+    add(!data.expectations.is_empty(), "gates", "Expectations", |h, d| expectations(h, &d.expectations));
+    add(!data.warnings.is_empty(), "warnings", "Warnings", |h, d| warnings(h, &d.warnings));
+    add(!data.metrics.is_empty(), "figures", "Figures and their protocol", |h, d| metrics(h, &d.metrics));
+    add(!data.shapes.is_empty(), "shapes", "Shapes", |h, d| shapes(h, &d.shapes));
+    add(!data.heatmaps.is_empty(), "importance", "Importance of each unit", |h, d| heatmaps(h, &d.heatmaps));
+    add(!data.sweeps.is_empty(), "sweeps", "Sweeps", |h, d| sweeps(h, &d.sweeps));
+    add(!data.curves.is_empty(), "curves", "Training", |h, d| curves(h, &d.curves));
+    add(!data.histograms.is_empty(), "weights", "Weights", |h, d| histograms(h, &d.histograms));
+    add(!data.saves.is_empty(), "saved", "Saved", |h, d| saves(h, &d.saves));
+    add(!data.recipe.is_empty(), "recipe", "Recipe", recipe);
+    add(!data.environment.is_empty() || !data.steps.is_empty(), "environment", "Environment and steps", |h, d| {
+        environment(h, &d.environment);
+        steps(h, &d.steps);
+    });
+    all
 }
 
 fn optional(x: Option<f64>, unit: FigureUnit) -> String {

@@ -43,7 +43,7 @@ impl Shades {
     fn bounds(&self, shade: usize) -> Option<(f32, f32)> {
         let mut in_shade = self.0.iter().copied().filter(|s| self.of_score(*s) == shade);
         let first = in_shade.next()?;
-        Some((first, in_shade.last().unwrap_or(first)))
+        Some((first, in_shade.next_back().unwrap_or(first)))
     }
 }
 
@@ -199,7 +199,7 @@ fn nice_step(n: usize) -> usize {
 /// About `n` round ticks that cover `low..high`.
 fn ticks(low: f64, high: f64, n: usize) -> Vec<f64> {
     let span = high - low;
-    if !(span > 0.0) || !span.is_finite() {
+    if !span.is_finite() || span <= 0.0 {
         return vec![low];
     }
     let raw = span / n as f64;
