@@ -230,8 +230,10 @@ impl<'t> Lower<'t> {
             let pair = self.run(Rule::train_only, head).ok()?;
             let head = pair.into_inner().find(|p| p.as_rule() == Rule::train_head)?;
             let mut parts = self.parts(head)?;
-            let entries = self.entries_by_step(inside, bad);
-            let block = inside.first().zip(inside.last()).map(|(a, b)| self.span(a.start..b.end)).map(|span| Block { span, entries });
+            let mut entries = self.entries_by_step(inside, bad);
+            // Something of it was lost: nothing is missing in what is left.
+            entries.push(Entry::Step(self.broken(&[])));
+            let block = Some(Block { span, entries });
             StmtKind::Train { model: parts.name(Rule::K_TRAIN)?, data: parts.expr(Rule::K_ON)?, length: parts.expr(Rule::K_FOR)?, block }
         } else {
             let rule = if word == "repeat" { Rule::repeat_only } else { Rule::sweep_only };
@@ -531,10 +533,14 @@ impl<'t> Lower<'t> {
         if lost.get() {
             return None;
         }
-        for span in chained.into_inner() {
+        let chained = chained.into_inner();
+        if chained.is_empty() {
+            return Some(expr);
+        }
+        for span in chained {
             self.error(syntax_error::chained_comparison(span));
         }
-        Some(expr)
+        None
     }
 
     fn fan(&mut self, pair: Pair<'t, Rule>, depth: usize) -> Option<Seg> {

@@ -1,13 +1,63 @@
 //! Diagnostics for the terminal and for programs.
 
+use annotate_snippets::{AnnotationKind, Level, Message, Origin, Renderer, Snippet};
+
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::plan::Span;
 use crate::source::Sources;
 
+/// Lines longer than this are not drawn: the place is given in numbers.
+const MAX_LINE_BYTES: usize = 2000;
+
 /// Diagnostics as the terminal shows them, an empty line between; `colour` adds ANSI colours.
 pub fn render(diagnostics: &[Diagnostic], sources: &Sources, colour: bool) -> String {
-    let _ = (sources, colour);
-    diagnostics.iter().map(|d| format!("{}: {}\n", d.code, d.message)).collect()
+    let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+    let mut out = String::new();
+    for d in diagnostics {
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out.push_str(&one(d, sources, &renderer));
+        out.push('\n');
+    }
+    out
+}
+
+fn one(d: &Diagnostic, sources: &Sources, renderer: &Renderer) -> String {
+    let level = match d.severity {
+        Severity::Error => Level::ERROR,
+        Severity::Warning => Level::WARNING,
+    };
+    let mut group = level.primary_title(d.message.as_str()).id(d.code).elements(Vec::<Message>::new());
+    if let Some(file) = sources.get(d.span.file) {
+        let (line, column) = file.line_col(d.span.start);
+        let range = file.line_range(line);
+        let text = file.text.get(range.clone()).unwrap_or("").trim_end_matches('\r');
+        if text.len() > MAX_LINE_BYTES {
+            group = group.element(Origin::path(file.name.as_str()).line(line as usize).char_column(column as usize));
+            if !d.label.is_empty() {
+                group = group.element(Level::NOTE.message(d.label.as_str()));
+            }
+        } else {
+            // A span of several lines is shown by its first.
+            // The renderer wants whole characters, and at least one where there is one.
+            let floor = |i: usize| (0..=i.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+            let start = floor((d.span.start as usize).saturating_sub(range.start));
+            let next = text.get(start..).and_then(|t| t.chars().next()).map_or(start, |c| start + c.len_utf8());
+            let end = floor((d.span.end as usize).saturating_sub(range.start)).max(next);
+            let label = (!d.label.is_empty()).then_some(d.label.as_str());
+            let mark = AnnotationKind::Primary.span(start..end).label(label);
+            group = group.element(Snippet::source(text).line_start(line as usize).path(file.name.as_str()).annotation(mark));
+        }
+    }
+    for hint in &d.hints {
+        group = group.element(Level::HELP.message(hint.as_str()));
+    }
+    // A fix that no words name yet.
+    if let Some(fix) = d.fix.as_ref().filter(|f| !d.label.contains(f.as_str()) && !d.hints.iter().any(|h| h.contains(f.as_str()))) {
+        return renderer.render(&[group.element(Level::HELP.message(format!("write `{fix}`")))]);
+    }
+    renderer.render(&[group])
 }
 
 /// A diagnostic with its place resolved: what `check --json` prints, one object each.

@@ -193,7 +193,11 @@ impl<'a> Checker<'a> {
             ExprKind::Path(base, Seg::Member(m)) => {
                 let (b, bcx) = self.head(base, cx);
                 let ExprKind::Name(n) = &b.kind else { return Val::Other(e) };
-                let Some(Binding::Module(scope)) = self.lookup(n, bcx.scope) else { return Val::Other(e) };
+                let scope = match self.lookup(n, bcx.scope) {
+                    Some(Binding::Module(scope)) => scope,
+                    Some(Binding::Poison) => return Val::Poison,
+                    _ => return Val::Other(e),
+                };
                 match self.module_member(scope, &m.name) {
                     Some(Binding::Value(v)) => Self::value_to_val(v),
                     Some(Binding::Poison) => Val::Poison,

@@ -1,11 +1,11 @@
 //! The `{ options }` of statements: which there are, and reading them.
 
-use crate::ast::{Block, Entry, Expr, ExprKind, Ident, Stmt};
+use crate::ast::{Block, Entry, Expr, ExprKind, Ident, Stmt, StmtKind};
 use crate::catalogue::{Args, Param, Ty};
 use crate::diagnostic::Diagnostic;
 use crate::syntax_error::nearest;
 
-use super::{Checker, Cx};
+use super::{Binding, Checker, Cx};
 
 const fn option(name: &'static str, ty: Ty, doc: &'static str) -> Param {
     Param { name, ty, default: None, optional: true, range: None, doc }
@@ -137,6 +137,8 @@ pub(super) struct Fields<'a> {
     fields: Vec<(&'a Ident, &'a Expr, Cx)>,
     /// `prune` and `eval` inside `train`.
     pub steps: Vec<&'a Stmt>,
+    /// Whether a part of it was not understood: then nothing is reported as missing.
+    pub incomplete: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -176,15 +178,23 @@ impl<'a> Checker<'a> {
                         ExprKind::Record(inner) if depth < crate::lex::MAX_DEPTH => {
                             let mut spread = Fields::default();
                             self.collect(inner, hcx, what, &mut spread, depth + 1);
+                            out.incomplete |= spread.incomplete;
                             for f in spread.fields {
                                 out.fields.retain(|(n, ..)| n.name != f.0.name);
                                 out.fields.push(f);
                             }
                         }
                         _ => {
+                            out.incomplete = true;
                             let v = self.eval(e, cx);
                             self.mismatch(&v, "a record `{ … }` to spread", e.span);
                         }
+                    }
+                }
+                Entry::Step(Stmt { kind: StmtKind::Broken { defines }, .. }) => {
+                    out.incomplete = true;
+                    for name in defines {
+                        self.bind(name, Binding::Poison, cx.scope, false);
                     }
                 }
                 Entry::Step(stmt) if what == "train" => out.steps.push(stmt),

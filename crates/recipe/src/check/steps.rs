@@ -2,7 +2,7 @@
 
 use crate::ast::{Arg, BinOp, Expr, ExprKind, Ident, Seg, Stmt, StmtKind};
 use crate::catalogue::{Kind, Ty};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::plan::{Expr as RunExpr, ParamValue, Span, StepKind, Unit, Value};
 use crate::syntax_error::nearest;
 
@@ -91,8 +91,10 @@ impl<'a> Checker<'a> {
             Some((StmtKind::Broken { .. }, span)) if self.sources.slice(span).starts_with("edition") => {}
             None if !self.diagnostics.is_empty() => {}
             other => {
-                let span =
-                    other.map_or(start, |(_, s)| Span { end: s.start + self.sources.slice(s).find([' ', '\n']).unwrap_or(1) as u32, ..s });
+                let span = other.map_or(start, |(_, s)| Span {
+                    end: s.start + self.sources.slice(s).find([' ', '\n']).unwrap_or(self.sources.slice(s).len()) as u32,
+                    ..s
+                });
                 let d = Diagnostic::error("P0501", "a recipe begins with its edition", span, format!("write `edition {EDITION}` above"));
                 self.report(d);
             }
@@ -269,7 +271,7 @@ impl<'a> Checker<'a> {
     fn let_statement(&mut self, name: &'a Ident, value: &'a Expr, cx: Cx) {
         let before = self.diagnostics.len();
         self.infer(value, cx, 0);
-        let broken = self.diagnostics.get(before..).is_some_and(|new| new.iter().any(|d| d.severity == crate::diagnostic::Severity::Error));
+        let broken = self.diagnostics.get(before..).is_some_and(|new| new.iter().any(|d| d.severity == Severity::Error));
         let binding = if broken { Binding::Poison } else { Binding::Expr(value, cx) };
         self.bind(name, binding, cx.scope, self.current_file == 0);
     }
@@ -395,6 +397,16 @@ impl<'a> Checker<'a> {
 
     /// A statement of the recipe.
     pub(super) fn statement(&mut self, stmt: &'a Stmt, cx: Cx) {
+        let before = self.steps.len();
+        self.check_statement(stmt, cx);
+        // No statement may get lost: one that left no step has a mistake, or hangs on one.
+        let silent = matches!(stmt.kind, StmtKind::Let { .. } | StmtKind::Data { .. });
+        if !silent && self.steps.len() == before && !self.exhausted() && !self.diagnostics.iter().any(|d| d.severity == Severity::Error) {
+            self.error("P0001", "this statement was not understood", stmt.span, "no step came of it");
+        }
+    }
+
+    fn check_statement(&mut self, stmt: &'a Stmt, cx: Cx) {
         let span = stmt.span;
         match &stmt.kind {
             StmtKind::Edition(_) | StmtKind::Use { .. } | StmtKind::Param { .. } => {

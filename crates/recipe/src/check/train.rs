@@ -62,11 +62,6 @@ impl<'a> Checker<'a> {
                         None => ok = false,
                     }
                 }
-                StmtKind::Broken { defines } => {
-                    for d in defines {
-                        self.bind(d, Binding::Poison, cx.scope, false);
-                    }
-                }
                 _ => self.error("P0503", "only `prune` and `eval` stand inside `train`", stmt.span, "not here"),
             }
         }
@@ -98,6 +93,9 @@ impl<'a> Checker<'a> {
     fn optimizer(&mut self, fields: &mut Fields<'a>, span: Span) -> Option<Method> {
         if let Some((e, cx)) = fields.take("optimizer") {
             return self.method(Kind::Optimizer, e, cx);
+        }
+        if fields.incomplete {
+            return None;
         }
         let spec = self.catalogue.get(Kind::Optimizer, "adamw");
         let complete = spec.is_some_and(|s| s.params.iter().all(|p| p.optional || p.default.is_some()));

@@ -1,4 +1,7 @@
 //! The front end as its users see it: text in, plan or diagnostics out.
 
+mod codes;
 mod common;
+mod fmt;
+mod robust;
 mod shipped;

@@ -4,7 +4,7 @@ use crate::common::{Files, Twelve, catalogue};
 use prunectl_recipe::plan::StepKind;
 use prunectl_recipe::{compile, render};
 
-fn shipped() -> Vec<(String, String)> {
+pub fn shipped() -> Vec<(String, String)> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
     let mut out = Vec::new();
     for dir in [root.clone(), root.join("common")] {

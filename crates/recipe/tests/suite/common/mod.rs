@@ -4,8 +4,8 @@ use std::path::Path;
 
 use prunectl_recipe::catalogue::{Catalogue, Kind, Param, SiteKind, Spec, Support, Ty};
 use prunectl_recipe::diagnostic::Diagnostic;
-use prunectl_recipe::plan::{DataDecl, DataSource, ModelDecl, Plan};
-use prunectl_recipe::{Compiled, Facts, Loader, ModelFacts, compile, render};
+use prunectl_recipe::plan::{DataDecl, DataSource, ModelDecl};
+use prunectl_recipe::{Compiled, Facts, Loader, ModelFacts, compile};
 
 const fn p(name: &'static str, ty: Ty, default: &'static str) -> Param {
     Param { name, ty, default: Some(default), optional: false, range: None, doc: "" }
@@ -124,14 +124,6 @@ pub fn compiled_with(text: &str, set: &[(&str, &str)]) -> Compiled {
 
 /// The declarations that short examples leave out.
 pub const PRELUDE: &str = "edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata d = builtin(\"tales\")\n";
-
-pub fn plan(text: &str) -> Plan {
-    let c = compiled(text);
-    match c.result {
-        Ok(p) => p,
-        Err(d) => panic!("{}", render::render(&d, &c.sources, false)),
-    }
-}
 
 /// Codes of everything found, in order.
 pub fn codes(text: &str) -> Vec<&'static str> {

@@ -1,5 +1,9 @@
 //! `explain`: a page for each code.
 
+mod pages;
+
+pub use pages::PAGES;
+
 /// What `prunectl explain P0207` shows.
 #[derive(Debug, Clone, Copy)]
 pub struct Page {
@@ -15,8 +19,14 @@ pub struct Page {
     pub good: &'static str,
 }
 
-/// Every page, by code.
-pub const PAGES: &[Page] = &[];
+/// What examples of pages and of the reference leave out.
+pub const PRELUDE: &str = "edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata d = builtin(\"tales\")\n";
+
+/// An example as a whole recipe: those that declare no model of their own get the [`PRELUDE`].
+pub fn whole(example: &str) -> String {
+    let complete = example.lines().any(|l| l.starts_with("edition ") || l.starts_with("model m "));
+    if complete { example.to_owned() } else { format!("{PRELUDE}{example}") }
+}
 
 /// The page of a code, case ignored.
 pub fn page(code: &str) -> Option<&'static Page> {

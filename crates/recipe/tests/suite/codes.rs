@@ -1,0 +1,67 @@
+//! Codes, their pages and their examples hold together.
+
+use std::collections::BTreeSet;
+
+use prunectl_recipe::explain::{PAGES, page, whole};
+use prunectl_recipe::{compile, render};
+
+use crate::common::{Files, Twelve, catalogue};
+
+/// `# prunectl run … --set a=b` in an example.
+fn settings(example: &str) -> Vec<(String, String)> {
+    let line = example.lines().find_map(|l| l.split_once("--set ")).map(|(_, s)| s.trim());
+    line.and_then(|s| s.split_once('=')).map(|(a, b)| (a.to_owned(), b.to_owned())).into_iter().collect()
+}
+
+/// Codes of an example, each once, and what the terminal shows.
+fn found(example: &str) -> (BTreeSet<&'static str>, String) {
+    let text = whole(example);
+    let catalogue = catalogue();
+    let c = compile(&text, "recipe.prune", &settings(example), &Files, &catalogue, &Twelve);
+    let diagnostics = match c.result {
+        Ok(plan) => [plan.refused(&catalogue), plan.warnings].concat(),
+        Err(d) => d,
+    };
+    (diagnostics.iter().map(|d| d.code).collect(), render::render(&diagnostics, &c.sources, false))
+}
+
+#[test]
+fn bad_examples_give_their_code_and_good_ones_nothing() {
+    let mut wrong = String::new();
+    for p in PAGES {
+        let (codes, shown) = found(p.bad);
+        if codes != BTreeSet::from([p.code]) {
+            wrong.push_str(&format!("bad example of {}: {codes:?}\n{shown}\n", p.code));
+        }
+        let (codes, shown) = found(p.good);
+        if !codes.is_empty() {
+            wrong.push_str(&format!("good example of {}: {codes:?}\n{shown}\n", p.code));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn every_code_has_a_page_and_every_page_a_code() {
+    fn sources(dir: &std::path::Path, out: &mut String) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                if !path.ends_with("explain") {
+                    sources(&path, out);
+                }
+            } else {
+                out.push_str(&std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut text = String::new();
+    sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut text);
+    let used: BTreeSet<&str> =
+        text.match_indices("\"P0").filter_map(|(i, _)| text.get(i + 1..i + 6).filter(|_| text.get(i + 6..i + 7) == Some("\""))).collect();
+    let pages: BTreeSet<&str> = PAGES.iter().map(|p| p.code).collect();
+    assert_eq!(used, pages);
+    assert_eq!(pages.len(), PAGES.len(), "a code has two pages");
+    assert!(PAGES.windows(2).all(|w| w[0].code < w[1].code), "pages are sorted");
+    assert_eq!(page("p0207").map(|p| p.code), Some("P0207"));
+}
