@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{QUICK, prunectl, run, stderr};
+use common::{QUICK, prunectl, run, stderr, stdout};
 
 /// Lines that the journal may grow to before the process is killed; the journal of the quick recipe has more.
 const KILLS: [usize; 6] = [1, 4, 8, 11, 15, 22];
@@ -138,4 +138,23 @@ fn a_second_process_in_one_run_directory_is_refused() {
     first.wait().unwrap();
     assert_eq!(second.status.code(), Some(2), "{}", stderr(&second));
     assert!(stderr(&second).contains("another prunectl is working"), "{}", stderr(&second));
+}
+
+#[test]
+fn an_interrupted_run_prints_how_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    fs::write(d.join("quick.prune"), QUICK).unwrap();
+    let journal = d.join("r/journal.jsonl");
+    let child = prunectl(d, &["run", "quick.prune", "--out", "r"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while lines(&journal) < 5 {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(130), "{}", stderr(&out));
+    assert!(stderr(&out).contains("prunectl resume r"), "{}", stderr(&out));
+    assert!(fs::read_to_string(&journal).unwrap().contains("interrupted"));
+    let out = run(d, &["resume", "r"]);
+    assert!(out.status.success() && stdout(&out).contains("report"), "{}", stderr(&out));
 }

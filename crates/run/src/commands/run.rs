@@ -15,7 +15,7 @@ use crate::cli::{Compute, DONE, RecipeArgs};
 use crate::commands::{print, print_json};
 use crate::compile::compile;
 use crate::error::{EXIT_RECIPE, Error, Result};
-use crate::executor::{Executor, Finished, check_targets};
+use crate::executor::{Executor, Finished, preflight};
 use crate::files::sha256;
 use crate::interrupt::shell_quote;
 use crate::journal::{Event, FORMAT, Start, StepDone};
@@ -72,7 +72,7 @@ impl Run {
             .map_err(|e| Error::Internal(format!("the plan can't be written as JSON: {e}")))?;
         let yaml = lock.to_yaml()?;
         let first: [(&str, &[u8]); 3] = [(RECIPE, recipe.text.as_bytes()), (LOCK, yaml.as_bytes()), (PLAN, &planned)];
-        check_targets(&plan, &compiled.sources)?;
+        preflight(&plan, &compiled.sources)?;
         let dir = RunDir::create(self.out.as_deref(), &start, &first, options.interrupt.clone())?;
         options.ui.note(format!("run directory {}", dir.path().display()));
         let path = dir.path().to_owned();
@@ -88,6 +88,8 @@ impl Resume {
         if let Some(Event::End { status, .. }) = events.last()
             && status != "error"
         {
+            // The process may have been killed after the last line of the journal.
+            dir.drop_checkpoints()?;
             return Err(Error::RunEnded { path: self.run_dir.clone(), status: status.clone() });
         }
         let dir = go_home(dir, &start)?;

@@ -8,6 +8,7 @@ mod book;
 mod inputs;
 mod measure;
 mod plain;
+mod preflight;
 mod pruning;
 mod refused;
 mod report;
@@ -34,8 +35,8 @@ use crate::rundir::{LOCK, METRICS, REPORT, RunDir};
 use crate::session::Options;
 
 pub use book::{Book, Size, SweepResult, unit_of};
+pub use preflight::preflight;
 pub use refused::refused;
-pub use saving::check_targets;
 use state::State;
 pub use state::{model_of, to_sites};
 
@@ -117,7 +118,7 @@ impl<'a> Executor<'a> {
             state: State::default(),
             metrics: BTreeMap::new(),
             examples: BTreeMap::new(),
-            book: Book::default(),
+            book: Book { warnings: plan.warnings.iter().map(|d| d.message.clone()).collect(), ..Book::default() },
             cells: BTreeMap::new(),
             finished,
             next: 0,

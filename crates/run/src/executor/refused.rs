@@ -4,7 +4,7 @@ use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::{DataExpr, DataSource, Goal, ModelSource, Plan, Prune, Span, Step, StepKind, Value};
 
 /// The code of a step that is checked and planned, but not carried out.
-const CODE: &str = "P0901";
+const CODE: &str = "P0414";
 
 /// Every place where a run of the plan would have to stop, as errors that name what stands there.
 pub fn refused(plan: &Plan) -> Vec<Diagnostic> {

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use prunectl_model::LayerDims;
 use prunectl_prune::{Key, UnitMap, site};
-use prunectl_recipe::Sources;
 use prunectl_recipe::catalogue::SiteKind;
-use prunectl_recipe::plan::{ModelSource, Plan, Span, Step, StepKind};
+use prunectl_recipe::plan::ModelSource;
 
 use crate::data::FileRecord;
 use crate::error::{Error, Result};
@@ -17,7 +16,7 @@ use crate::executor::{Executor, Outcome};
 use crate::journal::StepDone;
 use crate::models::{Place, describe};
 use crate::save::record::{KeptSite, RecipeRef, RunRecord, SourceRef};
-use crate::save::{Assets, CardFacts, Layout, PruneRecord, SHARD_BYTES, SaveRequest, check_target, write};
+use crate::save::{Assets, CardFacts, Layout, PruneRecord, SHARD_BYTES, SaveRequest, write};
 use crate::session::Dtype;
 
 impl Executor<'_> {
@@ -50,12 +49,6 @@ impl Executor<'_> {
             });
         }
         let dtype = dtype.map(|d| d.parse::<Dtype>().map(|d| d.0)).transpose().map_err(|e| Error::Internal(format!("dtype: {e}")))?;
-        let state = self.state.model(model)?;
-        if layout == Layout::Compact && !state.removed.units.is_empty() {
-            let line =
-                format!("`{model}` has masked units that were not compacted: {to} is no smaller; write `compact {model}` before the save");
-            self.warn(line);
-        }
         let state = self.state.model(model)?;
         let record = self.record_of(state, layout);
         let card = CardFacts {
@@ -138,16 +131,6 @@ impl Executor<'_> {
     }
 }
 
-/// Refuses, before anything is loaded, targets that belong to somebody else.
-pub fn check_targets(plan: &Plan, sources: &Sources) -> Result<()> {
-    let mut all = Vec::new();
-    saves(&plan.steps, &mut all);
-    for (span, to) in all {
-        check_target(&PathBuf::from(to), &plan.name).map_err(|e| super::at(sources, span, e.into()))?;
-    }
-    Ok(())
-}
-
 /// Today's layers in the loaded model, and the units of every site that lost some since, masked ones left out.
 fn kept(state: &ModelState) -> (Vec<usize>, Vec<KeptSite>) {
     let layers: Vec<usize> = (0..state.model.n_layers()).map(|l| state.map.layer(l)).collect();
@@ -188,16 +171,5 @@ fn count(kind: SiteKind, dims: &LayerDims) -> usize {
         SiteKind::Attention => usize::from(dims.has_attention()),
         SiteKind::Mlp => usize::from(dims.has_mlp()),
         SiteKind::Layers | SiteKind::Hidden | SiteKind::Weights => 0,
-    }
-}
-
-fn saves<'p>(steps: &'p [Step], out: &mut Vec<(Span, &'p str)>) {
-    for step in steps {
-        match &step.kind {
-            StepKind::Save { to, .. } => out.push((step.span, to)),
-            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| saves(r, out)),
-            StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| saves(&c.steps, out)),
-            _ => {}
-        }
     }
 }
