@@ -1,6 +1,6 @@
 //! Runs the built binary in a folder of its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 /// A recipe that is quick and uses every kind of step that a run directory stores: scores, prunes in rounds, stored scores, compact, eval,
@@ -58,9 +58,4 @@ pub fn stdout(output: &Output) -> String {
 
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("stderr is text")
-}
-
-/// The project's folder.
-pub fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
