@@ -11,6 +11,11 @@ use crate::params::Params;
 use crate::site::{self, SiteKind, Slice, heads_by_group};
 use crate::transformer::Transformer;
 
+/// Indices that leave, by slot and dimension.
+type Gone = BTreeMap<(String, usize), BTreeSet<usize>>;
+/// The new name of a slot. None: the slot is gone.
+type Rename<'a> = Box<dyn Fn(&str) -> Option<String> + 'a>;
+
 impl Transformer {
     /// Units of that kind in the layer; `layer` is None for `Layers` and `Hidden`, whose units are the whole model's.
     pub fn units(&self, kind: SiteKind, layer: Option<usize>) -> Result<usize> {
@@ -97,14 +102,8 @@ impl Transformer {
     }
 
     /// Indices that leave, by slot and dimension.
-    fn gone(
-        &self,
-        kind: SiteKind,
-        layer: Option<usize>,
-        kept: &[usize],
-        available: usize,
-    ) -> Result<BTreeMap<(String, usize), BTreeSet<usize>>> {
-        let mut gone: BTreeMap<(String, usize), BTreeSet<usize>> = BTreeMap::new();
+    fn gone(&self, kind: SiteKind, layer: Option<usize>, kept: &[usize], available: usize) -> Result<Gone> {
+        let mut gone = Gone::new();
         let mut add = |slices: Vec<Slice>| {
             for s in slices {
                 gone.entry((s.slot, s.dim)).or_default().extend(s.start..s.start + s.len);
@@ -131,7 +130,7 @@ impl Transformer {
     }
 
     /// New names of slots: layers and experts are counted anew. None: the slot is gone.
-    fn renames<'a>(&self, kind: SiteKind, layer: Option<usize>, kept: &'a [usize]) -> Box<dyn Fn(&str) -> Option<String> + 'a> {
+    fn renames<'a>(&self, kind: SiteKind, layer: Option<usize>, kept: &'a [usize]) -> Rename<'a> {
         let prefix = match (kind, layer) {
             (SiteKind::Layers, _) => "layers.".to_owned(),
             (SiteKind::Experts, Some(layer)) => format!("layers.{layer}.mlp.experts."),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::batch::Batch;
-use crate::blueprint::{Blueprint, Head, Task};
+use crate::blueprint::{Blueprint, Head, Pooling, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
 use crate::family::Family;
@@ -120,6 +120,22 @@ impl Transformer {
     /// Number of scalars; a tied head counts once.
     pub fn parameter_count(&self) -> u64 {
         self.params.count()
+    }
+
+    /// The same encoder with another pooling; an error for other heads, or for the pooler where the file had none.
+    pub fn with_pooling(&self, wanted: Pooling) -> Result<Self> {
+        let mut blueprint = Blueprint::clone(&self.blueprint);
+        match &mut blueprint.head {
+            Head::Encode { pooling, pooler } if *pooler || wanted != Pooling::Pooler => *pooling = wanted,
+            other => {
+                return Err(ModelError::Mismatch {
+                    what: format!("head for {wanted:?} pooling"),
+                    found: net::heads::head_name(other).into(),
+                    expected: "an encoder's (task = \"feature-extraction\"), with a pooler in the file where that is asked for".into(),
+                });
+            }
+        }
+        Ok(Self { blueprint: Arc::new(blueprint), ..self.clone() })
     }
 
     /// From ids to the input of block 0 `[batch, seq, hidden]`, and what all blocks share.

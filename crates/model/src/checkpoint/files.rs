@@ -205,7 +205,7 @@ fn no_weights(dir: &Path) -> ModelError {
             ),
         ),
         None if others.is_empty() => ("no files".into(), format!("expected `{SINGLE}` or `{INDEX}`")),
-        None => (format!("{}", others.join(", ")), format!("expected `{SINGLE}` or `{INDEX}`")),
+        None => (others.join(", "), format!("expected `{SINGLE}` or `{INDEX}`")),
     };
     ModelError::NoWeights { path: dir.to_owned(), found, hint }
 }

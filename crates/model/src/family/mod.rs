@@ -31,6 +31,9 @@ use crate::error::{ModelError, Result};
 use config::{Fields, Source};
 use names::Names;
 
+/// Turns a config into mechanisms and shapes.
+pub(crate) type Reader = fn(&Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)>;
+
 /// A row of `FAMILIES`.
 pub struct Family {
     /// Its name in tables and messages.
@@ -39,7 +42,7 @@ pub struct Family {
     pub model_types: &'static [&'static str],
     /// transformers' class for each task; the first of a task is the one that is written.
     pub architectures: &'static [(&'static str, Task)],
-    pub(crate) read: fn(&Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)>,
+    pub(crate) read: Reader,
     pub(crate) names: fn(&Blueprint) -> Names,
     pub(crate) keys: Keys,
     /// Rewrites fields that describe single layers, once some are gone.

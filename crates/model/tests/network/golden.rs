@@ -31,13 +31,13 @@ impl Tap for Recorder {
 }
 
 /// Gates that are all 1, as variables: one for the heads and one for the neurons of each layer.
-struct OpenGates {
+pub struct OpenGates {
     heads: Vec<Var>,
     neurons: Vec<Var>,
 }
 
 impl OpenGates {
-    fn new(model: &Transformer, heads: &Tensor, neurons: &Tensor) -> Self {
+    pub fn new(model: &Transformer, heads: &Tensor, neurons: &Tensor) -> Self {
         let var = |of: &Tensor, layer: usize| {
             let shape = of.get(layer).unwrap().dims().to_vec();
             Var::ones(shape, model.dtype(), model.device()).unwrap()
@@ -57,7 +57,7 @@ impl OpenGates {
     }
 
     /// Loss, gradients of heads `[L, H]` and neurons `[L, F]` (or `[L, E, F]`).
-    fn gradients(&self, model: &Transformer, batch: &Batch) -> (Tensor, Tensor, Tensor) {
+    pub fn gradients(&self, model: &Transformer, batch: &Batch) -> (Tensor, Tensor, Tensor) {
         let loss = model.forward_loss(batch, &self.gates(), &mut ()).unwrap().mean().unwrap();
         let store = loss.backward().unwrap();
         let stack = |vars: &[Var]| {
