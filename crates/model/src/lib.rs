@@ -1,6 +1,13 @@
 //! The network: one differentiable transformer, driven by a blueprint of mechanisms that a family file fills from a config.
 //!
-//! Not here: recipe text, the hub, criteria.
+//! * `net/` the mechanisms: attention, MLP, norms, positions, embeddings, heads. It names no family and reads no config.
+//! * `family/` one data file a family: config → `Blueprint`, and the names of its tensors. It computes nothing.
+//! * `Blueprint::slots` is the one list of parameters that loading, counting, initialising, surgery and saving follow; `LayerDims` the
+//!   only truth about counts, which differ between layers.
+//! * `site` says which slices belong to a unit; `surgery` takes them out together, or not at all.
+//! * `header`, `checkpoint/`: files are judged before they are used; every complaint names file, place, what was found and what was expected.
+//!
+//! Not here: recipe text, the hub, criteria, printing.
 
 mod batch;
 mod blueprint;

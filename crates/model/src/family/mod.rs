@@ -125,9 +125,7 @@ pub(crate) fn resolve(path: &Path, config: &Value, task: Option<Task>, has_tenso
     let task = choose_task(&fields, family, task)?;
     let (mut blueprint, mut dims) = (family.read)(&Source { fields, task, has_tensor })?;
     read_own(&fields, &mut blueprint, &mut dims)?;
-    for (layer, d) in dims.iter().enumerate() {
-        check_dims(&fields, layer, d)?;
-    }
+    check_sizes(&fields, family, &blueprint, &dims)?;
     Ok(Resolved { family, model_type: model_type.to_owned(), task, blueprint, dims })
 }
 
@@ -214,16 +212,32 @@ fn read_own(fields: &Fields<'_>, blueprint: &mut Blueprint, dims: &mut Vec<Layer
     Ok(())
 }
 
-fn check_dims(fields: &Fields<'_>, layer: usize, d: &LayerDims) -> Result<()> {
-    const MOST: usize = 1 << 24;
-    let bad = |expected: String| fields.error("layer_dims", format!("in layer {layer} {expected}"));
-    if d.q_heads > 0 && (d.kv_heads == 0 || !d.q_heads.is_multiple_of(d.kv_heads) || d.head_dim == 0) {
-        return Err(
-            fields.error("num_key_value_heads", format!("a divisor of the {} query heads (layer {layer} has {})", d.q_heads, d.kv_heads))
-        );
+/// The largest residual stream, sublayer and number of experts that are taken for real: far above any model, and small enough that no
+/// count of parameters overflows and no list of names fills the memory before a file is looked at.
+const MOST_HIDDEN: usize = 1 << 20;
+const MOST_WIDTH: usize = 1 << 22;
+const MOST_EXPERTS: usize = 1 << 17;
+
+fn check_sizes(fields: &Fields<'_>, family: &Family, blueprint: &Blueprint, dims: &[LayerDims]) -> Result<()> {
+    let keys = &family.keys;
+    if blueprint.hidden > MOST_HIDDEN {
+        return Err(fields.error(keys.hidden, format!("at most {MOST_HIDDEN}")));
     }
-    if d.q_heads.saturating_mul(d.head_dim) > MOST || d.ffn.saturating_mul(d.experts.max(1)) > MOST {
-        return Err(bad(format!("widths up to {MOST}")));
+    let experts: usize = dims.iter().map(|d| d.experts).sum();
+    if let Some(key) = keys.experts.as_ref().and_then(|k| k.count.first()).filter(|_| experts > MOST_EXPERTS) {
+        return Err(fields.error(key, format!("at most {MOST_EXPERTS} experts in all layers together")));
+    }
+    for (layer, d) in dims.iter().enumerate() {
+        if d.q_heads > 0 && (d.kv_heads == 0 || !d.q_heads.is_multiple_of(d.kv_heads) || d.head_dim == 0) {
+            let expected = format!("a divisor of the {} query heads of layer {layer}, which has {}", d.q_heads, d.kv_heads);
+            return Err(fields.error(keys.kv_heads.unwrap_or(OWN_KEY), expected));
+        }
+        if d.q_heads.saturating_mul(d.head_dim) > MOST_WIDTH {
+            return Err(fields.error(keys.heads, format!("heads that are together at most {MOST_WIDTH} wide (layer {layer})")));
+        }
+        if d.ffn.saturating_mul(d.experts.max(1)) > MOST_WIDTH {
+            return Err(fields.error(keys.ffn, format!("at most {MOST_WIDTH}, all experts together (layer {layer})")));
+        }
     }
     Ok(())
 }

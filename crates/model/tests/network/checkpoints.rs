@@ -62,6 +62,8 @@ fn configs_that_make_no_sense_are_refused_by_field() {
         ("hidden_size", json!(-64), &["hidden_size", "found -64"]),
         ("num_hidden_layers", json!(1e12), &["num_hidden_layers"]),
         ("num_hidden_layers", json!("three"), &["num_hidden_layers", "\"three\""]),
+        ("hidden_size", json!(1 << 23), &["hidden_size", "at most 1048576"]),
+        ("intermediate_size", json!(1 << 23), &["intermediate_size", "at most 4194304"]),
         ("num_attention_heads", json!(0), &["num_attention_heads", "found 0"]),
         ("num_key_value_heads", json!(3), &["num_key_value_heads", "divisor"]),
         ("vocab_size", json!(9_000_000_000_u64), &["vocab_size"]),
