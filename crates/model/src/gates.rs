@@ -9,7 +9,7 @@ use crate::error::Result;
 pub struct Gates {
     /// One entry a layer, or empty.
     pub layers: Vec<LayerGates>,
-    /// `[hidden]`: multiplies what the embeddings and every block write to the residual stream.
+    /// `[hidden]`: multiplies the embeddings' output, every norm's output and what every sublayer adds to the residual stream.
     pub hidden: Option<Tensor>,
 }
 

@@ -224,6 +224,49 @@ fn gate_gradients_match_central_differences() {
     }
 }
 
+/// Gates on the residual stream, on sublayers and on layers: 1 changes nothing, gradients match central differences in f64.
+#[test]
+fn coarse_gates_have_gradients() {
+    // Small: a ReLU that changes sides within a step is no derivative.
+    const STEP: f64 = 1e-7;
+    for family in GOLDEN {
+        let (model, batch) = (model(family, "config.json", DType::F64), batch(&expected(family)));
+        let device = model.device().clone();
+        let hidden = Var::ones(model.blueprint().hidden, DType::F64, &device).unwrap();
+        let scalars: Vec<Var> = (0..3 * model.n_layers()).map(|_| Var::ones(1, DType::F64, &device).unwrap()).collect();
+        let loss_at = |hidden: &Tensor, scalars: &[Tensor]| {
+            let layers = scalars.chunks(3).map(|s| LayerGates {
+                attention: Some(s[0].clone()),
+                mlp: Some(s[1].clone()),
+                layer: Some(s[2].clone()),
+                ..LayerGates::default()
+            });
+            let gates = Gates { layers: layers.collect(), hidden: Some(hidden.clone()) };
+            model.forward_loss(&batch, &gates, &mut ()).unwrap().mean().unwrap()
+        };
+        let number = |t: Tensor| t.to_scalar::<f64>().unwrap();
+        let ones: Vec<Tensor> = scalars.iter().map(|v| v.as_tensor().clone()).collect();
+        let loss = loss_at(hidden.as_tensor(), &ones);
+        let plain = model.forward_loss(&batch, &Gates::default(), &mut ()).unwrap().mean().unwrap();
+        let grads = loss.backward().unwrap();
+        assert!((number(loss) - number(plain)).abs() < 1e-12, "{family}: gates of 1 change the loss");
+
+        let wave = |i: usize| (1.3 * i as f64 + 0.2).sin();
+        let along_hidden: Vec<f64> = (0..model.blueprint().hidden).map(wave).collect();
+        let at = |step: f64| {
+            let moved: Vec<f64> = along_hidden.iter().map(|d| 1.0 + step * d).collect();
+            let scalars: Vec<Tensor> = (0..ones.len()).map(|i| Tensor::new(&[1.0 + step * wave(i)], &device).unwrap()).collect();
+            number(loss_at(&Tensor::new(moved, &device).unwrap(), &scalars))
+        };
+        let numeric = (at(STEP) - at(-STEP)) / (2.0 * STEP);
+        let values = |v: &Var| grads.get(v.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let analytic: f64 = values(&hidden).iter().zip(&along_hidden).map(|(g, d)| g * d).sum::<f64>()
+            + scalars.iter().enumerate().map(|(i, v)| values(v)[0] * wave(i)).sum::<f64>();
+        let error = (numeric - analytic).abs() / analytic.abs().max(1e-2);
+        assert!(error < 1e-6, "{family}: {numeric} against {analytic}");
+    }
+}
+
 #[test]
 fn no_family_is_named_in_the_network() {
     let mut words: Vec<String> = prunectl_model::FAMILIES
