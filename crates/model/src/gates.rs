@@ -23,7 +23,7 @@ impl Gates {
 /// Gates of one layer. Each is shared by all positions; with a leading batch dimension each example has its own.
 #[derive(Debug, Clone, Default)]
 pub struct LayerGates {
-    /// `[heads]` or `[batch, heads]`: multiplies each query head's context, before the output projection.
+    /// `[heads]`, `[batch, heads]` or `[batch, seq, heads]`: multiplies each query head's context, before the output projection.
     pub heads: Option<Tensor>,
     /// `[ffn]` or `[batch, ffn]`; in a mixture `[experts, ffn]` or `[batch, experts, ffn]`: multiplies the input of the down projection.
     pub neurons: Option<Tensor>,

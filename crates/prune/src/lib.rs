@@ -11,6 +11,7 @@ mod data;
 mod decision;
 mod error;
 mod eval;
+mod groups;
 mod labels;
 mod loss;
 mod optimizer;

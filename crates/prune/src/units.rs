@@ -7,8 +7,10 @@ use crate::site::{Key, to_model};
 
 /// Units of a site.
 pub(crate) fn count(model: &Transformer, key: Key) -> Result<usize> {
-    let kind = to_model(key.kind).ok_or(PruneError::NothingSelected)?;
-    Ok(model.units(kind, key.layer)?)
+    if let Some(layer) = key.layer {
+        model.layer_dims(layer)?;
+    }
+    Ok(crate::decision::unit_count(key, model.dims(), model.blueprint().hidden))
 }
 
 /// The coupled slices of a unit.

@@ -59,7 +59,9 @@ pub(crate) fn attention(
     }
     let mut seen = kernels::attention(&q, &k, &v, &mask, spec.scale, cap)?.transpose(1, 2)?; // [b, s, heads, head_dim]
     if let Some(gate) = gates.and_then(|g| g.heads.as_ref()) {
-        let gate = spread_gate("heads", gate, b, &[dims.q_heads], 3, model.dtype)?.unsqueeze(3)?;
+        let each_token = gate.dims() == [b, s, dims.q_heads];
+        let gate = if each_token { gate.to_dtype(model.dtype)? } else { spread_gate("heads", gate, b, &[dims.q_heads], 3, model.dtype)? };
+        let gate = gate.unsqueeze(3)?;
         seen = seen.broadcast_mul(&gate)?;
     }
     show(tap, layer, Point::HeadContext, &seen)?;

@@ -1,25 +1,87 @@
-//! Loss delta.
+//! Loss delta: what a unit's absence costs, measured or estimated.
+//!
+//! Michel et al., Are Sixteen Heads Really Better than One? (2019): the definition (sec. 3) for `exact`, eq. 3-4 for `gradient`.
+//! Our gate is their ξ. The two files beside this one hold the two estimates.
+
+mod exact;
+mod gradient;
 
 use prunectl_model::Transformer;
-use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
+use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind, Ty};
 
 use super::Criterion;
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::*;
+use crate::row::{GATED_SITES, ON, criterion, needs_data, param, runs};
 use crate::scores::Scores;
 use crate::site::Sites;
 
-struct It;
+const NAME: &str = "loss_delta";
 
-impl Criterion for It {
-    fn score(&self, _: &Transformer, _: &Sites, _: &mut dyn Batches, _: &dyn Progress) -> Result<Scores> {
-        Err(PruneError::NothingSelected)
+/// Where the absolute value of a gate's gradient is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Absolute {
+    /// Of each example's: the paper.
+    Example,
+    /// Of each token's: the authors' code.
+    Token,
+    /// Of each batch's: transformers' bertology.
+    Batch,
+}
+
+struct LossDelta {
+    exact: bool,
+    by_layer: bool,
+    absolute: bool,
+    of: Absolute,
+}
+
+/// Keeps a layer of zeros from dividing by zero, as the authors do.
+const NORM_EPS: f64 = 1e-20;
+
+/// Divides the scores of each layer by their ℓ2 norm.
+fn normalize(scores: &mut Scores) {
+    for values in scores.sites.values_mut() {
+        let norm = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt() + NORM_EPS;
+        for v in values.iter_mut() {
+            *v = (f64::from(*v) / norm) as f32;
+        }
     }
 }
 
-fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
-    Ok(Box::new(It))
+impl Criterion for LossDelta {
+    fn needs_data(&self) -> bool {
+        true
+    }
+
+    fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+        if let Some(kind) = sites.kinds().into_iter().find(|k| matches!(k, SiteKind::Weights | SiteKind::Hidden)) {
+            return Err(PruneError::Site { method: NAME, kind, hint: "a gate can't switch these off; use `taylor` or `magnitude`" });
+        }
+        let mut scores =
+            if self.exact { exact::score(model, sites, data, progress)? } else { gradient::score(self.of, model, sites, data, progress)? };
+        if self.absolute {
+            scores.sites.values_mut().flatten().for_each(|v| *v = v.abs());
+        }
+        if self.by_layer {
+            normalize(&mut scores);
+        }
+        scores.checked(NAME)
+    }
+}
+
+fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    let exact = args.word("estimate")? == "exact";
+    let of = match args.word("quirk")? {
+        "reference" => Absolute::Token,
+        "bertology" => Absolute::Batch,
+        _ => Absolute::Example,
+    };
+    if exact && of != Absolute::Example {
+        let found = args.word("quirk")?.to_owned();
+        return Err(ArgError { name: "quirk".into(), found, expected: "none: only `estimate = gradient` has variants".into() });
+    }
+    Ok(Box::new(LossDelta { exact, by_layer: args.word("normalize")? == "layer", absolute: args.flag("absolute")?, of }))
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {

@@ -1,25 +1,60 @@
-//! Magnitude.
+//! Magnitude: the size of a unit's weights.
+//!
+//! Han et al., Learning both Weights and Connections for Efficient Neural Networks (2015), sec. 3, for weights; Li et al., Pruning
+//! Filters for Efficient ConvNets (2017), sec. 3.1, for structures. Our default is the rooted ℓ2 norm over the coupled group.
 
+use candle_core::{DType, Device};
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::Criterion;
 use crate::data::{Batches, Progress};
-use crate::error::{PruneError, Result};
-use crate::row::*;
+use crate::error::Result;
+use crate::groups::{Fold, GroupSum, head_dim, same, sums};
+use crate::row::{ALL_SITES, criterion, param, runs};
 use crate::scores::Scores;
 use crate::site::Sites;
 
-struct It;
+struct Magnitude {
+    squares: bool,
+    mean: bool,
+    reference: bool,
+}
 
-impl Criterion for It {
-    fn score(&self, _: &Transformer, _: &Sites, _: &mut dyn Batches, _: &dyn Progress) -> Result<Scores> {
-        Err(PruneError::NothingSelected)
+impl Magnitude {
+    fn unit(&self, g: &GroupSum, head_dim: usize) -> f64 {
+        if self.reference {
+            let members = if self.mean { g.members.max(1) } else { 1 };
+            return g.sum / (members * head_dim) as f64;
+        }
+        let sum = if self.mean { g.sum / g.entries.max(1) as f64 } else { g.sum };
+        if self.squares { sum.sqrt() } else { sum }
     }
 }
 
-fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
-    Ok(Box::new(It))
+impl Criterion for Magnitude {
+    fn score(&self, model: &Transformer, sites: &Sites, _: &mut dyn Batches, _: &dyn Progress) -> Result<Scores> {
+        let entry: fn(f64) -> f64 = if self.squares { |w| w * w } else { f64::abs };
+        let weights = |slot: &str| Ok(model.params().require(slot)?.clone());
+        let mut out = Scores::default();
+        for (key, sums) in sums(model, sites, Fold { entry, line: same }, &weights)? {
+            let head_dim = head_dim(model, key);
+            out.sites.insert(key, sums.iter().map(|g| self.unit(g, head_dim) as f32).collect());
+        }
+        for slot in &sites.weights {
+            let w = model.params().require(slot)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            out.weights.insert(slot.clone(), w.abs()?);
+        }
+        out.checked("magnitude")
+    }
+}
+
+fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    Ok(Box::new(Magnitude {
+        squares: args.word("norm")? == "l2",
+        mean: args.word("reduce")? == "mean",
+        reference: args.word("quirk")? == "reference",
+    }))
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {

@@ -1,0 +1,174 @@
+//! |∂L/∂ξ| from one backward pass a batch: every example has its own gates, so its gradient comes out alone. No weight is a variable.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor, Var};
+use prunectl_model::{Batch, Gates, LayerGates, Transformer};
+use prunectl_recipe::catalogue::SiteKind;
+
+use super::{Absolute, NAME};
+use crate::data::{Batches, Progress};
+use crate::error::{PruneError, Result};
+use crate::scores::Scores;
+use crate::site::{Key, Sites};
+use crate::units::count;
+
+pub(super) fn score(of: Absolute, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+    if of == Absolute::Token {
+        if let Some(kind) = sites.kinds().into_iter().find(|k| !matches!(k, SiteKind::Heads | SiteKind::KvGroups)) {
+            return Err(PruneError::Site { method: NAME, kind, hint: "`quirk = \"reference\"` is defined for heads and KV groups" });
+        }
+    }
+    let mut sums = Sums { sites: BTreeMap::new(), examples: 0, tokens: 0 };
+    for key in sites.units.keys() {
+        sums.sites.insert(*key, vec![0.0; count(model, *key)?]);
+    }
+    // A gate on an expert is shared by its batch: examples run one by one.
+    let one_by_one = sites.kinds().contains(&SiteKind::Experts);
+    let mut done = 0;
+    data.reset()?;
+    while let Some(batch) = data.next()? {
+        progress.check()?;
+        if one_by_one && of == Absolute::Example {
+            for row in 0..batch.size()?.0 {
+                sums.add(of, model, &batch.rows(&[row as u32])?)?;
+            }
+        } else {
+            sums.add(of, model, &batch)?;
+        }
+        done += 1;
+        progress.advance(done, data.len_hint().map_or(done, |n| n as u64), NAME);
+    }
+    if sums.examples == 0 {
+        return Err(PruneError::NoData { method: NAME, batches: done as usize });
+    }
+    Ok(sums.scores(of, model))
+}
+
+struct Sums {
+    sites: BTreeMap<Key, Vec<f64>>,
+    /// Examples with a scored token.
+    examples: usize,
+    /// Real tokens.
+    tokens: usize,
+}
+
+/// The gates of one layer as variables.
+struct Handles {
+    heads: Option<Var>,
+    neurons: Option<Var>,
+    experts: Option<Var>,
+    attention: Option<Var>,
+    mlp: Option<Var>,
+    layer: Option<Var>,
+}
+
+impl Sums {
+    fn wants(&self, kind: SiteKind, layer: usize) -> bool {
+        self.sites.contains_key(&Key::of(kind, layer))
+    }
+
+    fn gates(&self, of: Absolute, model: &Transformer, batch: &Batch, layer: usize) -> Result<Handles> {
+        let (b, s) = batch.size()?;
+        let d = model.layer_dims(layer)?;
+        let ones = |shape: &[usize]| Var::ones(shape, model.dtype(), model.device());
+        let make = |wanted: bool, shape: &[usize]| wanted.then(|| ones(shape)).transpose();
+        let heads: &[usize] = if of == Absolute::Token { &[b, s, d.q_heads] } else { &[b, d.q_heads] };
+        let neurons: &[usize] = if d.experts > 0 { &[b, d.experts, d.ffn] } else { &[b, d.ffn] };
+        Ok(Handles {
+            heads: make(self.wants(SiteKind::Heads, layer) || self.wants(SiteKind::KvGroups, layer), heads)?,
+            neurons: make(self.wants(SiteKind::Neurons, layer), neurons)?,
+            experts: make(self.wants(SiteKind::Experts, layer), &[d.experts])?,
+            attention: make(self.wants(SiteKind::Attention, layer), &[b])?,
+            mlp: make(self.wants(SiteKind::Mlp, layer), &[b])?,
+            layer: make(self.wants(SiteKind::Layers, layer), &[b])?,
+        })
+    }
+
+    fn add(&mut self, of: Absolute, model: &Transformer, batch: &Batch) -> Result<()> {
+        let mut handles = Vec::with_capacity(model.n_layers());
+        for layer in 0..model.n_layers() {
+            handles.push(self.gates(of, model, batch, layer)?);
+        }
+        let tensor = |v: &Option<Var>| v.as_ref().map(|v| v.as_tensor().clone());
+        let layers = handles.iter().map(|h| LayerGates {
+            heads: tensor(&h.heads),
+            neurons: tensor(&h.neurons),
+            experts: tensor(&h.experts),
+            attention: tensor(&h.attention),
+            mlp: tensor(&h.mlp),
+            layer: tensor(&h.layer),
+        });
+        let loss = model.forward_loss(batch, &Gates { layers: layers.collect(), hidden: None }, &mut ())?;
+        let live = loss.per_example_count.iter().filter(|n| **n > 0).count();
+        if live == 0 {
+            return Ok(());
+        }
+        // The codes behind the quirks differentiate the mean of the batch, the paper the mean of each example.
+        let total = if of == Absolute::Example { loss.per_example_mean()?.sum_all()? } else { loss.mean()? };
+        let grads = total.backward()?;
+        self.examples += live;
+        self.tokens += match &batch.keep {
+            Some(keep) => keep.flatten_all()?.to_vec1::<u8>()?.iter().filter(|k| **k != 0).count(),
+            None => batch.input_ids.elem_count(),
+        };
+        for (key, sums) in &mut self.sites {
+            let layers = match key.layer {
+                Some(layer) => layer..layer + 1,
+                None => 0..model.n_layers(),
+            };
+            for layer in layers {
+                let Some(h) = handles.get(layer) else { continue };
+                let d = model.layer_dims(layer)?;
+                let (var, group) = match key.kind {
+                    SiteKind::Heads => (&h.heads, 1),
+                    SiteKind::KvGroups => (&h.heads, d.group_size().max(1)),
+                    SiteKind::Neurons => (&h.neurons, 1),
+                    SiteKind::Experts => (&h.experts, 1),
+                    SiteKind::Attention => (&h.attention, 1),
+                    SiteKind::Mlp => (&h.mlp, 1),
+                    SiteKind::Layers => (&h.layer, 1),
+                    SiteKind::Hidden | SiteKind::Weights => (&None, 1),
+                };
+                let Some(var) = var else { continue };
+                // A unit that the loss does not depend on has no gradient: its share is 0.
+                let Some(g) = grads.get(var.as_tensor()) else { continue };
+                let start = if key.kind == SiteKind::Layers { layer } else { 0 };
+                let width = if key.kind == SiteKind::Layers { 1 } else { sums.len() };
+                for (sum, share) in sums.iter_mut().skip(start).zip(shares(of, g, width, group)?) {
+                    *sum += share;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn scores(self, of: Absolute, model: &Transformer) -> Scores {
+        let mut out = Scores::default();
+        // The authors divide the last layer of a classifier by examples: only the first token has a gradient there.
+        let tokens_everywhere = matches!(model.blueprint().head, prunectl_model::Head::Tokens { .. });
+        for (key, sums) in self.sites {
+            let last = key.layer.is_some_and(|l| l + 1 == model.n_layers());
+            let n = match of {
+                Absolute::Example => self.examples,
+                Absolute::Token if last && !tokens_everywhere => self.examples,
+                Absolute::Token | Absolute::Batch => self.tokens,
+            };
+            out.sites.insert(key, sums.into_iter().map(|s| (s / n.max(1) as f64) as f32).collect());
+        }
+        out
+    }
+}
+
+/// Σ |gradient| of each unit: rows are examples (or tokens, or everything at once); `group` neighbours sum before the absolute value.
+fn shares(of: Absolute, g: &Tensor, width: usize, group: usize) -> Result<Vec<f64>> {
+    let g = g.to_dtype(DType::F64)?.reshape(((), width * group))?;
+    let g = if of == Absolute::Batch { g.sum_keepdim(0)? } else { g };
+    let mut out = vec![0.0; width];
+    for row in g.to_vec2::<f64>()? {
+        for (sum, unit) in out.iter_mut().zip(row.chunks(group)) {
+            *sum += unit.iter().sum::<f64>().abs();
+        }
+    }
+    Ok(out)
+}
