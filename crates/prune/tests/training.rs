@@ -1,0 +1,203 @@
+//! The training loop: equal to PyTorch, resumable to the same bits, and true to its masks.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Device, Tensor};
+use common::golden;
+use prunectl_model::{Batch, LoadOptions, Transformer};
+use prunectl_prune::{
+    Decision, Examples, Flow, LOSSES, OPTIMIZERS, Observer, PruneError, Removed, Result, StepEvent, Term, TrainSpec, TrainState, Trainer, surgery,
+};
+use prunectl_recipe::plan::{Curve, Schedule, Value, When};
+
+struct Rows(Tensor);
+
+impl Examples for Rows {
+    fn len(&self) -> usize {
+        self.0.dim(0).unwrap()
+    }
+
+    fn batch(&mut self, indices: &[usize]) -> Result<Batch> {
+        let index: Vec<u32> = indices.iter().map(|i| *i as u32).collect();
+        Ok(Batch::new(self.0.index_select(&Tensor::new(index, &Device::Cpu)?, 0)?))
+    }
+
+    fn tokens_hint(&self) -> Option<u64> {
+        Some(self.0.elem_count() as u64)
+    }
+}
+
+fn expected() -> std::collections::HashMap<String, Tensor> {
+    candle_core::safetensors::load(golden("adamw/expected.safetensors"), &Device::Cpu).unwrap()
+}
+
+fn model() -> Transformer {
+    prunectl_model::load(&golden("methods/models/llama-tiny"), &LoadOptions::default()).unwrap()
+}
+
+fn data() -> Rows {
+    Rows(expected()["input_ids"].to_dtype(DType::U32).unwrap())
+}
+
+fn constant(value: f64) -> Schedule {
+    Schedule::Hold { value, length: None }
+}
+
+fn spec(length: When, optimizer: &str, args: &[(&str, Value)]) -> TrainSpec {
+    let term = Term { weight: constant(1.0), term: common::build(LOSSES, "task", &[]), teacher: None };
+    TrainSpec {
+        length,
+        batch: 4,
+        accumulate: 1,
+        clip: Some(1.0),
+        optimizer: common::build(OPTIMIZERS, optimizer, args),
+        loss: vec![term],
+        only: None,
+        seed: 7,
+    }
+}
+
+fn adamw() -> Vec<(&'static str, Value)> {
+    vec![("lr", Value::Number(1e-3)), ("decay", Value::Word("all".into()))]
+}
+
+#[derive(Default)]
+struct Record {
+    events: Vec<StepEvent>,
+    save_at: Option<u64>,
+    saved: Option<TrainState>,
+    stop_at: Option<u64>,
+}
+
+impl Observer for Record {
+    fn step(&mut self, trainer: &mut Trainer<'_>, event: &StepEvent) -> Result<Flow> {
+        self.events.push(*event);
+        if self.save_at == Some(event.step) {
+            self.saved = Some(trainer.state()?);
+        }
+        Ok(if self.stop_at == Some(event.step) { Flow::Stop } else { Flow::Continue })
+    }
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn bits(model: &Transformer) -> BTreeMap<String, Vec<u32>> {
+    model.params().iter().map(|(slot, t)| (slot.to_owned(), values(t).iter().map(|v| v.to_bits()).collect())).collect()
+}
+
+#[test]
+fn fifty_steps_equal_pytorch() {
+    let expected = expected();
+    let losses = expected["losses"].to_vec1::<f64>().unwrap();
+    let norms = expected["norms"].to_vec1::<f64>().unwrap();
+    for (batch, accumulate) in [(4, 1), (2, 2), (3, 2)] {
+        let spec = TrainSpec { batch, accumulate, ..spec(When::Steps(50), "adamw", &adamw()) };
+        let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
+        let mut record = Record::default();
+        trainer.run(&mut data(), &mut record).unwrap();
+        for (event, (loss, norm)) in record.events.iter().zip(losses.iter().zip(&norms)) {
+            assert!((event.loss - loss).abs() < 2e-5 * loss.abs(), "step {}: {} {loss}", event.step, event.loss);
+            assert!((event.grad_norm - norm).abs() < 1e-4 * norm, "step {}: {} {norm}", event.step, event.grad_norm);
+        }
+        let (_, ours) = prunectl_model::to_checkpoint(&trainer.model().unwrap()).unwrap();
+        let mut worst: f32 = 0.0;
+        for (name, t) in &ours {
+            let theirs = values(&expected[name]);
+            worst = values(t).iter().zip(theirs).fold(worst, |w, (a, b)| w.max((a - b).abs()));
+        }
+        println!("golden adamw, batch {batch} × {accumulate}: worst error of a weight after 50 steps {worst:.1e}");
+        assert!(worst < 1e-5, "{worst}");
+    }
+}
+
+#[test]
+fn a_resumed_training_has_the_same_bits() {
+    let warm = Schedule::Ramp { curve: Curve::Linear, from: 0.0, to: 1e-3, during: None, length: Some(When::Share(0.2)) };
+    let lr = Schedule::Then(vec![warm, Schedule::Ramp { curve: Curve::Cosine, from: 1e-3, to: 0.0, during: None, length: None }]);
+    for optimizer in ["adamw", "sgd"] {
+        let mut args = vec![("lr", Value::Schedule(lr.clone()))];
+        if optimizer == "sgd" {
+            args.push(("momentum", Value::Number(0.9)));
+        }
+        // Three examples a step of four: epochs end inside the run and in the middle of a step.
+        let spec = TrainSpec { batch: 2, accumulate: 1, ..spec(When::Epochs(4.5), optimizer, &args) };
+        let mut whole = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
+        let mut record = Record { save_at: Some(4), ..Record::default() };
+        whole.run(&mut data(), &mut record).unwrap();
+        assert_eq!(record.events.len(), 9);
+        assert_eq!(record.events.last().unwrap().lr, 0.0, "the last value lands");
+        let state = record.saved.unwrap();
+        let json = serde_json::to_string(&state.meta).unwrap();
+        let state = TrainState { tensors: state.tensors, meta: serde_json::from_str(&json).unwrap() };
+        let mut rest = Trainer::resume(&model(), &Removed::default(), &spec, &data(), &state).unwrap();
+        let mut again = Record::default();
+        rest.run(&mut data(), &mut again).unwrap();
+        assert_eq!(bits(&whole.model().unwrap()), bits(&rest.model().unwrap()), "{optimizer}");
+        let losses = |events: &[StepEvent]| events.iter().map(|e| e.loss.to_bits()).collect::<Vec<_>>();
+        assert_eq!(losses(&record.events[4..]), losses(&again.events));
+        let other = TrainSpec { seed: 8, ..spec };
+        assert!(matches!(Trainer::resume(&model(), &Removed::default(), &other, &data(), &state), Err(PruneError::State { .. })));
+    }
+}
+
+#[test]
+fn masked_weights_stay_zero_and_others_train_alone() {
+    let slot = "layers.0.mlp.up.weight";
+    let mut model = model();
+    let shape = model.params().get(slot).unwrap().dims2().unwrap();
+    let keep: Vec<u8> = (0..shape.0 * shape.1).map(|i| u8::from(i % 3 != 0)).collect();
+    let keep = Tensor::from_vec(keep, shape, &Device::Cpu).unwrap();
+    let decision = Decision { weights: [(slot.to_owned(), keep.clone())].into(), ..Decision::default() };
+    let mut removed = Removed::default();
+    surgery::mask(&mut model, &mut removed, &decision).unwrap();
+    let only: BTreeSet<String> = [slot.to_owned(), "layers.1.attention.q.weight".to_owned()].into();
+    let spec = TrainSpec { only: Some(only.clone()), ..spec(When::Steps(5), "adamw", &adamw()) };
+    let mut trainer = Trainer::new(&model, &removed, &spec, &data()).unwrap();
+    trainer.run(&mut data(), &mut ()).unwrap();
+    let after = trainer.model().unwrap();
+    for (w, k) in values(after.params().get(slot).unwrap()).iter().zip(values(&keep)) {
+        assert_eq!(*w == 0.0, k == 0.0);
+    }
+    for (name, before) in bits(&model) {
+        assert_eq!(bits(&after)[&name] != before, only.contains(&name), "{name}");
+    }
+}
+
+#[test]
+fn a_diverging_loss_stops_with_its_step() {
+    let spec = TrainSpec { clip: None, ..spec(When::Steps(50), "sgd", &[("lr", Value::Number(1e30))]) };
+    let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
+    let e = trainer.run(&mut data(), &mut ()).unwrap_err();
+    assert!(matches!(e, PruneError::Diverged { step: 2.., .. } | PruneError::GradientDiverged { step: 2.., .. }), "{e}");
+}
+
+#[test]
+fn an_observer_can_stop() {
+    let spec = spec(When::Tokens(64 * 20), "adamw", &adamw());
+    let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
+    assert_eq!(trainer.clock().steps, 20);
+    let mut record = Record { stop_at: Some(3), ..Record::default() };
+    trainer.run(&mut data(), &mut record).unwrap();
+    assert_eq!((record.events.len(), trainer.step()), (3, 3));
+    assert_eq!(record.events[0].tokens, 64);
+}
+
+#[test]
+fn distillation_of_oneself_costs_nothing_and_masked_lm_trains() {
+    let teacher = model();
+    let args = [("teacher", Value::Model("m".into())), ("temperature", Value::Number(2.0))];
+    let mut spec = spec(When::Steps(2), "adamw", &adamw());
+    spec.loss = vec![Term { weight: constant(1.0), term: common::build(LOSSES, "distill", &args), teacher: Some(teacher) }];
+    let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
+    let first = trainer.advance(&mut data()).unwrap();
+    assert!(first.loss.abs() < 1e-6 && first.grad_norm < 1e-4, "{first:?}");
+    let args = [("mask", Value::Number(3.0)), ("p", Value::Number(0.3))];
+    spec.loss = vec![Term { weight: constant(1.0), term: common::build(LOSSES, "masked_lm", &args), teacher: None }];
+    let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
+    let (a, b) = (trainer.advance(&mut data()).unwrap(), trainer.advance(&mut data()).unwrap());
+    assert!(a.loss > 1.0 && b.loss > 1.0 && a.loss != b.loss);
+}
