@@ -123,8 +123,8 @@ fn a_resumed_training_has_the_same_bits() {
         if optimizer == "sgd" {
             args.push(("momentum", Value::Number(0.9)));
         }
-        // Three examples a step of four: epochs end inside the run and in the middle of a step.
-        let spec = TrainSpec { batch: 2, accumulate: 1, ..spec(When::Epochs(4.5), optimizer, &args) };
+        // Three examples of four in one step, one in the next: epochs end in a smaller step.
+        let spec = TrainSpec { batch: 3, accumulate: 1, ..spec(When::Epochs(4.5), optimizer, &args) };
         let mut whole = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
         let mut record = Record { save_at: Some(4), ..Record::default() };
         whole.run(&mut data(), &mut record).unwrap();
