@@ -37,4 +37,4 @@ pub use loss::{LossOut, ScoredTokens};
 pub use net::Context;
 pub use params::Params;
 pub use site::{SiteKind, Slice};
-pub use transformer::{Origin, Transformer};
+pub use transformer::{Blocked, Origin, Transformer};

@@ -1,5 +1,6 @@
 //! The network with its parameters.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -24,6 +25,17 @@ pub struct Transformer {
     pub(crate) origin: Arc<Origin>,
     pub(crate) device: Device,
     pub(crate) dtype: DType,
+    pub(crate) blocked: Blocked,
+}
+
+/// Units that are masked where zeros in the weights are not enough: a layer of a post-norm network, whose norms change what passes, and an
+/// expert, which the router would still choose. Compacting takes them out for good.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Blocked {
+    /// Layers that give their input.
+    pub layers: BTreeSet<usize>,
+    /// Experts that are never chosen, by layer.
+    pub experts: BTreeMap<usize, BTreeSet<usize>>,
 }
 
 /// Where a model came from: what is needed to write it back.
@@ -105,6 +117,29 @@ impl Transformer {
     /// The parameters, to replace some by `Var`s or graph tensors of the same shape.
     pub fn params_mut(&mut self) -> &mut Params {
         &mut self.params
+    }
+
+    /// Masked layers and experts.
+    pub fn blocked(&self) -> &Blocked {
+        &self.blocked
+    }
+
+    /// Masks layers and experts, or frees them.
+    pub fn blocked_mut(&mut self) -> &mut Blocked {
+        &mut self.blocked
+    }
+
+    /// Gates on the experts of a layer, those of blocked ones zero.
+    pub(crate) fn open_experts(&self, layer: usize, gates: Option<&LayerGates>) -> Result<Option<Tensor>> {
+        let given = gates.and_then(|g| g.experts.clone());
+        let Some(blocked) = self.blocked.experts.get(&layer).filter(|b| !b.is_empty()) else { return Ok(given) };
+        let n = self.layer_dims(layer)?.experts;
+        let open: Vec<f32> = (0..n).map(|e| if blocked.contains(&e) { 0.0 } else { 1.0 }).collect();
+        let open = Tensor::from_vec(open, n, &self.device)?;
+        Ok(Some(match given {
+            Some(given) => given.to_dtype(DType::F32)?.mul(&open)?.to_dtype(given.dtype())?,
+            None => open,
+        }))
     }
 
     /// Where it computes.

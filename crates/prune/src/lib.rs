@@ -6,6 +6,7 @@
 //! Adding a method is one file and one row in its registry ([`CRITERIA`], [`METRICS`], [`LOSSES`], …).
 
 mod adapter;
+mod calibrate;
 mod criterion;
 mod data;
 mod decision;

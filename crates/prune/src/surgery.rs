@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{LayerDims, Slice, Transformer};
+use prunectl_model::{Blocked, LayerDims, Slice, Transformer};
 use prunectl_recipe::catalogue::SiteKind;
 
 use crate::decision::{Decision, Removed, UnitMap, unit_count};
@@ -25,6 +25,7 @@ pub fn mask(model: &mut Transformer, removed: &mut Removed, decision: &Decision)
         }
     }
     zero(model, &slices)?;
+    block(model, decision);
     for (slot, keep) in &decision.weights {
         let w = model.params().require(slot)?;
         if w.dims() != keep.dims() {
@@ -35,6 +36,23 @@ pub fn mask(model: &mut Transformer, removed: &mut Removed, decision: &Decision)
     }
     let (dims, hidden) = (model.dims().to_vec(), model.blueprint().hidden);
     removed.add(decision, &dims, hidden)
+}
+
+/// Switches off what zeros alone do not: layers of post-norm networks, and experts.
+fn block(model: &mut Transformer, decision: &Decision) {
+    let dims = model.dims().to_vec();
+    let blocked = model.blocked_mut();
+    for (key, kept) in &decision.sites {
+        let gone = |n: usize| (0..n).filter(|u| kept.binary_search(u).is_err());
+        match (key.kind, key.layer) {
+            (SiteKind::Layers, _) => blocked.layers.extend(gone(dims.len())),
+            (SiteKind::Experts, Some(layer)) => {
+                let experts = dims.get(layer).map_or(0, |d| d.experts);
+                blocked.experts.entry(layer).or_default().extend(gone(experts));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// A weight under its keep mask.
@@ -128,6 +146,7 @@ pub fn compact(model: &mut Transformer, removed: &mut Removed, map: &mut UnitMap
         }
     }
     *model = work.model;
+    *model.blocked_mut() = Blocked::default();
     *map = work.map;
     *removed = Removed { units: Default::default(), weights };
     Ok(())

@@ -97,8 +97,16 @@ fn magnitude_masks() {
         let sites = Sites { weights: slots.iter().map(|s| (*s).to_owned()).collect(), ..Sites::default() };
         let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
         let (protect, removed) = (Sites::default(), Removed::default());
-        let request =
-            Request { sites: &sites, amount: &amount, scope, at_least: None, align: None, protect: &protect, removed: &removed, step: None };
+        let request = Request {
+            sites: &sites,
+            amount: &amount,
+            scope,
+            at_least: None,
+            align: None,
+            protect: &protect,
+            removed: &removed,
+            step: None,
+        };
         select(&scores, &request, &shape).unwrap().weights
     };
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<u8>().unwrap();
@@ -160,7 +168,8 @@ fn schedules() {
         close(&case, &format!("{name}.sparsity"), &ours);
         // What is in force between updates, where the range is a multiple of `every`; elsewhere the reference never reaches the last value.
         if (end - begin) % every == 0 {
-            let held = |t: u64| if t < begin { 0.0 } else { value_at(&ramp, (begin + (t.min(end) - begin) / every * every) as f64, &clock) };
+            let held =
+                |t: u64| if t < begin { 0.0 } else { value_at(&ramp, (begin + (t.min(end) - begin) / every * every) as f64, &clock) };
             close(&case, &format!("{name}.applied"), &(0..n).map(|t| held(t) as f32).collect::<Vec<_>>());
         }
     }
@@ -226,4 +235,94 @@ fn random_depends_on_seed_and_site_alone() {
         assert_eq!(Some(values.as_slice()), both.get(*key));
     }
     assert_ne!(heads.sites, run(2.0, &[SiteKind::Heads]).sites);
+}
+
+#[test]
+fn block_influence() {
+    let case = Case::open("13_shortgpt");
+    let model = case.model("text-generation");
+    let sites = common::all(&model, &[SiteKind::Layers]);
+    let on = common::score(&model, "block_influence", &[], &sites, &mut case.texts());
+    close(&case, "bi.mean", on.get(Key::of(SiteKind::Layers, 0)).unwrap());
+    let on = common::score(&model, "block_influence", &[("quirk", word("reference"))], &sites, &mut case.texts());
+    close(&case, "bi.sum", on.get(Key::of(SiteKind::Layers, 0)).unwrap());
+    worst("13_shortgpt");
+}
+
+/// Activations recorded by hand.
+struct Seen(Vec<(usize, prunectl_model::Point, Tensor)>);
+
+impl prunectl_model::Tap for Seen {
+    fn wants(&self, _: usize, p: prunectl_model::Point) -> bool {
+        matches!(p, prunectl_model::Point::HeadContext | prunectl_model::Point::Intermediate)
+    }
+
+    fn see(&mut self, layer: usize, p: prunectl_model::Point, t: &Tensor) -> prunectl_model::Result<()> {
+        self.0.push((layer, p, t.clone()));
+        Ok(())
+    }
+}
+
+#[test]
+fn activation_norm_by_hand_and_without_padding() {
+    use prunectl_prune::Batches;
+    let case = Case::open("02_michel_bert");
+    let model = case.model("text-classification");
+    let sites = common::all(&model, &[SiteKind::Heads, SiteKind::Neurons]);
+    let scores = common::score(&model, "activation_norm", &[], &sites, &mut case.classified());
+    let mut sums = vec![0f64; 8];
+    let (mut data, mut examples) = (case.classified(), 0);
+    while let Some(batch) = data.next().unwrap() {
+        let mut seen = Seen(Vec::new());
+        model.forward(&batch, &prunectl_model::Gates::default(), &mut seen).unwrap();
+        let keep = batch.keep.as_ref().unwrap().to_vec2::<u8>().unwrap();
+        for (_, _, t) in seen.0.iter().filter(|(l, p, _)| *l == 1 && *p == prunectl_model::Point::HeadContext) {
+            for (b, example) in keep.iter().enumerate() {
+                examples += 1;
+                for (h, sum) in sums.iter_mut().enumerate() {
+                    let mut squares = 0f64;
+                    for (s, _) in example.iter().enumerate().filter(|(_, k)| **k != 0) {
+                        let head: Vec<f32> = t.get(b).unwrap().get(s).unwrap().get(h).unwrap().to_vec1().unwrap();
+                        squares += head.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+                    }
+                    *sum += squares.sqrt();
+                }
+            }
+        }
+    }
+    for (own, sum) in scores.get(Key::of(SiteKind::Heads, 1)).unwrap().iter().zip(sums) {
+        assert!((f64::from(*own) - sum / f64::from(examples)).abs() < 1e-5 * sum);
+    }
+    let one = common::score(&model, "activation_norm", &[], &sites, &mut common::one_by_one(&mut case.classified()));
+    same_scores(&scores, &one);
+}
+
+#[test]
+fn wanda_prunes_on_the_inputs_of_pruned_blocks() {
+    use prunectl_prune::{CRITERIA, Removed, Request};
+    use prunectl_recipe::plan::{Amount, Scope, Share};
+    let case = Case::open("02_michel_llama");
+    let dense = case.model("text-generation");
+    let mut sites = Sites::default();
+    for layer in 0..dense.n_layers() {
+        sites.weights.extend(dense.linears(layer).unwrap());
+    }
+    let wanda = common::build(CRITERIA, "wanda", &[]);
+    let scored = wanda.score(&dense, &sites, &mut case.texts(), &()).unwrap();
+    let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
+    let (protect, none) = (Sites::default(), Removed::default());
+    let request =
+        Request { sites: &sites, amount: &amount, scope: Scope::Row, at_least: None, align: None, protect: &protect, removed: &none, step: None };
+    let (mut model, mut removed) = (dense.clone(), Removed::default());
+    let (decision, scores) = wanda.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut case.texts(), &()).unwrap();
+    let flat = |t: &Tensor| t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (slot, keep) in &decision.weights {
+        let (keep, w) = (flat(keep), flat(model.params().get(slot).unwrap()));
+        assert_eq!(keep.iter().filter(|k| **k == 0.0).count() * 2, keep.len(), "{slot}");
+        assert!(w.iter().zip(&keep).all(|(w, k)| (*w == 0.0) == (*k == 0.0)));
+        let same = flat(&scores.weights[slot]) == flat(&scored.weights[slot]);
+        // The first block's inputs are dense either way.
+        let first = slot.starts_with("layers.0.");
+        assert_eq!(same, first, "{slot}");
+    }
 }

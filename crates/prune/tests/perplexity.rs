@@ -40,16 +40,26 @@ fn nll_of_every_protocol() {
     let cases = [
         // Three windows of a stream that begins with BOS.
         ("once", 256, TokenStream { prefix: vec![], ids: ids("windows.input_ids").concat() }, mean(&["windows.nll"])),
-        ("each", 256, {
-            let text = ids("windows_bos_each.input_ids").into_iter().flat_map(|w| w[1..].to_vec()).collect();
-            TokenStream { prefix: vec![bos], ids: text }
-        }, mean(&["windows_bos_each.nll"])),
-        ("once", 128, {
-            let mut text = ids("sliding.0.input_ids").concat();
-            text.extend(&ids("sliding.1.input_ids")[0][128..]);
-            text.extend(&ids("sliding.2.input_ids")[0][128..]);
-            TokenStream { prefix: vec![], ids: text }
-        }, mean(&["sliding.0.nll", "sliding.1.nll", "sliding.2.nll"])),
+        (
+            "each",
+            256,
+            {
+                let text = ids("windows_bos_each.input_ids").into_iter().flat_map(|w| w[1..].to_vec()).collect();
+                TokenStream { prefix: vec![bos], ids: text }
+            },
+            mean(&["windows_bos_each.nll"]),
+        ),
+        (
+            "once",
+            128,
+            {
+                let mut text = ids("sliding.0.input_ids").concat();
+                text.extend(&ids("sliding.1.input_ids")[0][128..]);
+                text.extend(&ids("sliding.2.input_ids")[0][128..]);
+                TokenStream { prefix: vec![], ids: text }
+            },
+            mean(&["sliding.0.nll", "sliding.1.nll", "sliding.2.nll"]),
+        ),
     ];
     for (bos, stride, stream, expected) in cases {
         let args = [

@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use common::golden;
 use prunectl_model::{Batch, LoadOptions, Transformer};
 use prunectl_prune::{
-    Decision, Examples, Flow, LOSSES, OPTIMIZERS, Observer, PruneError, Removed, Result, StepEvent, Term, TrainSpec, TrainState, Trainer, surgery,
+    Decision, Examples, Flow, LOSSES, OPTIMIZERS, Observer, PruneError, Removed, Result, StepEvent, Term, TrainSpec, TrainState, Trainer,
+    surgery,
 };
 use prunectl_recipe::plan::{Curve, Schedule, Value, When};
 

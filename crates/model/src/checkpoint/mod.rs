@@ -14,7 +14,7 @@ use crate::error::{ModelError, Result};
 use crate::family::names::FileTensor;
 use crate::family::{self, Resolved};
 use crate::params::Params;
-use crate::transformer::{Origin, Transformer};
+use crate::transformer::{Blocked, Origin, Transformer};
 use files::{Files, read_json};
 
 /// How to load.
@@ -231,6 +231,7 @@ pub(crate) fn assemble(
     options: &LoadOptions,
 ) -> Transformer {
     Transformer {
+        blocked: Blocked::default(),
         blueprint: Arc::new(resolved.blueprint),
         dims: resolved.dims,
         params,

@@ -20,6 +20,10 @@ pub(crate) fn block(
     let dims = model.layer_dims(layer)?;
     let blueprint = &model.blueprint;
     show(tap, layer, Point::BlockInput, x)?;
+    if model.blocked.layers.contains(&layer) {
+        show(tap, layer, Point::BlockOutput, x)?;
+        return Ok(x.clone());
+    }
     let normed = |name: &str, x: &Tensor| -> Result<Tensor> {
         context.gate_hidden(norm::norm(&model.params, &format!("layers.{layer}.{name}"), blueprint.norm, x)?)
     };

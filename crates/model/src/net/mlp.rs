@@ -67,7 +67,8 @@ fn mixture(
         });
     };
     let x = x.reshape((b * s, hidden))?;
-    let expert_gates = gates.and_then(|g| g.experts.as_ref());
+    let expert_gates = model.open_experts(layer, gates)?;
+    let expert_gates = expert_gates.as_ref();
     let logits = linear(params, &format!("{stem}.router"), &x)?; // [n, experts]
     show(tap, layer, Point::RouterLogits, &logits.reshape((b, s, dims.experts))?)?;
     let (weights, rows) = route(router, &logits, expert_gates)?;

@@ -1,5 +1,7 @@
 //! Criteria: one file each, ending in its row. Rows not carried out yet stand in `planned_*`.
 
+mod activation_norm;
+mod block_influence;
 mod loss_delta;
 mod magnitude;
 mod planned_data;
@@ -7,6 +9,7 @@ mod planned_layerwise;
 mod planned_learned;
 mod random;
 mod taylor;
+mod wanda;
 
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{Entry, SiteKind};
@@ -70,7 +73,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     planned_data::GROUP_FISHER,
     planned_data::OBD,
     planned_data::LOSS_MODEL,
-    planned_layerwise::WANDA,
+    wanda::ENTRY,
     planned_layerwise::SPARSEGPT,
     planned_layerwise::FLAP,
     planned_layerwise::THINET,
@@ -92,10 +95,10 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     planned_learned::LOBSTER,
     planned_data::SUPERMASK,
     planned_learned::HARD_CONCRETE,
-    planned_data::ACTIVATION_NORM,
+    activation_norm::ENTRY,
     planned_data::REAP,
     planned_data::FREQUENCY,
     planned_data::SLICE,
-    planned_data::BLOCK_INFLUENCE,
+    block_influence::ENTRY,
     planned_data::UNIFORM,
 ];

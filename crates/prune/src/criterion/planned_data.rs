@@ -157,18 +157,6 @@ planned!(
     ))
 );
 planned!(
-    ACTIVATION_NORM,
-    needs_data(criterion(
-        "activation_norm",
-        "Muralidharan et al., Compact Language Models via Pruning and Knowledge Distillation (Minitron, 2024), sec. 2.2",
-        &[CALIBRATION],
-        &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Hidden],
-        "Mean over examples of the ℓ2 norm over tokens of a unit's activation; heads take the norm of their context vector, `hidden` the norms' outputs summed over the layers.\n\n\
-         Mind: `hidden` is one score for the whole model. Padding never counts.\n\n\
-         ```prune\nscore m.layers[*].mlp.neurons using activation_norm(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))
-);
-planned!(
     REAP,
     needs_data(criterion(
         "reap",
@@ -255,18 +243,6 @@ planned!(
         &[SiteKind::Hidden],
         "Rotates the residual stream onto its principal components and cuts the smallest directions.\n\n\
          Mind: layer norms are turned into RMS norms first; the rotation is orthogonal, so the uncut model's outputs do not change.",
-    ))
-);
-planned!(
-    BLOCK_INFLUENCE,
-    needs_data(criterion(
-        "block_influence",
-        "Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect (2024), eq. 1",
-        &[CALIBRATION, QUIRK],
-        &[SiteKind::Layers],
-        "How much a layer turns the residual stream: `1 − E cos(x_in, x_out)` over the tokens that count.\n\n\
-         Mind: the last layer's output is taken before the final norm. The unofficial code sums over tokens (`quirk = \"reference\"`).\n\n\
-         ```prune\nprune m.layers[*] by 1 layers using block_influence(on = d.train.sample(64, seed = 0))\n```",
     ))
 );
 planned!(

@@ -3,7 +3,7 @@
 use prunectl_recipe::catalogue::{Entry, Ty};
 
 use super::Criterion;
-use crate::row::{CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, QUIRK, WEIGHTS, criterion, needs_data, param, sequential, within};
+use crate::row::{CALIBRATION, INNER_SITES, QUIRK, WEIGHTS, criterion, needs_data, param, sequential, within};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
@@ -11,19 +11,6 @@ macro_rules! planned {
     };
 }
 
-planned!(
-    WANDA,
-    needs_data(sequential(criterion(
-        "wanda",
-        "Sun et al., A Simple and Effective Pruning Approach for Large Language Models (2023), eq. 1",
-        &[CALIBRATION, QUIRK],
-        INNER_AND_WEIGHTS,
-        "Weights times the norm of their input: `|w_ij| · ‖x_j‖₂`, ranked within each output row by default.\n\n\
-         A structured site sums the scores of its group. `prune` scores each block on the inputs that its pruned predecessors give; `score` uses dense inputs.\n\n\
-         Mind: N:M patterns run along the inputs. The authors divide the squared norm by the number of sequences (`quirk = \"reference\"`): all columns scale alike, masks do not change.\n\n\
-         ```prune\nprune m.layers[*].linears.weights by 50% using wanda(on = d.train.sample(64, seed = 0))\n```",
-    )))
-);
 planned!(
     SPARSEGPT,
     needs_data(sequential(criterion(

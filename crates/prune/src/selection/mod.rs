@@ -188,6 +188,13 @@ fn by_layer(amount: &Amount, layers: usize) -> Result<Option<Vec<Amount>>> {
     })
 }
 
+/// The amount of each selected layer, by layer, where amounts differ by layer; None where one amount serves all.
+pub(crate) fn layer_amounts(amount: &Amount, sites: &Sites) -> Result<Option<BTreeMap<usize, Amount>>> {
+    let mut layers: std::collections::BTreeSet<usize> = sites.weights.iter().filter_map(|s| crate::site::slot_layer(s)).collect();
+    layers.extend(sites.units.iter().filter(|(_, u)| !u.is_empty()).filter_map(|(k, _)| k.layer));
+    Ok(by_layer(amount, layers.len())?.map(|amounts| layers.into_iter().zip(amounts).collect()))
+}
+
 fn scope_name(scope: Scope) -> &'static str {
     match scope {
         Scope::Global => "global",

@@ -68,6 +68,10 @@ impl Case {
         InMemory::new(vec![Batch::new(self.ids(0))])
     }
 
+    pub fn is_classification(&self) -> bool {
+        self.inputs.contains_key("labels")
+    }
+
     /// The batches of a classification case.
     pub fn classified(&self) -> InMemory {
         let n = self.inputs["input_ids"].dim(0).unwrap();

@@ -1,0 +1,235 @@
+//! Wanda: weights times the norm of their input.
+//!
+//! Sun et al., A Simple and Effective Pruning Approach for Large Language Models (2023), eq. 1: `S_ij = |W_ij| · ‖X_j‖₂`, ‖X_j‖₂ over all
+//! tokens of the calibration data, ranked within each output row. The published code divides ‖X_j‖₂² by the number of sequences
+//! (`quirk = "reference"`), which changes scores, not masks.
+
+use candle_core::{DType, Device, Tensor};
+use prunectl_model::{Context, Gates, Transformer};
+use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind};
+use prunectl_recipe::plan::Scope;
+
+use super::{Criterion, Layerwise};
+use crate::calibrate::InputSquares;
+use crate::data::{Batches, Progress};
+use crate::decision::{Decision, Removed};
+use crate::error::{PruneError, Result};
+use crate::groups::{Fold, same, sums};
+use crate::row::{CALIBRATION, INNER_AND_WEIGHTS, QUIRK, criterion, needs_data, runs, sequential};
+use crate::scores::Scores;
+use crate::selection::{Request, Shape, layer_amounts, select};
+use crate::site::{Sites, slot_layer};
+use crate::surgery;
+
+const NAME: &str = "wanda";
+
+struct Wanda {
+    reference: bool,
+}
+
+impl Wanda {
+    /// `|W| · ‖x‖₂` of a matrix, f32 on the host.
+    fn matrix(&self, model: &Transformer, slot: &str, stats: &InputSquares) -> Result<Tensor> {
+        let w = model.params().require(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let columns = w.dim(1)?;
+        let missing = || PruneError::Invalid {
+            what: "matrix that wanda scores",
+            found: slot.to_owned(),
+            expected: "a projection of an attention or MLP sublayer that the data reaches".into(),
+        };
+        let sums = stats.sums.get(slot).filter(|s| s.len() == columns).ok_or_else(missing)?;
+        let n = if self.reference { stats.sequences.max(1) as f64 } else { 1.0 };
+        let norms: Vec<f32> = sums.iter().map(|s| (s / n).sqrt() as f32).collect();
+        Ok(w.abs()?.broadcast_mul(&Tensor::from_vec(norms, columns, &Device::Cpu)?)?)
+    }
+
+    fn scores(&self, model: &Transformer, sites: &Sites, stats: &InputSquares) -> Result<Scores> {
+        let entries = |slot: &str| self.matrix(model, slot, stats);
+        let mut out = Scores::default();
+        for (key, sums) in sums(model, sites, Fold { entry: same, line: same }, &entries)? {
+            out.sites.insert(key, sums.iter().map(|g| g.sum as f32).collect());
+        }
+        for slot in &sites.weights {
+            out.weights.insert(slot.clone(), entries(slot)?);
+        }
+        out.checked(NAME)
+    }
+}
+
+impl Criterion for Wanda {
+    fn needs_data(&self) -> bool {
+        true
+    }
+
+    fn default_scope(&self, kind: SiteKind) -> Scope {
+        if kind == SiteKind::Weights { Scope::Row } else { Scope::Global }
+    }
+
+    fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+        let mut stats = InputSquares::new(model.blueprint().mlp.gated, None);
+        let mut done = 0;
+        data.reset()?;
+        while let Some(batch) = data.next()? {
+            progress.check()?;
+            stats.begin(&batch)?;
+            model.hidden(&batch, &Gates::default(), &mut stats)?;
+            done += 1;
+            progress.advance(done, data.len_hint().map_or(done, |n| n as u64), NAME);
+        }
+        if stats.sequences == 0 {
+            return Err(PruneError::NoData { method: NAME, batches: done as usize });
+        }
+        self.scores(model, sites, &stats)
+    }
+
+    fn layerwise(&self) -> Option<&dyn Layerwise> {
+        Some(self)
+    }
+}
+
+impl Layerwise for Wanda {
+    fn prune(
+        &self,
+        model: &mut Transformer,
+        removed: &mut Removed,
+        request: &Request<'_>,
+        data: &mut dyn Batches,
+        progress: &dyn Progress,
+    ) -> Result<(Decision, Scores)> {
+        // A ranking over all layers needs all scores before the first block is pruned: they come from dense inputs.
+        if request.scope == Scope::Global && layer_amounts(request.amount, request.sites)?.is_none() {
+            let scores = self.score(model, request.sites, data, progress)?;
+            let decision = select(&scores, &Request { removed, ..*request }, &Shape::of(model, request.sites)?)?;
+            surgery::mask(model, removed, &decision)?;
+            return Ok((decision, scores));
+        }
+        let mut states: Vec<(Tensor, Context)> = Vec::new();
+        let mut batches = Vec::new();
+        data.reset()?;
+        while let Some(batch) = data.next()? {
+            states.push(model.embed(&batch)?);
+            batches.push(batch);
+        }
+        if batches.is_empty() {
+            return Err(PruneError::NoData { method: NAME, batches: 0 });
+        }
+        let amounts = layer_amounts(request.amount, request.sites)?;
+        let (mut decision, mut scores) = (Decision::default(), Scores::default());
+        for layer in 0..model.n_layers() {
+            progress.check()?;
+            let own = of_layer(request.sites, layer);
+            if !own.is_empty() {
+                let mut stats = InputSquares::new(model.blueprint().mlp.gated, Some(layer));
+                for (batch, (x, context)) in batches.iter().zip(&states) {
+                    stats.begin(batch)?;
+                    model.block(layer, x, context, None, &mut stats)?;
+                }
+                let here = self.scores(model, &own, &stats)?;
+                let amount = amounts.as_ref().and_then(|a| a.get(&layer)).unwrap_or(request.amount);
+                let request = Request { sites: &own, amount, removed, ..*request };
+                let chosen = select(&here, &request, &Shape::of(model, &own)?)?;
+                surgery::mask(model, removed, &chosen)?;
+                decision.sites.extend(chosen.sites);
+                decision.weights.extend(chosen.weights);
+                scores.sites.extend(here.sites);
+                scores.weights.extend(here.weights);
+            }
+            for (x, context) in &mut states {
+                *x = model.block(layer, x, context, None, &mut ())?.detach();
+            }
+            progress.advance(layer as u64 + 1, model.n_layers() as u64, NAME);
+        }
+        Ok((decision, scores))
+    }
+}
+
+/// The part of a selection that lies in one layer.
+fn of_layer(sites: &Sites, layer: usize) -> Sites {
+    Sites {
+        units: sites.units.iter().filter(|(k, _)| k.layer == Some(layer)).map(|(k, u)| (*k, u.clone())).collect(),
+        weights: sites.weights.iter().filter(|s| slot_layer(s) == Some(layer)).cloned().collect(),
+    }
+}
+
+fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    Ok(Box::new(Wanda { reference: args.word("quirk")? == "reference" }))
+}
+
+pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
+    spec: runs(needs_data(sequential(criterion(
+        "wanda",
+        "Sun et al., A Simple and Effective Pruning Approach for Large Language Models (2023), eq. 1",
+        &[CALIBRATION, QUIRK],
+        INNER_AND_WEIGHTS,
+        "Weights times the norm of their input: `|w_ij| · ‖x_j‖₂`, ranked within each output row by default.\n\n\
+         A structured site sums the scores of its group. `prune` scores each block on the inputs that its pruned predecessors give; `score` uses dense inputs.\n\n\
+         Mind: N:M patterns run along the inputs. The authors divide the squared norm by the number of sequences (`quirk = \"reference\"`): all columns scale alike, masks do not change.\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using wanda(on = d.train.sample(64, seed = 0))\n```",
+    )))),
+    build: Some(build),
+};
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use prunectl_model::{Batch, LoadOptions, Point, Tap};
+    use prunectl_recipe::plan::{Amount, Share};
+
+    use super::*;
+
+    const SLOT: &str = "layers.0.attention.q.weight";
+
+    fn golden(path: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/methods").join(path)
+    }
+
+    /// The authors' one Linear stands in for a projection of a tiny model, its inputs come through the tap that the criterion uses.
+    #[test]
+    fn equals_the_authors_scores_and_masks() {
+        let load = |file: &str| candle_core::safetensors::load(golden("05_wanda").join(file), &Device::Cpu).unwrap();
+        let (inputs, expected) = (load("inputs.safetensors"), load("expected.safetensors"));
+        let mut model = prunectl_model::load(&golden("models/llama-tiny"), &LoadOptions::default()).unwrap();
+        model.params_mut().set(SLOT, inputs["weight"].clone());
+        let mut stats = InputSquares::new(true, None);
+        let x = &inputs["inputs"];
+        for row in 0..5 {
+            stats.begin(&Batch::new(Tensor::zeros((1, 12), DType::U32, &Device::Cpu).unwrap())).unwrap();
+            stats.see(0, Point::AttentionInput, &x.narrow(0, row, 1).unwrap()).unwrap();
+        }
+        let sites = Sites { weights: [SLOT.to_owned()].into(), ..Sites::default() };
+        let scores = Wanda { reference: true }.scores(&model, &sites, &stats).unwrap();
+        let flat = |t: &Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (a, b) in flat(&scores.weights[SLOT]).iter().zip(flat(&expected["score"])) {
+            assert!((a - b).abs() <= 5.3e-5 + 1e-5 * b.abs(), "{a} {b}");
+        }
+        let paper = Wanda { reference: false }.scores(&model, &sites, &stats).unwrap();
+        for (a, b) in flat(&paper.weights[SLOT]).iter().zip(flat(&expected["score"])) {
+            assert!((a - b * 5f32.sqrt()).abs() <= 1e-4 + 1e-5 * a.abs(), "{a} {b}");
+        }
+        let share = |f| Amount::Share { share: Share::from_fraction(f), each: false };
+        let pattern = |removed, group| Amount::NofM { removed, group };
+        for (name, amount) in [
+            ("u50", share(0.5)),
+            ("u30", share(0.3)),
+            ("2of4", pattern(2, 4)),
+            ("4of8", pattern(4, 8)),
+            ("1of4", pattern(1, 4)),
+        ] {
+            let (protect, removed) = (Sites::default(), Removed::default());
+            let request = Request {
+                sites: &sites,
+                amount: &amount,
+                scope: Scope::Row,
+                at_least: None,
+                align: None,
+                protect: &protect,
+                removed: &removed,
+                step: None,
+            };
+            let shape = Shape::of(&model, &sites).unwrap();
+            let ours = select(&scores, &request, &shape).unwrap();
+            assert_eq!(flat(&ours.weights[SLOT]), flat(&expected[&format!("mask.{name}")]), "{name}");
+        }
+    }
+}
