@@ -17,17 +17,6 @@ pub(crate) const ALL_SITES: &[SiteKind] = &[
 /// Units that a gate on the forward pass can switch off.
 pub(crate) const GATED_SITES: &[SiteKind] =
     &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Experts, SiteKind::Attention, SiteKind::Mlp, SiteKind::Layers];
-/// Gated units and single weights.
-pub(crate) const GATED_AND_WEIGHTS: &[SiteKind] = &[
-    SiteKind::Heads,
-    SiteKind::KvGroups,
-    SiteKind::Neurons,
-    SiteKind::Experts,
-    SiteKind::Attention,
-    SiteKind::Mlp,
-    SiteKind::Layers,
-    SiteKind::Weights,
-];
 /// Heads, KV groups, neurons and single weights.
 pub(crate) const INNER_AND_WEIGHTS: &[SiteKind] = &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Weights];
 /// Heads, KV groups and neurons.

@@ -311,8 +311,16 @@ fn wanda_prunes_on_the_inputs_of_pruned_blocks() {
     let scored = wanda.score(&dense, &sites, &mut case.texts(), &()).unwrap();
     let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
     let (protect, none) = (Sites::default(), Removed::default());
-    let request =
-        Request { sites: &sites, amount: &amount, scope: Scope::Row, at_least: None, align: None, protect: &protect, removed: &none, step: None };
+    let request = Request {
+        sites: &sites,
+        amount: &amount,
+        scope: Scope::Row,
+        at_least: None,
+        align: None,
+        protect: &protect,
+        removed: &none,
+        step: None,
+    };
     let (mut model, mut removed) = (dense.clone(), Removed::default());
     let (decision, scores) = wanda.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut case.texts(), &()).unwrap();
     let flat = |t: &Tensor| t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -325,4 +333,28 @@ fn wanda_prunes_on_the_inputs_of_pruned_blocks() {
         let first = slot.starts_with("layers.0.");
         assert_eq!(same, first, "{slot}");
     }
+}
+
+#[test]
+fn group_fisher() {
+    let case = Case::open("03_group_fisher_llama");
+    let model = case.model("text-generation");
+    for (kind, stem) in [(SiteKind::Neurons, "ffn"), (SiteKind::KvGroups, "kv")] {
+        let sites = common::all(&model, &[kind]);
+        for (per, tail) in [("none", "fisher"), ("memory", "memory"), ("flops", "flops")] {
+            let args = [("per", word(per)), ("quirk", word("reference"))];
+            let scores = common::score(&model, "group_fisher", &args, &sites, &mut case.texts());
+            close(&case, &format!("{stem}.{tail}"), &layers(&scores, kind));
+        }
+        // The paper's form: the mean over examples, each with its own mean loss. Three batches of four.
+        let paper = common::score(&model, "group_fisher", &[], &sites, &mut case.texts());
+        for (own, reference) in layers(&paper, kind).iter().zip(case.expected(&format!("{stem}.fisher"))) {
+            assert!((own - reference * 16.0 / 12.0).abs() <= 1e-6 + 1e-4 * own, "{own} {reference}");
+        }
+        let fisher = common::score(&model, "fisher", &[], &sites, &mut case.texts());
+        for (own, group) in layers(&fisher, kind).iter().zip(layers(&paper, kind)) {
+            assert_eq!(*own, group * 0.5);
+        }
+    }
+    worst("03_group_fisher_llama");
 }

@@ -1,15 +1,15 @@
 //! Loss delta: what a unit's absence costs, measured or estimated.
 //!
 //! Michel et al., Are Sixteen Heads Really Better than One? (2019): the definition (sec. 3) for `exact`, eq. 3-4 for `gradient`.
-//! Our gate is their ξ. The two files beside this one hold the two estimates.
+//! Our gate is their ξ. `exact.rs` holds the measurement, `gate_gradients.rs` the estimate.
 
 mod exact;
-mod gradient;
 
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind, Ty};
 
 use super::Criterion;
+use super::gate_gradients::{self, Of};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
 use crate::row::{GATED_SITES, ON, criterion, needs_data, param, runs};
@@ -18,22 +18,11 @@ use crate::site::Sites;
 
 const NAME: &str = "loss_delta";
 
-/// Where the absolute value of a gate's gradient is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Absolute {
-    /// Of each example's: the paper.
-    Example,
-    /// Of each token's: the authors' code.
-    Token,
-    /// Of each batch's: transformers' bertology.
-    Batch,
-}
-
 struct LossDelta {
     exact: bool,
     by_layer: bool,
     absolute: bool,
-    of: Absolute,
+    of: Of,
 }
 
 /// Keeps a layer of zeros from dividing by zero, as the authors do.
@@ -58,8 +47,11 @@ impl Criterion for LossDelta {
         if let Some(kind) = sites.kinds().into_iter().find(|k| matches!(k, SiteKind::Weights | SiteKind::Hidden)) {
             return Err(PruneError::Site { method: NAME, kind, hint: "a gate can't switch these off; use `taylor` or `magnitude`" });
         }
-        let mut scores =
-            if self.exact { exact::score(model, sites, data, progress)? } else { gradient::score(self.of, model, sites, data, progress)? };
+        let mut scores = if self.exact {
+            exact::score(model, sites, data, progress)?
+        } else {
+            gate_gradients::score(NAME, self.of, model, sites, data, progress)?
+        };
         if self.absolute {
             scores.sites.values_mut().flatten().for_each(|v| *v = v.abs());
         }
@@ -73,11 +65,11 @@ impl Criterion for LossDelta {
 fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
     let exact = args.word("estimate")? == "exact";
     let of = match args.word("quirk")? {
-        "reference" => Absolute::Token,
-        "bertology" => Absolute::Batch,
-        _ => Absolute::Example,
+        "reference" => Of::Token,
+        "bertology" => Of::Batch,
+        _ => Of::Example,
     };
-    if exact && of != Absolute::Example {
+    if exact && of != Of::Example {
         let found = args.word("quirk")?.to_owned();
         return Err(ArgError { name: "quirk".into(), found, expected: "none: only `estimate = gradient` has variants".into() });
     }

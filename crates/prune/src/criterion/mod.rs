@@ -2,6 +2,9 @@
 
 mod activation_norm;
 mod block_influence;
+mod fisher;
+mod gate_gradients;
+mod group_fisher;
 mod loss_delta;
 mod magnitude;
 mod planned_data;
@@ -69,8 +72,8 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     magnitude::ENTRY,
     loss_delta::ENTRY,
     taylor::ENTRY,
-    planned_data::FISHER,
-    planned_data::GROUP_FISHER,
+    fisher::ENTRY,
+    group_fisher::ENTRY,
     planned_data::OBD,
     planned_data::LOSS_MODEL,
     wanda::ENTRY,

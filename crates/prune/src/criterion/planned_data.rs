@@ -15,33 +15,6 @@ macro_rules! planned {
 }
 
 planned!(
-    FISHER,
-    needs_data(criterion(
-        "fisher",
-        "Theis et al., Faster gaze prediction with dense networks and Fisher pruning (2018), eq. 9; Crowley et al., A closer look at structured pruning (2018)",
-        &[ON, QUIRK],
-        GATED_SITES,
-        "Fisher pruning: the second-order loss change of removing a unit, from the squared gradient of its gate.\n\n\
-         `½ · E_x[(∂L(x)/∂ξ)²]`, with `∂L/∂ξ = Σ a·∂L/∂a` summed over the example's tokens before squaring.\n\n\
-         Mind: L(x) is the mean over the example's scored tokens and the square is taken per example, so the score does not depend on the batch. \
-         The published code divides once more by the batch size (`quirk = \"reference\"`).\n\n\
-         ```prune\nscore m.layers[*].attention.heads using fisher(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))
-);
-planned!(
-    GROUP_FISHER,
-    needs_data(criterion(
-        "group_fisher",
-        "Liu et al., Group Fisher Pruning for Practical Network Compression (2021), eq. 6-9",
-        &[ON, param("per", Ty::OneOf(&["none", "params", "flops", "memory"]), "none", "Divide by what removing the unit saves."), QUIRK,],
-        &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Experts, SiteKind::Hidden],
-        "Fisher information of coupled units, divided by the cost that their removal saves.\n\n\
-         `E_x[(Σ_members ∂L(x)/∂ξ)²] / cost`: contributions of coupled members (a KV group's heads, a residual channel's writers) are added **before** squaring.\n\n\
-         Mind: the authors' code takes the gradient of the batch mean, so its scores carry 1/N, and divides integers by integers; both behind `quirk = \"reference\"`.\n\n\
-         ```prune\nscore m.layers[*].mlp.neurons using group_fisher(on = d.train.sample(64, seed = 0), per = params) as s\n```",
-    ))
-);
-planned!(
     OBD,
     needs_data(criterion(
         "obd",

@@ -209,13 +209,9 @@ mod tests {
         }
         let share = |f| Amount::Share { share: Share::from_fraction(f), each: false };
         let pattern = |removed, group| Amount::NofM { removed, group };
-        for (name, amount) in [
-            ("u50", share(0.5)),
-            ("u30", share(0.3)),
-            ("2of4", pattern(2, 4)),
-            ("4of8", pattern(4, 8)),
-            ("1of4", pattern(1, 4)),
-        ] {
+        for (name, amount) in
+            [("u50", share(0.5)), ("u30", share(0.3)), ("2of4", pattern(2, 4)), ("4of8", pattern(4, 8)), ("1of4", pattern(1, 4))]
+        {
             let (protect, removed) = (Sites::default(), Removed::default());
             let request = Request {
                 sites: &sites,

@@ -1,4 +1,5 @@
-//! |∂L/∂ξ| from one backward pass a batch: every example has its own gates, so its gradient comes out alone. No weight is a variable.
+//! Sums over the data of what a gate's gradient ∂L/∂ξ says, from one backward pass a batch: every example has its own gates, so its
+//! gradient comes out alone. No weight is a variable. Shared by loss_delta, fisher and group_fisher.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +7,42 @@ use candle_core::{DType, Tensor, Var};
 use prunectl_model::{Batch, Gates, LayerGates, Transformer};
 use prunectl_recipe::catalogue::SiteKind;
 
-use super::{Absolute, NAME};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 use crate::units::count;
 
-pub(super) fn score(of: Absolute, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
-    if of == Absolute::Token {
+/// How gradients become a unit's share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    /// |∂L(x)/∂ξ|, the mean over examples: Michel et al.
+    Example,
+    /// |∂L_b/∂ξ_t| of each token t, L_b the mean of the batch: the authors' code.
+    Token,
+    /// |∂L_b/∂ξ|: transformers' bertology.
+    Batch,
+    /// (∂L(x)/∂ξ)², the mean over examples: Fisher.
+    Square,
+    /// The sum of each example's part of ∂L_b/∂ξ, squared: the Group Fisher authors' code.
+    SquareOfBatchMean,
+}
+
+/// One score a unit; `method` names who asks.
+pub(super) fn score(
+    method: &'static str,
+    of: Of,
+    model: &Transformer,
+    sites: &Sites,
+    data: &mut dyn Batches,
+    progress: &dyn Progress,
+) -> Result<Scores> {
+    if let Some(kind) = sites.kinds().into_iter().find(|k| matches!(k, SiteKind::Weights | SiteKind::Hidden)) {
+        return Err(PruneError::Site { method, kind, hint: "a gate can't switch these off; use `taylor` or `magnitude`" });
+    }
+    if of == Of::Token {
         if let Some(kind) = sites.kinds().into_iter().find(|k| !matches!(k, SiteKind::Heads | SiteKind::KvGroups)) {
-            return Err(PruneError::Site { method: NAME, kind, hint: "`quirk = \"reference\"` is defined for heads and KV groups" });
+            return Err(PruneError::Site { method, kind, hint: "`quirk = \"reference\"` is defined for heads and KV groups" });
         }
     }
     let mut sums = Sums { sites: BTreeMap::new(), examples: 0, tokens: 0 };
@@ -29,7 +55,7 @@ pub(super) fn score(of: Absolute, model: &Transformer, sites: &Sites, data: &mut
     data.reset()?;
     while let Some(batch) = data.next()? {
         progress.check()?;
-        if one_by_one && of == Absolute::Example {
+        if one_by_one && matches!(of, Of::Example | Of::Square) {
             for row in 0..batch.size()?.0 {
                 sums.add(of, model, &batch.rows(&[row as u32])?)?;
             }
@@ -37,10 +63,10 @@ pub(super) fn score(of: Absolute, model: &Transformer, sites: &Sites, data: &mut
             sums.add(of, model, &batch)?;
         }
         done += 1;
-        progress.advance(done, data.len_hint().map_or(done, |n| n as u64), NAME);
+        progress.advance(done, data.len_hint().map_or(done, |n| n as u64), method);
     }
     if sums.examples == 0 {
-        return Err(PruneError::NoData { method: NAME, batches: done as usize });
+        return Err(PruneError::NoData { method, batches: done as usize });
     }
     Ok(sums.scores(of, model))
 }
@@ -68,12 +94,12 @@ impl Sums {
         self.sites.contains_key(&Key::of(kind, layer))
     }
 
-    fn gates(&self, of: Absolute, model: &Transformer, batch: &Batch, layer: usize) -> Result<Handles> {
+    fn gates(&self, of: Of, model: &Transformer, batch: &Batch, layer: usize) -> Result<Handles> {
         let (b, s) = batch.size()?;
         let d = model.layer_dims(layer)?;
         let ones = |shape: &[usize]| Var::ones(shape, model.dtype(), model.device());
         let make = |wanted: bool, shape: &[usize]| wanted.then(|| ones(shape)).transpose();
-        let heads: &[usize] = if of == Absolute::Token { &[b, s, d.q_heads] } else { &[b, d.q_heads] };
+        let heads: &[usize] = if of == Of::Token { &[b, s, d.q_heads] } else { &[b, d.q_heads] };
         let neurons: &[usize] = if d.experts > 0 { &[b, d.experts, d.ffn] } else { &[b, d.ffn] };
         Ok(Handles {
             heads: make(self.wants(SiteKind::Heads, layer) || self.wants(SiteKind::KvGroups, layer), heads)?,
@@ -85,7 +111,7 @@ impl Sums {
         })
     }
 
-    fn add(&mut self, of: Absolute, model: &Transformer, batch: &Batch) -> Result<()> {
+    fn add(&mut self, of: Of, model: &Transformer, batch: &Batch) -> Result<()> {
         let mut handles = Vec::with_capacity(model.n_layers());
         for layer in 0..model.n_layers() {
             handles.push(self.gates(of, model, batch, layer)?);
@@ -105,7 +131,7 @@ impl Sums {
             return Ok(());
         }
         // The codes behind the quirks differentiate the mean of the batch, the paper the mean of each example.
-        let total = if of == Absolute::Example { loss.per_example_mean()?.sum_all()? } else { loss.mean()? };
+        let total = if matches!(of, Of::Example | Of::Square) { loss.per_example_mean()?.sum_all()? } else { loss.mean()? };
         let grads = total.backward()?;
         self.examples += live;
         self.tokens += match &batch.keep {
@@ -143,16 +169,17 @@ impl Sums {
         Ok(())
     }
 
-    fn scores(self, of: Absolute, model: &Transformer) -> Scores {
+    fn scores(self, of: Of, model: &Transformer) -> Scores {
         let mut out = Scores::default();
         // The authors divide the last layer of a classifier by examples: only the first token has a gradient there.
         let tokens_everywhere = matches!(model.blueprint().head, prunectl_model::Head::Tokens { .. });
         for (key, sums) in self.sites {
             let last = key.layer.is_some_and(|l| l + 1 == model.n_layers());
             let n = match of {
-                Absolute::Example => self.examples,
-                Absolute::Token if last && !tokens_everywhere => self.examples,
-                Absolute::Token | Absolute::Batch => self.tokens,
+                Of::Example | Of::Square => self.examples,
+                Of::SquareOfBatchMean => 1,
+                Of::Token if last && !tokens_everywhere => self.examples,
+                Of::Token | Of::Batch => self.tokens,
             };
             out.sites.insert(key, sums.into_iter().map(|s| (s / n.max(1) as f64) as f32).collect());
         }
@@ -160,14 +187,15 @@ impl Sums {
     }
 }
 
-/// Σ |gradient| of each unit: rows are examples (or tokens, or everything at once); `group` neighbours sum before the absolute value.
-fn shares(of: Absolute, g: &Tensor, width: usize, group: usize) -> Result<Vec<f64>> {
+/// What each unit gains: rows are examples (or tokens, or everything at once); `group` neighbours sum before the absolute value or the square.
+fn shares(of: Of, g: &Tensor, width: usize, group: usize) -> Result<Vec<f64>> {
     let g = g.to_dtype(DType::F64)?.reshape(((), width * group))?;
-    let g = if of == Absolute::Batch { g.sum_keepdim(0)? } else { g };
+    let g = if of == Of::Batch { g.sum_keepdim(0)? } else { g };
     let mut out = vec![0.0; width];
     for row in g.to_vec2::<f64>()? {
         for (sum, unit) in out.iter_mut().zip(row.chunks(group)) {
-            *sum += unit.iter().sum::<f64>().abs();
+            let g = unit.iter().sum::<f64>();
+            *sum += if matches!(of, Of::Square | Of::SquareOfBatchMean) { g * g } else { g.abs() };
         }
     }
     Ok(out)
