@@ -15,7 +15,8 @@ STEPS, LR, DECAY, CLIP, BATCH, LENGTH = 50, 1e-3, 0.01, 1.0, 4, 16
 
 torch.manual_seed(0)
 model = AutoModelForCausalLM.from_pretrained(HERE / "methods/models/llama-tiny", attn_implementation="eager").double()
-ids = torch.randint(0, model.config.vocab_size, (BATCH, LENGTH))
+# Special tokens stay out: PyTorch gives the row of the padding token no gradient.
+ids = torch.randint(3, model.config.vocab_size, (BATCH, LENGTH))
 optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY)
 losses, norms = [], []
 for _ in range(STEPS):

@@ -202,20 +202,3 @@ fn distillation_of_oneself_costs_nothing_and_masked_lm_trains() {
     let (a, b) = (trainer.advance(&mut data()).unwrap(), trainer.advance(&mut data()).unwrap());
     assert!(a.loss > 1.0 && b.loss > 1.0 && a.loss != b.loss);
 }
-
-#[test]
-fn debug_norms() {
-    let mut m = model();
-    let mut vars = Vec::new();
-    for (slot, t) in model().params().iter() {
-        let v = candle_core::Var::from_tensor(t).unwrap();
-        m.params_mut().set(slot, v.as_tensor().clone());
-        vars.push((slot.to_owned(), v));
-    }
-    let b = data().batch(&[0, 1, 2, 3]).unwrap();
-    let g = m.forward_loss(&b, &Default::default(), &mut ()).unwrap().mean().unwrap().backward().unwrap();
-    for (slot, v) in vars {
-        let n = g.get(v.as_tensor()).map(|g| g.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt());
-        println!("DBG {slot} {n:?}");
-    }
-}
