@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 HERE = pathlib.Path(__file__).parent
-STEPS, LR, DECAY, CLIP, BATCH, LENGTH = 50, 1e-3, 0.01, 1.0, 4, 16
+# At 1e-3 PyTorch in f32 is already 4 % off itself in f64 (gradient norm, step 47): rounding is amplified where gradients vanish.
+STEPS, LR, DECAY, CLIP, BATCH, LENGTH = 50, 3e-4, 0.01, 1.0, 4, 16
 
 torch.manual_seed(0)
 model = AutoModelForCausalLM.from_pretrained(HERE / "methods/models/llama-tiny", attn_implementation="eager").double()

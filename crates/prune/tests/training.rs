@@ -61,7 +61,7 @@ fn spec(length: When, optimizer: &str, args: &[(&str, Value)]) -> TrainSpec {
 }
 
 fn adamw() -> Vec<(&'static str, Value)> {
-    vec![("lr", Value::Number(1e-3)), ("decay", Value::Word("all".into()))]
+    vec![("lr", Value::Number(3e-4)), ("decay", Value::Word("all".into()))]
 }
 
 #[derive(Default)]
