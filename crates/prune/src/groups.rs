@@ -3,6 +3,7 @@
 //! A unit's slices are whole rows or columns of matrices, so one vector of row (or column) sums of each matrix serves all units.
 //! Biases and norm weights do not count. Sums are in f64, in the order of the matrix, whatever the threads.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor};
@@ -72,12 +73,11 @@ pub(crate) fn sums(
                     continue;
                 }
                 own.entries += t.elem_count() / t.dim(dim)?.max(1) * len;
-                if !lines.contains_key(&(slot.clone(), dim)) {
-                    lines.insert((slot.clone(), dim), line_sums(&entries(&slot)?, dim, fold.entry)?);
-                }
-                if let Some(line) = lines.get(&(slot.clone(), dim)) {
-                    own.sum += line.iter().skip(start).take(len).map(|v| (fold.line)(*v)).sum::<f64>();
-                }
+                let line = match lines.entry((slot.clone(), dim)) {
+                    Entry::Occupied(line) => line.into_mut(),
+                    Entry::Vacant(free) => free.insert(line_sums(&entries(&slot)?, dim, fold.entry)?),
+                };
+                own.sum += line.iter().skip(start).take(len).map(|v| (fold.line)(*v)).sum::<f64>();
                 members.insert(slot);
             }
             own.members = members.len();

@@ -68,7 +68,7 @@ pub fn rescore(
         let mut changed = false;
         for (key, kept) in &mut out.decision.sites {
             let order = gone.entry(*key).or_default();
-            while kept.len() % multiple != 0 {
+            while !kept.len().is_multiple_of(multiple) {
                 let back = last_gone(*key, order, &dense);
                 if back.is_empty() {
                     break;

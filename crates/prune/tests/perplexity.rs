@@ -1,4 +1,5 @@
 //! Perplexity against transformers' NLL of each token, on a real model that is not part of this project.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! A masked model computes what the compacted one does, whatever was removed, and two steps come to the same as one.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

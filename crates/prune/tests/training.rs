@@ -1,4 +1,5 @@
 //! The training loop: equal to PyTorch, resumable to the same bits, and true to its masks.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -40,10 +40,9 @@ pub(super) fn score(
     if let Some(kind) = sites.kinds().into_iter().find(|k| matches!(k, SiteKind::Weights | SiteKind::Hidden)) {
         return Err(PruneError::Site { method, kind, hint: "a gate can't switch these off; use `taylor` or `magnitude`" });
     }
-    if of == Of::Token {
-        if let Some(kind) = sites.kinds().into_iter().find(|k| !matches!(k, SiteKind::Heads | SiteKind::KvGroups)) {
-            return Err(PruneError::Site { method, kind, hint: "`quirk = \"reference\"` is defined for heads and KV groups" });
-        }
+    let by_token = |k: &SiteKind| matches!(k, SiteKind::Heads | SiteKind::KvGroups);
+    if let Some(kind) = sites.kinds().into_iter().find(|k| of == Of::Token && !by_token(k)) {
+        return Err(PruneError::Site { method, kind, hint: "`quirk = \"reference\"` is defined for heads and KV groups" });
     }
     let mut sums = Sums { sites: BTreeMap::new(), examples: 0, tokens: 0 };
     for key in sites.units.keys() {

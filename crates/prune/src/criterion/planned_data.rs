@@ -4,8 +4,7 @@ use prunectl_recipe::catalogue::{Entry, SiteKind, Ty};
 
 use super::Criterion;
 use crate::row::{
-    ALL_SITES, CALIBRATION, GATED_SITES, INNER_AND_WEIGHTS, INNER_SITES, ON, QUIRK, WEIGHTS, criterion, needs_data, optional, param,
-    required, within,
+    ALL_SITES, CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, ON, WEIGHTS, criterion, needs_data, optional, param, required, within,
 };
 
 macro_rules! planned {

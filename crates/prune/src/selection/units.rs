@@ -221,7 +221,7 @@ fn align(taken: &mut Vec<&Item>, ranking: &Ranking<'_>, request: &Request<'_>, s
     for key in &ranking.keys {
         let left = (0..shape.count(*key)).filter(|u| !request.removed.has(*key, *u)).count();
         let going = |taken: &[&Item]| taken.iter().filter(|i| i.key == *key).map(|i| i.units.len()).sum::<usize>();
-        while going(taken) > 0 && (left - going(taken)) % multiple != 0 {
+        while going(taken) > 0 && !(left - going(taken)).is_multiple_of(multiple) {
             let Some(last) = taken.iter().rposition(|i| i.key == *key) else { break };
             taken.remove(last);
         }

@@ -182,7 +182,7 @@ fn rows(m: &mut Matrix, amount: &Amount, request: &Request<'_>) -> Result<()> {
 
 /// Of every `group` consecutive inputs, `removed` go: those already gone first, then the lowest, then the first.
 fn pattern(m: &mut Matrix, removed: usize, group: usize, request: &Request<'_>) -> Result<()> {
-    if group == 0 || removed > group || m.columns % group != 0 {
+    if group == 0 || removed > group || !m.columns.is_multiple_of(group) {
         return Err(PruneError::Amount {
             found: format!("{removed} of {group}"),
             expected: format!("a group that divides the {} inputs of `{}`", m.columns, m.slot),
