@@ -97,3 +97,17 @@ fn fixtures_give_their_plans_and_their_mistakes() {
         }
     }
 }
+
+#[test]
+fn the_language_reference_is_up_to_date_and_its_examples_compile() {
+    let catalogue = prunectl_prune::catalogue();
+    let page = prunectl_recipe::reference::reference(&catalogue);
+    for example in prunectl_recipe::reference::examples(&page) {
+        let text = prunectl_recipe::explain::whole(&example);
+        let c = compile(&text, "example.prune", &[], &Disk, &catalogue, &Twelve);
+        if let Err(d) = &c.result {
+            panic!("{example}\n{}", rendered(d, &c));
+        }
+    }
+    expect_file(&root().join("docs/language.md"), &page);
+}

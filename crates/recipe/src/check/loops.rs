@@ -159,12 +159,13 @@ impl<'a> Checker<'a> {
             cells.push(Cell { labels, steps });
             last = Some(scope);
         }
-        self.states = entry;
+        let left = std::mem::replace(&mut self.states, entry);
         let in_loop = std::mem::replace(&mut self.in_loop, true);
         let metrics = last.map(|scope| self.export(scope, cx.scope, false)).unwrap_or_default();
         self.in_loop = in_loop;
         let axes = axes.iter().map(|(a, _)| a.name.clone()).collect();
         let full = self.emit(span, name.map(|n| n.name.as_str()), "sweep", StepKind::Sweep { axes, cells });
+        self.grids.insert(full.clone(), left);
         if let Some(n) = name {
             self.bind(n, Binding::Grid { full, metrics }, cx.scope, false);
         }

@@ -35,7 +35,7 @@ pub(super) fn parse_defaults(catalogue: &Catalogue) -> HashMap<&'static str, Opt
 }
 
 /// What a type is called in messages.
-pub(super) fn ty_name(ty: &Ty) -> String {
+pub(crate) fn ty_name(ty: &Ty) -> String {
     match ty {
         Ty::Bool => "true or false".into(),
         Ty::Count => "a whole number".into(),
@@ -401,7 +401,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 }
 
 /// `5..=70`, or one-sided where a side is infinite.
-pub(super) fn range_text(low: f64, high: f64, unit: &str) -> String {
+pub(crate) fn range_text(low: f64, high: f64, unit: &str) -> String {
     match (low.is_finite() && low.abs() < 1e15, high.is_finite() && high.abs() < 1e15) {
         (true, true) => format!("{low}{unit}..={high}{unit}"),
         (true, false) => format!("{low}{unit}.."),

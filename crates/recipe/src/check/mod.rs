@@ -27,6 +27,7 @@ use crate::source::Sources;
 use crate::syntax_error::nearest;
 
 pub(crate) use files::{Parsed, parse_all};
+pub(crate) use methods::{range_text, ty_name};
 pub use options::OPTION_TABLES;
 pub(crate) use selector::kind_word;
 
@@ -132,6 +133,8 @@ pub(crate) struct Checker<'a> {
     models: Vec<ModelDecl>,
     data: Vec<DataDecl>,
     states: HashMap<String, ModelState>,
+    /// How each sweep's last cell left the models: what `adopt` takes over.
+    grids: HashMap<String, HashMap<String, ModelState>>,
     /// Steps of the statement list being checked.
     steps: Vec<Step>,
     n_steps: usize,
@@ -176,6 +179,7 @@ pub(crate) fn check(
         models: Vec::new(),
         data: Vec::new(),
         states: HashMap::new(),
+        grids: HashMap::new(),
         steps: Vec::new(),
         n_steps: 0,
         counters: HashMap::new(),

@@ -663,8 +663,11 @@ impl<'a> Checker<'a> {
             return;
         }
         let Some(model) = m else { return };
-        let state = self.state(&model);
-        state.facts = None;
+        if let Some(left) = self.grids.get(&full).and_then(|g| g.get(&model)).cloned() {
+            self.states.insert(model.clone(), left);
+        }
+        // Which cell's shape it is, only the run knows.
+        self.state(&model).facts = None;
         let rank = RunExpr::Metric(metric.clone(), value.span);
         let kind = StepKind::Adopt { model, grid: full, filter: condition.flatten(), rank, lowest: which == "lowest" };
         self.emit(span, None, "adopt", kind);

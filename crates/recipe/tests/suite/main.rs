@@ -3,5 +3,6 @@
 mod codes;
 mod common;
 mod fmt;
+mod reference;
 mod robust;
 mod shipped;
