@@ -221,7 +221,9 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
             plain(step, vec![format!("{}{on}", call(metric.span))])
         }
         StepKind::Train(train) => plain(step, vec![format!("on {} for {}", describe_data(&train.data), length(train.length))]),
-        StepKind::Save { to, layout, .. } => plain(step, vec![format!("to {to}, layout = {layout}")]),
+        StepKind::Save { to, layout, .. } => {
+            plain(step, vec![format!("to {to}{}", if layout == "padded" { ", removed units as zeros" } else { "" })])
+        }
         StepKind::Expect { .. } => plain(step, vec![call(step.span)]),
         _ => plain(step, Vec::new()),
     }

@@ -130,7 +130,17 @@ pub fn read_facts(decl: &ModelDecl) -> Result<ModelFile> {
     let task = task_of(decl)?;
     match &decl.source {
         ModelSource::Dir(path) => Ok(ModelFile::read(path, task)?),
-        ModelSource::Builtin(name) => with_builtin(builtin_files(name)?, |dir| Ok(ModelFile::read(dir, task)?)),
+        ModelSource::Builtin(name) => {
+            let files = builtin_files(name)?;
+            if !files.iter().any(|(file, _)| file.ends_with(".safetensors")) {
+                let what = format!("builtin(\"{name}\") has no weights in this build");
+                return Err(Error::Refused {
+                    what,
+                    remedy: format!("train it with recipes/builtin, or write init(\"builtin:{name}\") for random ones"),
+                });
+            }
+            with_builtin(files, |dir| Ok(ModelFile::read(dir, task)?))
+        }
         ModelSource::Init { config, .. } => match builtin_config(config) {
             Some(name) => with_builtin(builtin_files(name)?, |dir| Ok(ModelFile::of_config(&dir.join("config.json"), task)?)),
             None => Ok(ModelFile::of_config(config, task)?),

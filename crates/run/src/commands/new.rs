@@ -82,9 +82,10 @@ impl New {
         let model_source = source("model", &model)?;
         let decl = ModelDecl {
             name: "m".to_owned(),
-            source: match model.strip_prefix("builtin:") {
-                Some(name) => ModelSource::Builtin(name.to_owned()),
-                None => ModelSource::Dir(PathBuf::from(&model)),
+            // Of a built-in model the config says enough.
+            source: match model.starts_with("builtin:") {
+                true => ModelSource::Init { config: PathBuf::from(&model), seed: 0 },
+                false => ModelSource::Dir(PathBuf::from(&model)),
             },
             dtype: None,
             task: None,

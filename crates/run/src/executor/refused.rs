@@ -58,7 +58,7 @@ fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
                 chat(&train.data, step.span, out);
             }
             StepKind::Eval { data: Some(data), .. } => chat(data, step.span, out),
-            StepKind::Save { format, .. } if format != "hf" => {
+            StepKind::Save { format, .. } if !matches!(format.as_str(), "" | "hf") => {
                 out.push(no(&format!("`format = {format}`"), step.span, "leave it out for the Hugging Face layout"))
             }
             StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| steps(r, out)),

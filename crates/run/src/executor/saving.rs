@@ -41,8 +41,10 @@ impl Executor<'_> {
                 ..Outcome::default()
             });
         }
+        // Left out, a format is `hf` and a layout is `compact`.
+        let layout = if layout.is_empty() { "compact" } else { layout };
         let layout = Layout::parse(layout).ok_or_else(|| Error::Internal(format!("layout `{layout}`")))?;
-        if format != "hf" {
+        if !matches!(format, "" | "hf") {
             return Err(Error::Refused {
                 what: format!("format = {format} is not carried out by this build"),
                 remedy: "leave it out for the Hugging Face layout".to_owned(),
