@@ -25,7 +25,7 @@ fn michel_bert() {
     let run = |args: &[(&str, Value)]| layers(&common::score(&model, "loss_delta", args, &sites, &mut case.classified()), SiteKind::Heads);
     close(&case, "delta_loss.single_head", &run(&[]));
     let g = ("estimate", word("gradient"));
-    close(&case, "importance.paper", &run(&[g.clone()]));
+    close(&case, "importance.paper", &run(std::slice::from_ref(&g)));
     for (quirk, raw, normed) in [
         ("reference", "importance.authors.unnormalised", "importance.authors"),
         ("bertology", "importance.hf.unnormalised", "importance.hf.layer_l2"),
@@ -45,7 +45,7 @@ fn michel_llama() {
         let run = |args: &[(&str, Value)]| layers(&common::score(&model, "loss_delta", args, &sites, &mut case.texts()), kind);
         close(&case, &format!("{stem}.delta_loss.single"), &run(&[]));
         let g = ("estimate", word("gradient"));
-        close(&case, &format!("{stem}.importance.paper"), &run(&[g.clone()]));
+        close(&case, &format!("{stem}.importance.paper"), &run(std::slice::from_ref(&g)));
         close(&case, &format!("{stem}.importance.paper.l2"), &run(&[g.clone(), ("normalize", word("layer"))]));
         close(&case, &format!("{stem}.importance.token"), &run(&[g.clone(), ("quirk", word("reference"))]));
         let l2 = [g.clone(), ("quirk", word("reference")), ("normalize", word("layer"))];
@@ -358,4 +358,42 @@ fn group_fisher() {
         }
     }
     worst("03_group_fisher_llama");
+}
+
+#[test]
+fn rescoring_removes_a_tenth_at_a_time() {
+    use prunectl_prune::{AtLeast, CRITERIA, Removed, Request, rescore};
+    use prunectl_recipe::plan::{Amount, Scope, Share};
+    let case = Case::open("02_michel_bert");
+    let dense = case.model("text-classification");
+    let sites = common::all(&dense, &[SiteKind::Heads]);
+    let amount = Amount::Share { share: Share::from_fraction(0.4), each: false };
+    let (protect, none) = (Sites::default(), Removed::default());
+    let request = Request {
+        sites: &sites,
+        amount: &amount,
+        scope: Scope::Global,
+        at_least: Some(AtLeast::Units(1)),
+        align: None,
+        protect: &protect,
+        removed: &none,
+        step: Some(Share::from_fraction(0.1)),
+    };
+    let criterion = common::build(CRITERIA, "loss_delta", &[]);
+    let run = |request: &Request<'_>| {
+        let (mut model, mut removed) = (dense.clone(), Removed::default());
+        rescore(&mut model, &mut removed, &*criterion, request, &mut case.classified(), &()).unwrap()
+    };
+    let out = run(&request);
+    let kept: usize = out.decision.sites.values().map(Vec::len).sum();
+    // 9 of 24 go, 2 in a round; the sixth round finds nothing left to do.
+    assert_eq!((kept, out.rounds.len()), (15, 6));
+    let first = common::score(&dense, "loss_delta", &[], &sites, &mut case.classified());
+    assert_eq!(out.rounds[0].sites, first.sites);
+    let aligned = run(&Request { align: Some(4), ..request });
+    for (key, kept) in &aligned.decision.sites {
+        let plain = &out.decision.sites[key];
+        assert_eq!(kept.len(), plain.len().div_ceil(4) * 4);
+        assert!(plain.iter().all(|u| kept.contains(u)));
+    }
 }
