@@ -3,6 +3,8 @@
 //! Their files lie in `assets/`, with what they score and how they were made (`assets/README.md`); nothing here knows what is in them.
 //! The built-in data is made, not stored: [`crate::data::tales`].
 
+use prunectl_model::Task;
+
 /// A file of a model folder: its name and its bytes.
 pub type ModelFile = (&'static str, &'static [u8]);
 
@@ -13,25 +15,33 @@ macro_rules! asset {
     };
 }
 
-const MODELS: &[(&str, &[ModelFile])] = &[
-    (
-        "tiny-bert",
-        &[asset!("tiny-bert", "config.json"), asset!("tiny-bert", "tokenizer.json"), asset!("tiny-bert", "tokenizer_config.json")],
-    ),
-    (
-        "tiny-llama",
-        &[
-            asset!("tiny-llama", "config.json"),
-            asset!("tiny-llama", "generation_config.json"),
-            asset!("tiny-llama", "tokenizer.json"),
-            asset!("tiny-llama", "tokenizer_config.json"),
-        ],
-    ),
+const TINY_BERT: &[ModelFile] =
+    &[asset!("tiny-bert", "config.json"), asset!("tiny-bert", "tokenizer.json"), asset!("tiny-bert", "tokenizer_config.json")];
+/// The same shape and tokenizer, trained to guess hidden words.
+const TINY_BERT_WORDS: &[ModelFile] =
+    &[asset!("tiny-bert-mlm", "config.json"), asset!("tiny-bert", "tokenizer.json"), asset!("tiny-bert", "tokenizer_config.json")];
+const TINY_LLAMA: &[ModelFile] = &[
+    asset!("tiny-llama", "config.json"),
+    asset!("tiny-llama", "generation_config.json"),
+    asset!("tiny-llama", "tokenizer.json"),
+    asset!("tiny-llama", "tokenizer_config.json"),
+];
+
+/// Name, task and files; the first row of a name is what it means without a task.
+const MODELS: &[(&str, Task, &[ModelFile])] = &[
+    ("tiny-bert", Task::Classification, TINY_BERT),
+    ("tiny-bert", Task::MaskedLm, TINY_BERT_WORDS),
+    ("tiny-llama", Task::CausalLm, TINY_LLAMA),
 ];
 
 /// The files of a built-in model, as they would lie in its folder; `None` if there is no model of this name.
 pub fn model_files(name: &str) -> Option<&'static [ModelFile]> {
-    MODELS.iter().find(|(known, _)| *known == name).map(|(_, files)| *files)
+    MODELS.iter().find(|(known, ..)| *known == name).map(|(.., files)| *files)
+}
+
+/// The files of a built-in model for a task; where none was trained for it, those of [`model_files`], whose body can serve.
+pub fn model_files_for(name: &str, task: Task) -> Option<&'static [ModelFile]> {
+    MODELS.iter().find(|(known, made_for, _)| *known == name && *made_for == task).map(|(.., files)| *files).or_else(|| model_files(name))
 }
 
 /// One file of a built-in model.
@@ -41,7 +51,7 @@ pub fn model_file(name: &str, file: &str) -> Option<&'static [u8]> {
 
 /// The names of the built-in models.
 pub fn model_names() -> impl Iterator<Item = &'static str> {
-    MODELS.iter().map(|(name, _)| *name)
+    MODELS.iter().map(|(name, ..)| *name).scan("", |last, name| Some((std::mem::replace(last, name) != name).then_some(name))).flatten()
 }
 
 #[cfg(test)]
@@ -64,5 +74,19 @@ mod tests {
     #[test]
     fn an_unknown_model_is_none() {
         assert!(model_files("tiny-gpt").is_none());
+        assert!(model_files_for("tiny-gpt", Task::MaskedLm).is_none());
+    }
+
+    #[test]
+    fn a_task_picks_the_files() {
+        let architecture = |task: Task| {
+            let files = model_files_for("tiny-bert", task).expect("files");
+            let (_, config) = files.iter().find(|(name, _)| *name == "config.json").expect("a config");
+            serde_json::from_slice::<serde_json::Value>(config).expect("JSON")["architectures"][0].clone()
+        };
+        assert_eq!(architecture(Task::Classification), "BertForSequenceClassification");
+        assert_eq!(architecture(Task::MaskedLm), "BertForMaskedLM");
+        assert_eq!(architecture(Task::Encoder), "BertForSequenceClassification");
+        assert_eq!(model_names().collect::<Vec<_>>(), ["tiny-bert", "tiny-llama"]);
     }
 }

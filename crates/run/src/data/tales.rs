@@ -123,3 +123,62 @@ impl Dice {
         [table[first as usize], table[second as usize]]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_tale_depends_on_its_split_and_index_alone() {
+        let all: Vec<Tale> = Split::Validation.tales().collect();
+        assert_eq!(all.len(), Split::Validation.size());
+        for index in [0, 1, 77, 4_095] {
+            assert_eq!(Split::Validation.tale(index).as_ref(), all.get(index));
+        }
+        assert_eq!(Split::Validation.tale(4_096), None);
+    }
+
+    /// Guards the bytes: the built-in models were trained on exactly these stories.
+    #[test]
+    fn the_first_tales_are_these() {
+        let first = |split: Split| split.tale(0).map(|tale| tale.text);
+        assert_eq!(
+            first(Split::Train).as_deref(),
+            Some(
+                "Vera was in the forest. Vera had a black lamp. The girl was sad. Ask about the one with the lamp. She took the black lamp home."
+            )
+        );
+        assert_eq!(
+            first(Split::Validation).as_deref(),
+            Some("Anna was on the farm. She had a white kite. She looked cheerful. Ask about Anna. The girl left the farm.")
+        );
+        assert_eq!(
+            first(Split::Test).as_deref(),
+            Some(
+                "Vera and Finn were on the farm. Vera had a green drum and he had a white book. There was no rain and Finn liked it. Vera wanted three nuts. The girl found four nuts. Ask about Vera. She left the farm."
+            )
+        );
+    }
+
+    #[test]
+    fn splits_share_no_tale() {
+        let mut seen: HashSet<String> = HashSet::new();
+        for split in Split::ALL {
+            let texts: HashSet<String> = split.tales().map(|tale| tale.text).collect();
+            assert!(texts.len() * 100 > split.size() * 99, "{}: {} different tales", split.name(), texts.len());
+            assert!(seen.is_disjoint(&texts), "{} repeats a tale of another split", split.name());
+            seen.extend(texts);
+        }
+    }
+
+    #[test]
+    fn labels_are_balanced() {
+        for split in Split::ALL {
+            let happy = split.tales().filter(|tale| tale.label == 1).count();
+            let percent = 100 * happy / split.size();
+            assert!((47..=53).contains(&percent), "{}: {percent} % happy", split.name());
+        }
+    }
+}

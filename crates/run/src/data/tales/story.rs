@@ -2,8 +2,17 @@
 use super::words::{BOYS, COLOURS, COUNTED, GIRLS, GLAD, GLUM, NUMBERS, PLACES, THINGS, WEATHER};
 use super::{Dice, Split, Tale};
 
-/// Characters in a story.
+/// Characters in a story, unless one is alone.
 const CAST: usize = 2;
+/// In percent: stories of one character, of a boy and a girl, contests among the others, negated statements, weather that is there. Short stories and an
+/// uneven share of negations leave a first signal in single words, from which training finds the rest.
+const ALONE: u32 = 25;
+const BOTH_KINDS: u32 = 70;
+const CONTEST: u32 = 20;
+const NEGATED: u32 = 35;
+const PRESENT: u32 = 65;
+/// The form of question that names only the one asked about.
+const ASK_PLAINLY: u32 = 3;
 
 #[derive(Clone, Copy)]
 struct Person {
@@ -12,6 +21,8 @@ struct Person {
     colour: &'static str,
     thing: &'static str,
     happy: bool,
+    /// What weather they mind, if they do; different for each, so that no two sentences contradict each other.
+    weather: &'static str,
 }
 
 /// A sentence is a list of words; its full stop is added on telling.
@@ -22,57 +33,55 @@ struct World<'d> {
     cast: [Person; CAST],
     preposition: &'static str,
     place: &'static str,
-    /// One boy and one girl: then "she" and "the boy" mean one person each.
-    mixed: bool,
+    /// Only the first of the cast appears.
+    alone: bool,
+    /// "She" and "the boy" mean one person each: there is at most one of a kind.
+    distinct: bool,
 }
 
 /// Tells the story that these dice give, with a cast and a place that belong to `split`.
 pub(super) fn tell(dice: &mut Dice, split: Split) -> Tale {
-    let (names, genders, place) = loop {
-        let mixed = dice.chance(70);
-        let first = dice.coin();
-        let genders = [first, if mixed { !first } else { first }];
-        let picks = [dice.pick_two(&Numbers::<8>::ALL), dice.pick_two(&Numbers::<8>::ALL)];
-        let seats = if mixed { [picks[0][0], picks[1][0]] } else { picks[0] };
-        let place = dice.below(PLACES.len() as u32);
-        let fingerprint =
-            [seats[0], seats[1], u32::from(genders[0]), u32::from(genders[1]), place].iter().fold(2_166_136_261_u32, |h, &x| {
-                // FNV-1a, then the high bits, which its multiplication mixes best.
-                (h ^ x).wrapping_mul(16_777_619)
-            });
-        if split.owns(fingerprint >> 16) {
-            let name = |seat: usize| {
-                if genders[seat] { GIRLS[seats[seat] as usize % GIRLS.len()] } else { BOYS[seats[seat] as usize % BOYS.len()] }
-            };
-            break ([name(0), name(1)], genders, PLACES[place as usize % PLACES.len()]);
+    let alone = dice.chance(ALONE);
+    let (names, girls, (preposition, place)) = loop {
+        let both_kinds = dice.chance(BOTH_KINDS);
+        let first_girl = dice.coin();
+        let girls = [first_girl, first_girl != both_kinds];
+        let (boys, sisters) = (dice.pick_two(&BOYS), dice.pick_two(&GIRLS));
+        let names = match girls {
+            [true, true] => sisters,
+            [false, false] => boys,
+            [true, false] => [sisters[0], boys[0]],
+            [false, true] => [boys[0], sisters[0]],
+        };
+        let place = dice.pick(&PLACES);
+        if split.owns(fingerprint(&[names[0], if alone { "" } else { names[1] }, place.1])) {
+            break (names, girls, place);
         }
     };
     let colours = dice.pick_two(&COLOURS);
     let things = dice.pick_two(&THINGS);
-    let person = |seat: usize, happy| Person { name: names[seat], girl: genders[seat], colour: colours[seat], thing: things[seat], happy };
-    let cast = [person(0, dice.coin()), person(1, dice.coin())];
-    let mut world = World { mixed: cast[0].girl != cast[1].girl, dice, cast, preposition: place.0, place: place.1 };
-    world.tell()
+    let weathers = dice.pick_two(&WEATHER);
+    let mut person = |seat: usize| Person {
+        name: names[seat],
+        girl: girls[seat],
+        colour: colours[seat],
+        thing: things[seat],
+        happy: dice.coin(),
+        weather: weathers[seat],
+    };
+    let cast = [person(0), person(1)];
+    World { distinct: alone || cast[0].girl != cast[1].girl, alone, dice, cast, preposition, place }.tell()
 }
 
-/// The numbers `0..N` as a table.
-struct Numbers<const N: usize>;
-
-impl<const N: usize> Numbers<N> {
-    const ALL: [u32; N] = {
-        let mut all = [0; N];
-        let mut i = 0;
-        while i < N {
-            all[i] = i as u32;
-            i += 1;
-        }
-        all
-    };
+/// FNV-1a over the words, less its low bits, which are the worst mixed.
+fn fingerprint(words: &[&str]) -> u32 {
+    let bytes = words.iter().flat_map(|word| word.bytes().chain([b' ']));
+    bytes.fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619)) >> 8
 }
 
 impl World<'_> {
     fn tell(&mut self) -> Tale {
-        let asked = usize::from(self.dice.coin());
+        let asked = self.someone();
         let mut sentences = vec![self.opening()];
         sentences.extend(self.belongings());
         sentences.extend(self.threads());
@@ -88,19 +97,22 @@ impl World<'_> {
 
     /// "Mia and Tom were at the market"
     fn opening(&mut self) -> Sentence {
-        vec![self.cast[0].name, "and", self.cast[1].name, "were", self.preposition, "the", self.place]
+        let mut words = vec![self.cast[0].name];
+        words.extend(if self.alone { vec!["was"] } else { vec!["and", self.cast[1].name, "were"] });
+        words.extend([self.preposition, "the", self.place]);
+        words
     }
 
     /// "Mia had a red ball and Tom had a blue kite", in either order.
     fn belongings(&mut self) -> Vec<Sentence> {
-        let first = usize::from(self.dice.coin());
+        let first = self.someone();
         let mut words = Vec::new();
-        for who in [first, 1 - first] {
+        for who in [first, 1 - first].into_iter().take(if self.alone { 1 } else { CAST }) {
             if !words.is_empty() {
                 words.push("and");
             }
             // The item cannot name its owner before it is introduced.
-            if self.mixed && self.dice.coin() {
+            if self.distinct && self.dice.coin() {
                 words.push(self.pronoun(who));
             } else {
                 words.push(self.cast[who].name);
@@ -111,7 +123,10 @@ impl World<'_> {
     }
 
     fn threads(&mut self) -> Vec<Sentence> {
-        if self.dice.chance(25) {
+        if self.alone {
+            return self.thread(0);
+        }
+        if self.dice.chance(CONTEST) {
             let winner = usize::from(self.dice.coin());
             self.cast[winner].happy = true;
             self.cast[1 - winner].happy = false;
@@ -139,7 +154,7 @@ impl World<'_> {
 
     /// "Mia was not sad"
     fn mood(&mut self, who: usize) -> Sentence {
-        let negated = self.dice.chance(50);
+        let negated = self.dice.chance(NEGATED);
         let mut words = self.refer(who);
         words.extend(match (self.dice.coin(), negated) {
             (true, false) => &["was"][..],
@@ -181,10 +196,10 @@ impl World<'_> {
         vec![wish, find]
     }
 
-    /// "There was no rain but Mia liked rain"
+    /// "There was no rain and Mia did not like it"
     fn weather(&mut self, who: usize) -> Sentence {
-        let weather = self.dice.pick(&WEATHER);
-        let (present, negated) = (self.dice.coin(), self.dice.chance(40));
+        let weather = self.cast[who].weather;
+        let (present, negated) = (self.dice.chance(PRESENT), self.dice.chance(NEGATED));
         let likes = present == self.cast[who].happy;
         let mut words = vec!["there", "was", if present { "much" } else { "no" }, weather, "and"];
         words.extend(self.refer(who));
@@ -198,7 +213,7 @@ impl World<'_> {
 
     /// "Mia did not lose to the one with the blue kite"
     fn contest(&mut self, winner: usize) -> Sentence {
-        let negated = self.dice.coin();
+        let negated = self.dice.chance(NEGATED);
         let subject = usize::from(self.dice.coin());
         let mut words = self.refer(subject);
         let wins = (subject == winner) != negated;
@@ -218,7 +233,8 @@ impl World<'_> {
     /// "Ask about her", "Ask about her and not Tom", "Do not ask about the one with the kite"
     fn question(&mut self, asked: usize) -> Sentence {
         let other = 1 - asked;
-        match self.dice.below(4) {
+        let form = if self.alone { ASK_PLAINLY } else { self.dice.below(4) };
+        match form {
             0 => {
                 let mut words = vec!["do", "not", "ask", "about"];
                 words.extend(self.refer_as_object(other));
@@ -241,7 +257,7 @@ impl World<'_> {
 
     /// "He left the market", "The girl took the red ball home"
     fn going_home(&mut self) -> Sentence {
-        let who = usize::from(self.dice.coin());
+        let who = self.someone();
         let mut words = self.refer_without_thing(who);
         if self.dice.coin() {
             words.extend(["left", "the", self.place]);
@@ -251,12 +267,17 @@ impl World<'_> {
         words
     }
 
+    /// One of those who appear.
+    fn someone(&mut self) -> usize {
+        if self.alone { 0 } else { usize::from(self.dice.coin()) }
+    }
+
     fn pronoun(&self, who: usize) -> &'static str {
         if self.cast[who].girl { "she" } else { "he" }
     }
 
     fn refer_without_thing(&mut self, who: usize) -> Sentence {
-        if !self.mixed {
+        if !self.distinct {
             return vec![self.cast[who].name];
         }
         match self.dice.below(10) {
