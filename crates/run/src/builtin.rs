@@ -34,19 +34,17 @@ const MODELS: &[(&str, Task, &[ModelFile])] = &[
     ("tiny-llama", Task::CausalLm, TINY_LLAMA),
 ];
 
-/// The files of a built-in model, as they would lie in its folder; `None` if there is no model of this name.
-pub fn model_files(name: &str) -> Option<&'static [ModelFile]> {
-    MODELS.iter().find(|(known, ..)| *known == name).map(|(.., files)| *files)
-}
-
-/// The files of a built-in model for a task; where none was trained for it, those of [`model_files`], whose body can serve.
-pub fn model_files_for(name: &str, task: Task) -> Option<&'static [ModelFile]> {
-    MODELS.iter().find(|(known, made_for, _)| *known == name && *made_for == task).map(|(.., files)| *files).or_else(|| model_files(name))
+/// The files of a built-in model, as they would lie in its folder; `None` if there is no model of this name. A task picks the weights
+/// that were trained for it; without one, or where none were, it is the model's first.
+pub fn model_files(name: &str, task: Option<Task>) -> Option<&'static [ModelFile]> {
+    let mut of_name = MODELS.iter().filter(|(known, ..)| *known == name);
+    let first = of_name.clone().next();
+    of_name.find(|(_, made_for, _)| Some(*made_for) == task).or(first).map(|(.., files)| *files)
 }
 
 /// One file of a built-in model.
-pub fn model_file(name: &str, file: &str) -> Option<&'static [u8]> {
-    model_files(name)?.iter().find(|(known, _)| *known == file).map(|(_, bytes)| *bytes)
+pub fn model_file(name: &str, task: Option<Task>, file: &str) -> Option<&'static [u8]> {
+    model_files(name, task)?.iter().find(|(known, _)| *known == file).map(|(_, bytes)| *bytes)
 }
 
 /// The names of the built-in models.
@@ -62,31 +60,25 @@ mod tests {
 
     #[test]
     fn every_model_has_a_config_and_a_tokenizer_that_fits_it() {
-        for name in model_names() {
-            let config: serde_json::Value =
-                serde_json::from_slice(model_file(name, "config.json").expect("a config")).expect("config.json is JSON");
-            let text = std::str::from_utf8(model_file(name, "tokenizer.json").expect("a tokenizer")).expect("UTF-8");
-            let tokenizer = tokenizers::Tokenizer::from_str(text).expect("tokenizer.json");
+        for (name, task, _) in MODELS {
+            let file = |file| model_file(name, Some(*task), file).expect("a file");
+            let config: serde_json::Value = serde_json::from_slice(file("config.json")).expect("config.json is JSON");
+            let tokenizer = std::str::from_utf8(file("tokenizer.json")).expect("UTF-8");
+            let tokenizer = tokenizers::Tokenizer::from_str(tokenizer).expect("tokenizer.json");
             assert_eq!(config["vocab_size"].as_u64(), Some(tokenizer.get_vocab_size(true) as u64), "{name}");
         }
     }
 
     #[test]
-    fn an_unknown_model_is_none() {
-        assert!(model_files("tiny-gpt").is_none());
-        assert!(model_files_for("tiny-gpt", Task::MaskedLm).is_none());
-    }
-
-    #[test]
     fn a_task_picks_the_files() {
-        let architecture = |task: Task| {
-            let files = model_files_for("tiny-bert", task).expect("files");
-            let (_, config) = files.iter().find(|(name, _)| *name == "config.json").expect("a config");
+        let architecture = |task| {
+            let config = model_file("tiny-bert", task, "config.json").expect("a config");
             serde_json::from_slice::<serde_json::Value>(config).expect("JSON")["architectures"][0].clone()
         };
-        assert_eq!(architecture(Task::Classification), "BertForSequenceClassification");
-        assert_eq!(architecture(Task::MaskedLm), "BertForMaskedLM");
-        assert_eq!(architecture(Task::Encoder), "BertForSequenceClassification");
+        assert_eq!(architecture(None), "BertForSequenceClassification");
+        assert_eq!(architecture(Some(Task::MaskedLm)), "BertForMaskedLM");
+        assert_eq!(architecture(Some(Task::Encoder)), "BertForSequenceClassification");
         assert_eq!(model_names().collect::<Vec<_>>(), ["tiny-bert", "tiny-llama"]);
+        assert!(model_files("tiny-gpt", None).is_none());
     }
 }

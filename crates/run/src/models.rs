@@ -70,8 +70,8 @@ fn builtin_config(config: &Path) -> Option<&str> {
     config.to_str()?.rsplit('/').next()?.strip_prefix("builtin:")
 }
 
-fn builtin_files(name: &str) -> Result<&'static [builtin::ModelFile]> {
-    builtin::model_files(name).ok_or_else(|| Error::Refused {
+fn builtin_files(name: &str, task: Option<Task>) -> Result<&'static [builtin::ModelFile]> {
+    builtin::model_files(name, task).ok_or_else(|| Error::Refused {
         what: format!("there is no built-in model `{name}`"),
         remedy: format!("use {}", builtin::model_names().collect::<Vec<_>>().join(", ")),
     })
@@ -103,13 +103,13 @@ pub fn load(decl: &ModelDecl, device: &Device, dtype: Option<Dtype>) -> Result<L
             Ok(Loaded { model, tokenizer: Tokenizer::open(path)?, files: Place::Folder(path.clone()) })
         }
         ModelSource::Builtin(name) => {
-            let files = builtin_files(name)?;
+            let files = builtin_files(name, options.task)?;
             let (model, tokenizer) = with_builtin(files, |dir| Ok((prunectl_model::load(dir, &options)?, Tokenizer::open(dir)?)))?;
             Ok(Loaded { model, tokenizer, files: Place::Builtin(files) })
         }
         ModelSource::Init { config, seed } => match builtin_config(config) {
             Some(name) => {
-                let files = builtin_files(name)?;
+                let files = builtin_files(name, options.task)?;
                 let made = |dir: &Path| Ok((prunectl_model::init(&dir.join("config.json"), *seed, &options)?, Tokenizer::open(dir)?));
                 let (model, tokenizer) = with_builtin(files, made)?;
                 Ok(Loaded { model, tokenizer, files: Place::Builtin(files) })
@@ -131,7 +131,7 @@ pub fn read_facts(decl: &ModelDecl) -> Result<ModelFile> {
     match &decl.source {
         ModelSource::Dir(path) => Ok(ModelFile::read(path, task)?),
         ModelSource::Builtin(name) => {
-            let files = builtin_files(name)?;
+            let files = builtin_files(name, task)?;
             if !files.iter().any(|(file, _)| file.ends_with(".safetensors")) {
                 let what = format!("builtin(\"{name}\") has no weights in this build");
                 return Err(Error::Refused {
@@ -142,7 +142,7 @@ pub fn read_facts(decl: &ModelDecl) -> Result<ModelFile> {
             with_builtin(files, |dir| Ok(ModelFile::read(dir, task)?))
         }
         ModelSource::Init { config, .. } => match builtin_config(config) {
-            Some(name) => with_builtin(builtin_files(name)?, |dir| Ok(ModelFile::of_config(&dir.join("config.json"), task)?)),
+            Some(name) => with_builtin(builtin_files(name, task)?, |dir| Ok(ModelFile::of_config(&dir.join("config.json"), task)?)),
             None => Ok(ModelFile::of_config(config, task)?),
         },
         ModelSource::Hub { repo, .. } => Err(not_yet_from_hub(repo)),
@@ -169,7 +169,7 @@ pub fn hashes(decl: &ModelDecl) -> Result<BTreeMap<String, String>> {
             }
         }
         ModelSource::Builtin(name) => {
-            for (file, bytes) in builtin_files(name)? {
+            for (file, bytes) in builtin_files(name, task_of(decl)?)? {
                 out.insert((*file).to_owned(), crate::files::sha256(bytes));
             }
         }

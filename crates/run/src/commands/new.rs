@@ -147,7 +147,7 @@ fn quoted(text: &str) -> Result<String> {
 
 fn source(what: &str, given: &str) -> Result<String> {
     match given.strip_prefix("builtin:") {
-        Some(name) if what == "data" || builtin::model_files(name).is_some() => Ok(format!("builtin({})", quoted(name)?)),
+        Some(name) if what == "data" || builtin::model_files(name, None).is_some() => Ok(format!("builtin({})", quoted(name)?)),
         Some(name) => Err(Error::Usage {
             message: format!("there is no built-in model `{name}`; there are {}", builtin::model_names().collect::<Vec<_>>().join(", ")),
         }),

@@ -147,17 +147,17 @@ mod tests {
         assert_eq!(
             first(Split::Train).as_deref(),
             Some(
-                "Vera was in the forest. Vera had a black lamp. The girl was sad. Ask about the one with the lamp. She took the black lamp home."
+                "Ask about Rosa. Rosa and Tom were in the forest. Tom had a blue drum and Rosa had a black lamp. Tom was gloomy. Rosa wanted two shells. Rosa found one shell. Rosa took the black lamp home."
             )
         );
         assert_eq!(
             first(Split::Validation).as_deref(),
-            Some("Anna was on the farm. She had a white kite. She looked cheerful. Ask about Anna. The girl left the farm.")
+            Some("Ask about Leo. Leo was at the school. Leo had a blue book. Leo looked gloomy. Leo left the school.")
         );
         assert_eq!(
             first(Split::Test).as_deref(),
             Some(
-                "Vera and Finn were on the farm. Vera had a green drum and he had a white book. There was no rain and Finn liked it. Vera wanted three nuts. The girl found four nuts. Ask about Vera. She left the farm."
+                "Ask about Anna. Anna and Tom were on the farm. Tom had a white lamp and Anna had a black drum. Tom looked angry. Anna was proud. Anna left the farm."
             )
         );
     }

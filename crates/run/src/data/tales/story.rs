@@ -4,15 +4,16 @@ use super::{Dice, Split, Tale};
 
 /// Characters in a story, unless one is alone.
 const CAST: usize = 2;
-/// In percent: stories of one character, of a boy and a girl, contests among the others, negated statements, weather that is there, people called after what they
+/// In percent: stories of one character, of a boy and a girl, told with names only, contests among the others, negated statements, weather that is there, people called after what they
 /// carry. Short stories and an
 /// uneven share of negations leave a first signal in single words, from which training finds the rest.
 const ALONE: u32 = 25;
 const BOTH_KINDS: u32 = 85;
 const CONTEST: u32 = 20;
+const PLAIN: u32 = 40;
 const NEGATED: u32 = 30;
 const PRESENT: u32 = 65;
-const BY_THING: u32 = 8;
+const BY_THING: u32 = 10;
 /// The form of question that names only the one asked about.
 const ASK_PLAINLY: u32 = 3;
 
@@ -37,6 +38,8 @@ struct World<'d> {
     place: &'static str,
     /// Only the first of the cast appears.
     alone: bool,
+    /// People are always called by their names.
+    plain: bool,
     /// "She" and "the boy" mean one person each: there is at most one of a kind.
     distinct: bool,
 }
@@ -63,6 +66,7 @@ pub(super) fn tell(dice: &mut Dice, split: Split) -> Tale {
     let colours = dice.pick_two(&COLOURS);
     let things = dice.pick_two(&THINGS);
     let weathers = dice.pick_two(&WEATHER);
+    let plain = dice.chance(PLAIN);
     let mut person = |seat: usize| Person {
         name: names[seat],
         girl: girls[seat],
@@ -72,7 +76,7 @@ pub(super) fn tell(dice: &mut Dice, split: Split) -> Tale {
         weather: weathers[seat],
     };
     let cast = [person(0), person(1)];
-    World { distinct: alone || cast[0].girl != cast[1].girl, alone, dice, cast, preposition, place }.tell()
+    World { distinct: alone || cast[0].girl != cast[1].girl, alone, plain, dice, cast, preposition, place }.tell()
 }
 
 /// FNV-1a over the words, less its low bits, which are the worst mixed.
@@ -84,15 +88,9 @@ fn fingerprint(words: &[&str]) -> u32 {
 impl World<'_> {
     fn tell(&mut self) -> Tale {
         let asked = self.someone();
-        let mut sentences = vec![self.opening()];
+        let mut sentences = vec![self.question(asked), self.opening()];
         sentences.extend(self.belongings());
         sentences.extend(self.threads());
-        let question = self.question(asked);
-        if self.dice.chance(30) {
-            sentences.insert(1, question);
-        } else {
-            sentences.push(question);
-        }
         sentences.push(self.going_home());
         Tale { text: render(&sentences), label: u32::from(self.cast[asked].happy) }
     }
@@ -114,7 +112,7 @@ impl World<'_> {
                 words.push("and");
             }
             // The item cannot name its owner before it is introduced.
-            if self.distinct && self.dice.coin() {
+            if !self.plain && self.distinct && self.dice.coin() {
                 words.push(self.pronoun(who));
             } else {
                 words.push(self.cast[who].name);
@@ -279,7 +277,7 @@ impl World<'_> {
     }
 
     fn refer_without_thing(&mut self, who: usize) -> Sentence {
-        if !self.distinct {
+        if self.plain || !self.distinct {
             return vec![self.cast[who].name];
         }
         match self.dice.below(10) {
@@ -290,7 +288,7 @@ impl World<'_> {
     }
 
     fn refer(&mut self, who: usize) -> Sentence {
-        if self.dice.chance(BY_THING) { self.by_thing(who) } else { self.refer_without_thing(who) }
+        if !self.plain && self.dice.chance(BY_THING) { self.by_thing(who) } else { self.refer_without_thing(who) }
     }
 
     fn by_thing(&self, who: usize) -> Sentence {

@@ -1,7 +1,7 @@
 //! The words of the world. Every table holds single tokens.
 
-pub(super) const GIRLS: [&str; 8] = ["Mia", "Anna", "Ella", "Nora", "Lily", "Rosa", "Ida", "Vera"];
-pub(super) const BOYS: [&str; 8] = ["Tom", "Ben", "Max", "Leo", "Sam", "Jack", "Finn", "Otto"];
+pub(super) const GIRLS: [&str; 4] = ["Mia", "Anna", "Ella", "Rosa"];
+pub(super) const BOYS: [&str; 4] = ["Tom", "Ben", "Max", "Leo"];
 
 /// Preposition and place.
 pub(super) const PLACES: [(&str, &str); 8] = [
