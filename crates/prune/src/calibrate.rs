@@ -1,7 +1,7 @@
 //! Streaming statistics of activations: what layer-wise criteria read while calibration data passes. Memory does not grow with the data;
 //! padding never counts; sums are in f64.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor};
 use prunectl_model::{Batch, ModelError, Point, Tap};
@@ -11,44 +11,123 @@ pub(crate) fn real_tokens(batch: &Batch) -> candle_core::Result<Option<Tensor>> 
     batch.keep.as_ref().map(|k| k.to_dtype(DType::F64)?.unsqueeze(2)).transpose()
 }
 
-/// Σ x² of each input column of each weight matrix, by slot.
-#[derive(Default)]
-pub(crate) struct InputSquares {
-    /// By slot, `[in]`.
-    pub sums: BTreeMap<String, Vec<f64>>,
+/// What is summed over the rows of a matrix's input.
+pub(crate) trait Statistic {
+    /// Of an input of so many columns, before any row.
+    fn new(columns: usize) -> Self;
+    /// Adds the rows of `[rows, columns]`, f64; padding is rows of zeros. `real` says which rows count, where not all do.
+    fn add(&mut self, x: &Tensor, real: Option<&[u8]>) -> candle_core::Result<()>;
+}
+
+/// Σ x² of each column.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Squares(pub Vec<f64>);
+
+impl Statistic for Squares {
+    fn new(columns: usize) -> Self {
+        Self(vec![0.0; columns])
+    }
+
+    fn add(&mut self, x: &Tensor, _: Option<&[u8]>) -> candle_core::Result<()> {
+        for (sum, square) in self.0.iter_mut().zip(x.sqr()?.sum(0)?.to_vec1::<f64>()?) {
+            *sum += square;
+        }
+        Ok(())
+    }
+}
+
+/// XᵀX, `[columns, columns]` f64.
+#[derive(Debug, Clone)]
+pub(crate) struct Gram(pub Option<Tensor>);
+
+impl Statistic for Gram {
+    fn new(_: usize) -> Self {
+        Self(None)
+    }
+
+    fn add(&mut self, x: &Tensor, _: Option<&[u8]>) -> candle_core::Result<()> {
+        let product = x.t()?.contiguous()?.matmul(x)?;
+        self.0 = Some(match &self.0 {
+            Some(sum) => (sum + product)?,
+            None => product,
+        });
+        Ok(())
+    }
+}
+
+/// Statistics of the inputs of each weight matrix, filled while batches pass.
+pub(crate) struct Inputs<S> {
+    /// By slot; matrices that read the same input share the first one's.
+    sums: BTreeMap<String, S>,
+    /// Slots that share, and whose.
+    same: BTreeMap<String, String>,
     /// Sequences seen.
     pub sequences: usize,
     /// Only this layer is looked at.
-    pub layer: Option<usize>,
+    layer: Option<usize>,
+    /// Only these inputs are looked at; None: all.
+    only: Option<BTreeSet<String>>,
     gated: bool,
     keep: Option<Tensor>,
+    real: Option<Vec<u8>>,
     /// The MLP's input, `[b·s, hidden]`, padding zeroed, while experts run.
     mlp_input: Option<Tensor>,
     /// Rows of the expert that runs.
     rows: Option<Tensor>,
 }
 
-impl InputSquares {
+/// Σ x² of each input column of each weight matrix.
+pub(crate) type InputSquares = Inputs<Squares>;
+
+impl<S: Statistic> Inputs<S> {
     pub fn new(gated: bool, layer: Option<usize>) -> Self {
-        Self { gated, layer, ..Self::default() }
+        Self {
+            sums: BTreeMap::new(),
+            same: BTreeMap::new(),
+            sequences: 0,
+            layer,
+            only: None,
+            gated,
+            keep: None,
+            real: None,
+            mlp_input: None,
+            rows: None,
+        }
+    }
+
+    /// Looks at the inputs of these matrices only.
+    pub fn only(self, slots: &BTreeSet<String>) -> Self {
+        Self { only: Some(slots.clone()), ..self }
     }
 
     /// Before each batch.
     pub fn begin(&mut self, batch: &Batch) -> candle_core::Result<()> {
         self.sequences += batch.size().map_or(0, |(b, _)| b);
         self.keep = real_tokens(batch)?;
+        self.real = batch.keep.as_ref().map(|k| k.flatten_all()?.to_vec1()).transpose()?;
         Ok(())
     }
 
-    fn add(&mut self, slots: &[String], x: &Tensor) -> candle_core::Result<()> {
-        let squares = x.sqr()?.sum(0)?.to_vec1::<f64>()?;
-        for slot in slots {
-            let sums = self.sums.entry(slot.clone()).or_insert_with(|| vec![0.0; squares.len()]);
-            for (sum, square) in sums.iter_mut().zip(&squares) {
-                *sum += square;
-            }
+    /// The statistic of a matrix's input, if the data reached it.
+    pub fn get(&self, slot: &str) -> Option<&S> {
+        self.sums.get(self.same.get(slot).map_or(slot, String::as_str))
+    }
+
+    fn add(&mut self, slots: &[String], x: &Tensor, real: Option<&[u8]>) -> candle_core::Result<()> {
+        if self.only.as_ref().is_some_and(|only| !slots.iter().any(|s| only.contains(s))) {
+            return Ok(());
         }
-        Ok(())
+        let Some((first, others)) = slots.split_first() else { return Ok(()) };
+        for other in others {
+            self.same.entry(other.clone()).or_insert_with(|| first.clone());
+        }
+        if !self.sums.contains_key(first) {
+            self.sums.insert(first.clone(), S::new(x.dim(1)?));
+        }
+        match self.sums.get_mut(first) {
+            Some(sum) => sum.add(x, real),
+            None => Ok(()),
+        }
     }
 
     /// `[b, s, …]` to `[b·s, width]` in f64, padding zeroed.
@@ -68,45 +147,58 @@ impl InputSquares {
 
     fn record(&mut self, layer: usize, point: Point, x: &Tensor) -> candle_core::Result<()> {
         let p = format!("layers.{layer}");
+        let real = self.real.clone();
         match point {
             Point::AttentionInput => {
                 let x = self.flat(x)?;
-                self.add(&["q", "k", "v"].map(|n| format!("{p}.attention.{n}.weight")), &x)
+                self.add(&["q", "k", "v"].map(|n| format!("{p}.attention.{n}.weight")), &x, real.as_deref())
             }
             Point::HeadContext => {
                 let x = self.flat(x)?;
-                self.add(&[format!("{p}.attention.o.weight")], &x)
+                self.add(&[format!("{p}.attention.o.weight")], &x, real.as_deref())
             }
             Point::MlpInput => {
                 let x = self.flat(x)?;
                 self.mlp_input = Some(x.clone());
-                self.add(&self.up_slots(&format!("{p}.mlp")), &x)
+                self.add(&self.up_slots(&format!("{p}.mlp")), &x, real.as_deref())
             }
             Point::Intermediate => {
                 let x = self.flat(x)?;
-                self.add(&[format!("{p}.mlp.down.weight")], &x)
+                self.add(&[format!("{p}.mlp.down.weight")], &x, real.as_deref())
             }
             Point::ExpertRows(e) => {
                 if let Some(input) = self.mlp_input.clone() {
                     let own = input.index_select(x, 0)?;
-                    self.add(&self.up_slots(&format!("{p}.mlp.experts.{e}")), &own)?;
+                    let real = chosen(real.as_deref(), x)?;
+                    self.add(&self.up_slots(&format!("{p}.mlp.experts.{e}")), &own, real.as_deref())?;
                 }
                 self.rows = Some(x.clone());
                 Ok(())
             }
             Point::ExpertIntermediate(e) => {
                 let mut own = x.to_dtype(DType::F64)?;
+                let real = match &self.rows {
+                    Some(rows) => chosen(real.as_deref(), rows)?,
+                    None => None,
+                };
                 if let (Some(keep), Some(rows)) = (&self.keep, &self.rows) {
                     own = own.broadcast_mul(&keep.flatten_to(1)?.index_select(rows, 0)?)?;
                 }
-                self.add(&[format!("{p}.mlp.experts.{e}.down.weight")], &own)
+                self.add(&[format!("{p}.mlp.experts.{e}.down.weight")], &own, real.as_deref())
             }
             _ => Ok(()),
         }
     }
 }
 
-impl Tap for InputSquares {
+/// Which of the rows at `indices` count.
+fn chosen(real: Option<&[u8]>, indices: &Tensor) -> candle_core::Result<Option<Vec<u8>>> {
+    let Some(real) = real else { return Ok(None) };
+    let indices = indices.to_dtype(DType::U32)?.to_vec1::<u32>()?;
+    Ok(Some(indices.iter().map(|i| real.get(*i as usize).copied().unwrap_or(0)).collect()))
+}
+
+impl<S: Statistic> Tap for Inputs<S> {
     fn wants(&self, layer: usize, point: Point) -> bool {
         self.layer.is_none_or(|l| l == layer)
             && matches!(

@@ -14,6 +14,7 @@ mod error;
 mod eval;
 mod groups;
 mod labels;
+mod linalg;
 mod loss;
 mod optimizer;
 mod quantizer;

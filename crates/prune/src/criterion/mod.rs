@@ -2,6 +2,7 @@
 
 mod activation_norm;
 mod block_influence;
+mod blocks;
 mod fisher;
 mod gate_gradients;
 mod group_fisher;
@@ -11,6 +12,7 @@ mod planned_data;
 mod planned_layerwise;
 mod planned_learned;
 mod random;
+mod sparsegpt;
 mod taylor;
 mod wanda;
 
@@ -51,6 +53,11 @@ pub trait Criterion: Send + Sync {
     fn layerwise(&self) -> Option<&dyn Layerwise> {
         None
     }
+
+    /// Whether pruning with it changes weights that stay: such a step can't be done again from its decision alone.
+    fn updates_weights(&self) -> bool {
+        false
+    }
 }
 
 /// Prunes block by block: each block is scored on the inputs that its pruned predecessors give.
@@ -77,7 +84,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     planned_data::OBD,
     planned_data::LOSS_MODEL,
     wanda::ENTRY,
-    planned_layerwise::SPARSEGPT,
+    sparsegpt::ENTRY,
     planned_layerwise::FLAP,
     planned_layerwise::THINET,
     planned_data::HRANK,

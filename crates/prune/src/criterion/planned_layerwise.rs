@@ -3,7 +3,7 @@
 use prunectl_recipe::catalogue::{Entry, Ty};
 
 use super::Criterion;
-use crate::row::{CALIBRATION, INNER_SITES, QUIRK, WEIGHTS, criterion, needs_data, param, sequential, within};
+use crate::row::{CALIBRATION, INNER_SITES, QUIRK, criterion, needs_data, param, sequential, within};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
@@ -11,24 +11,6 @@ macro_rules! planned {
     };
 }
 
-planned!(
-    SPARSEGPT,
-    needs_data(sequential(criterion(
-        "sparsegpt",
-        "Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot (2023), eq. 5 and algorithm 1",
-        &[
-            CALIBRATION,
-            within(param("damp", Ty::Percent, "1%", "Share of the mean diagonal of H added to it."), 0.0, 100.0),
-            within(param("block", Ty::Count, "128", "Columns whose mask is chosen together."), 1.0, 65536.0),
-            QUIRK,
-        ],
-        WEIGHTS,
-        "Removes weights with the least `w² / [H⁻¹]_jj²` (upper Cholesky factor of the inverse of `H = 2XXᵀ/n + λI`) and updates the remaining ones column by column.\n\n\
-         Mind: the mask of a block of columns is chosen over all rows together; dead inputs get a unit diagonal; a failed factorisation is retried with more damping and says so. \
-         The authors' code removes one weight more in each block (`quirk = \"reference\"`).\n\n\
-         ```prune\nprune m.layers[*].linears.weights by 50% using sparsegpt(on = d.train.sample(64, seed = 0), damp = 1%, block = 128)\n```",
-    )))
-);
 planned!(
     FLAP,
     needs_data(sequential(criterion(

@@ -5,11 +5,11 @@
 //! (`quirk = "reference"`), which changes scores, not masks.
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Context, Gates, Transformer};
+use prunectl_model::{Gates, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind};
 use prunectl_recipe::plan::Scope;
 
-use super::{Criterion, Layerwise};
+use super::{Criterion, Layerwise, blocks};
 use crate::calibrate::InputSquares;
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
@@ -18,7 +18,7 @@ use crate::groups::{Fold, same, sums};
 use crate::row::{CALIBRATION, INNER_AND_WEIGHTS, QUIRK, criterion, needs_data, runs, sequential};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, layer_amounts, select};
-use crate::site::{Sites, slot_layer};
+use crate::site::Sites;
 use crate::surgery;
 
 const NAME: &str = "wanda";
@@ -37,7 +37,7 @@ impl Wanda {
             found: slot.to_owned(),
             expected: "a projection of an attention or MLP sublayer that the data reaches".into(),
         };
-        let sums = stats.sums.get(slot).filter(|s| s.len() == columns).ok_or_else(missing)?;
+        let sums = stats.get(slot).map(|s| &s.0).filter(|s| s.len() == columns).ok_or_else(missing)?;
         let n = if self.reference { stats.sequences.max(1) as f64 } else { 1.0 };
         let norms: Vec<f32> = sums.iter().map(|s| (s / n).sqrt() as f32).collect();
         Ok(w.abs()?.broadcast_mul(&Tensor::from_vec(norms, columns, &Device::Cpu)?)?)
@@ -103,51 +103,23 @@ impl Layerwise for Wanda {
             surgery::mask(model, removed, &decision)?;
             return Ok((decision, scores));
         }
-        let mut states: Vec<(Tensor, Context)> = Vec::new();
-        let mut batches = Vec::new();
-        data.reset()?;
-        while let Some(batch) = data.next()? {
-            states.push(model.embed(&batch)?);
-            batches.push(batch);
-        }
-        if batches.is_empty() {
-            return Err(PruneError::NoData { method: NAME, batches: 0 });
-        }
         let amounts = layer_amounts(request.amount, request.sites)?;
+        let gated = model.blueprint().mlp.gated;
         let (mut decision, mut scores) = (Decision::default(), Scores::default());
-        for layer in 0..model.n_layers() {
-            progress.check()?;
-            let own = of_layer(request.sites, layer);
-            if !own.is_empty() {
-                let mut stats = InputSquares::new(model.blueprint().mlp.gated, Some(layer));
-                for (batch, (x, context)) in batches.iter().zip(&states) {
-                    stats.begin(batch)?;
-                    model.block(layer, x, context, None, &mut stats)?;
-                }
-                let here = self.scores(model, &own, &stats)?;
-                let amount = amounts.as_ref().and_then(|a| a.get(&layer)).unwrap_or(request.amount);
-                let request = Request { sites: &own, amount, removed, ..*request };
-                let chosen = select(&here, &request, &Shape::of(model, &own)?)?;
-                surgery::mask(model, removed, &chosen)?;
-                decision.sites.extend(chosen.sites);
-                decision.weights.extend(chosen.weights);
-                scores.sites.extend(here.sites);
-                scores.weights.extend(here.weights);
-            }
-            for (x, context) in &mut states {
-                *x = model.block(layer, x, context, None, &mut ())?.detach();
-            }
-            progress.advance(layer as u64 + 1, model.n_layers() as u64, NAME);
-        }
+        blocks::each(NAME, model, request.sites, data, progress, |model, layer, own, stream| {
+            let stats = stream.inputs(model, layer, InputSquares::new(gated, Some(layer)))?;
+            let here = self.scores(model, own, &stats)?;
+            let amount = amounts.as_ref().and_then(|a| a.get(&layer)).unwrap_or(request.amount);
+            let request = Request { sites: own, amount, removed, ..*request };
+            let chosen = select(&here, &request, &Shape::of(model, own)?)?;
+            surgery::mask(model, removed, &chosen)?;
+            decision.sites.extend(chosen.sites);
+            decision.weights.extend(chosen.weights);
+            scores.sites.extend(here.sites);
+            scores.weights.extend(here.weights);
+            Ok(())
+        })?;
         Ok((decision, scores))
-    }
-}
-
-/// The part of a selection that lies in one layer.
-fn of_layer(sites: &Sites, layer: usize) -> Sites {
-    Sites {
-        units: sites.units.iter().filter(|(k, _)| k.layer == Some(layer)).map(|(k, u)| (*k, u.clone())).collect(),
-        weights: sites.weights.iter().filter(|s| slot_layer(s) == Some(layer)).cloned().collect(),
     }
 }
 

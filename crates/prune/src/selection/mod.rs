@@ -23,6 +23,8 @@ use crate::error::{PruneError, Result};
 use crate::scores::Scores;
 use crate::site::{Key, Sites, plural};
 
+pub(crate) use weights::to_go as weights_to_go;
+
 /// The least that must stay in each layer (each matrix, for weights).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtLeast {
@@ -195,7 +197,7 @@ pub(crate) fn layer_amounts(amount: &Amount, sites: &Sites) -> Result<Option<BTr
     Ok(by_layer(amount, layers.len())?.map(|amounts| layers.into_iter().zip(amounts).collect()))
 }
 
-fn scope_name(scope: Scope) -> &'static str {
+pub(crate) fn scope_name(scope: Scope) -> &'static str {
     match scope {
         Scope::Global => "global",
         Scope::Layer => "layer",

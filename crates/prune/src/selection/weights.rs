@@ -215,6 +215,20 @@ fn count(amount: &Amount, total: usize, gone: usize) -> Result<usize> {
     }
 }
 
+/// How many more weights of one matrix go, `gone` of its `total` being gone already: for methods that choose them their own way.
+pub(crate) fn to_go(slot: &str, amount: &Amount, request: &Request<'_>, total: usize, gone: usize) -> Result<usize> {
+    let want = count(amount, total, gone)?;
+    let (left, floor) = (total - gone.min(total), request.at_least.map_or(0, |a| a.of(total)));
+    if floor > left {
+        return Err(PruneError::AtLeast { key: slot.to_owned(), wanted: floor, left, total });
+    }
+    let possible = if request.protect.weights.contains(slot) { 0 } else { left - floor };
+    if want > possible {
+        return Err(cannot(slot, want, possible, request));
+    }
+    Ok(want)
+}
+
 fn cannot(what: &str, wanted: usize, possible: usize, request: &Request<'_>) -> PruneError {
     let reason = match (request.at_least.is_some(), request.protect.is_empty()) {
         (true, true) => "`at_least`",

@@ -66,7 +66,8 @@ impl Executor<'_> {
         let name = model_of(&prune.selector).to_owned();
         let mut state = self.state.model(&name)?.clone();
         let call = self.criterion_call(&prune.criterion);
-        if let Some(done) = done {
+        // Weights that a method updated stand in no decision: such a step is done again.
+        if let Some(done) = done.filter(|_| !updates_weights(prune)) {
             let shapes = |slot: &str| state.model.params().get(slot).and_then(|t| t.dims2().ok());
             let decision = read_decision(&self.dir, &done.files, &state.map, state.model.n_layers(), shapes)?;
             let scores = self.stored_scores(done)?;
@@ -194,6 +195,16 @@ impl Executor<'_> {
         })?;
         let bytes = self.dir.read_checked(file, hash)?;
         Ok(Scores::from_tensors(from_bytes(&bytes, &self.dir.join(file))?)?)
+    }
+}
+
+/// Whether the method changes weights that stay.
+fn updates_weights(prune: &Prune) -> bool {
+    match &prune.criterion {
+        CriterionRef::Method(m) => {
+            prune.dense_inputs != Some(true) && build(CRITERIA, &m.name, &m.args).is_ok_and(|criterion| criterion.updates_weights())
+        }
+        _ => false,
     }
 }
 

@@ -1,0 +1,127 @@
+//! Dense f64 linear algebra of layer-wise methods. Every entry is one sum in a fixed order, so results do not depend on threads.
+
+use rayon::prelude::*;
+
+/// Columns that are factored together.
+const PANEL: usize = 64;
+/// Partial sums of a dot product: enough for the compiler to use wide registers.
+const LANES: usize = 8;
+
+/// Σ a·b in a fixed order.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| x * y).sum();
+    for (x, y) in a_chunks.zip(b_chunks) {
+        for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+            *lane += x * y;
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}
+
+fn at(m: &[f64], index: usize) -> f64 {
+    m.get(index).copied().unwrap_or_default()
+}
+
+fn span(m: &[f64], from: usize, to: usize) -> &[f64] {
+    m.get(from..to).unwrap_or_default()
+}
+
+/// The lower factor of a symmetric matrix, row by row; None where it is not positive definite.
+fn cholesky(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
+    for start in (0..n).step_by(PANEL) {
+        let end = (start + PANEL).min(n);
+        // The panel's own rows, one after the other: they are what the rows below divide by.
+        for i in start..end {
+            for j in start..=i {
+                let sum = at(&a, i * n + j) - dot(span(&a, i * n, i * n + j), span(&a, j * n, j * n + j));
+                let value = if i == j { sum.sqrt() } else { sum / at(&a, j * n + j) };
+                if !value.is_finite() || i == j && value <= 0.0 {
+                    return None;
+                }
+                *a.get_mut(i * n + j)? = value;
+            }
+        }
+        let (above, below) = a.split_at_mut(end * n);
+        below.par_chunks_mut(n.max(1)).for_each(|row| {
+            for j in start..end {
+                let (known, open) = row.split_at_mut(j);
+                let sum = open.first().copied().unwrap_or_default() - dot(known, span(above, j * n, j * n + j));
+                if let Some(x) = open.first_mut() {
+                    *x = sum / at(above, j * n + j);
+                }
+            }
+        });
+    }
+    Some(a)
+}
+
+/// The columns of the inverse of a lower factor, each a row of the result.
+fn inverse_columns(l: &[f64], n: usize) -> Vec<f64> {
+    let mut columns = vec![0.0; n * n];
+    columns.par_chunks_mut((PANEL * n).max(1)).enumerate().for_each(|(panel, columns)| {
+        let first = panel * PANEL;
+        for i in first..n {
+            let (row, pivot) = (span(l, i * n, i * n + i), at(l, i * n + i));
+            for (c, column) in columns.chunks_mut(n).enumerate().filter(|(c, _)| first + c <= i) {
+                let one = f64::from(u8::from(first + c == i));
+                let (known, open) = column.split_at_mut(i);
+                if let Some(x) = open.first_mut() {
+                    *x = (one - dot(span(row, first, i), span(known, first, i))) / pivot;
+                }
+            }
+        }
+    });
+    columns
+}
+
+/// The upper Cholesky factor U of the inverse of a symmetric matrix, `A⁻¹ = UᵀU`, row by row; None where A is not positive definite.
+///
+/// No inverse is formed: with the rows and columns of A reversed, `JAJ = LLᵀ` gives `U = J L⁻¹ J`.
+pub(crate) fn inverse_upper_factor(a: &[f64], n: usize) -> Option<Vec<f64>> {
+    let lower = cholesky(a.iter().rev().copied().collect(), n)?;
+    let columns = inverse_columns(&lower, n);
+    let mut upper = vec![0.0; n * n];
+    upper.par_chunks_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+        for (j, u) in row.iter_mut().enumerate().skip(i) {
+            *u = at(&columns, (n - 1 - j) * n + (n - 1 - i));
+        }
+    });
+    upper.iter().all(|u| u.is_finite()).then_some(upper)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_hand() {
+        // A = [[4, 2], [2, 2]], A⁻¹ = [[½, −½], [−½, 1]] = UᵀU with U = [[√½, −√½], [0, √½]].
+        let u = inverse_upper_factor(&[4.0, 2.0, 2.0, 2.0], 2).unwrap();
+        let half = 0.5f64.sqrt();
+        for (a, b) in u.iter().zip([half, -half, 0.0, half]) {
+            assert!((a - b).abs() < 1e-15, "{u:?}");
+        }
+        assert!(inverse_upper_factor(&[1.0, 1.0, 1.0, 1.0], 2).is_none());
+        assert!(inverse_upper_factor(&[1.0, f64::NAN, f64::NAN, 1.0], 2).is_none());
+    }
+
+    #[test]
+    fn larger_than_a_panel() {
+        let n = 150;
+        let a: Vec<f64> = (0..n * n)
+            .map(|k| (k / n, k % n))
+            .map(|(i, j)| if i == j { 3.0 } else { 1.0 / (1.0 + (i as f64 - j as f64).abs()) / 4.0 })
+            .collect();
+        let u = inverse_upper_factor(&a, n).unwrap();
+        // U A⁻¹… : A·(UᵀU) is the identity.
+        for i in [0, 63, 64, 149] {
+            for j in [0, 1, 64, 148] {
+                let inverse = |k: usize| (0..n).map(|m| u[m * n + k] * u[m * n + j]).sum::<f64>();
+                let entry: f64 = (0..n).map(|k| a[i * n + k] * inverse(k)).sum();
+                assert!((entry - f64::from(u8::from(i == j))).abs() < 1e-12, "{i} {j}: {entry}");
+            }
+        }
+    }
+}
