@@ -107,6 +107,23 @@ impl Transformer {
         Ok(Self { dims, params, ..self.clone() })
     }
 
+    /// The same function with a bias on the output projection of every attention sublayer, of every MLP, or of both: zeros where there was
+    /// none. Switches of the family's config that do this may bring zero biases of other projections along, so that the checkpoint stays
+    /// one that stock readers understand.
+    pub fn with_output_biases(&self, attention: bool, mlp: bool) -> Result<Self> {
+        let old = &self.origin;
+        let (config, blueprint) = crate::family::with_output_biases(&old.config, old.task, &self.blueprint, attention, mlp);
+        let mut model = self.clone();
+        for slot in blueprint.slots(&self.dims) {
+            if slot.name.ends_with(".bias") && self.params.get(&slot.name).is_none() {
+                model.params.set(slot.name, Tensor::zeros(slot.shape, self.dtype, &self.device)?);
+            }
+        }
+        model.blueprint = Arc::new(blueprint);
+        model.origin = Arc::new(Origin { config, ..Origin::clone(old) });
+        Ok(model)
+    }
+
     /// New random weights in the same shapes, drawn as `init` draws them.
     pub fn reinit(&self, seed: u64) -> Result<Self> {
         let options = crate::checkpoint::LoadOptions { dtype: self.dtype, device: self.device.clone(), task: Some(self.origin.task) };

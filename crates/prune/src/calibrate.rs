@@ -15,8 +15,85 @@ pub(crate) fn real_tokens(batch: &Batch) -> candle_core::Result<Option<Tensor>> 
 pub(crate) trait Statistic {
     /// Of an input of so many columns, before any row.
     fn new(columns: usize) -> Self;
-    /// Adds the rows of `[rows, columns]`, f64; padding is rows of zeros. `real` says which rows count, where not all do.
-    fn add(&mut self, x: &Tensor, real: Option<&[u8]>) -> candle_core::Result<()>;
+    /// Adds the rows of `[rows, columns]`, f64; padding is rows of zeros.
+    fn add(&mut self, x: &Tensor, rows: Rows<'_>) -> candle_core::Result<()>;
+}
+
+/// What the rows of an input are.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// 1 where a row counts; None: all count.
+    pub real: Option<&'a [u8]>,
+    /// Rows of a sequence, those after one another; None where rows were picked out.
+    pub sequence: Option<usize>,
+}
+
+impl Rows<'_> {
+    fn counts(&self, row: usize) -> bool {
+        self.real.is_none_or(|r| r.get(row).is_some_and(|k| *k != 0))
+    }
+}
+
+/// Means and variances of each column, by Chan's pairwise form of Welford's method.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Moments {
+    /// Rows that count.
+    pub rows: f64,
+    /// Of all rows.
+    pub mean: Vec<f64>,
+    /// Σ (x − mean)².
+    pub squares: Vec<f64>,
+    /// Sequences with a row that counts.
+    pub sequences: f64,
+    /// Mean over sequences of their means.
+    pub sequence_mean: Vec<f64>,
+    /// The published FLAP code's running fluctuation: its first sequence counts nothing, a sequence adds a sum, not a mean, around the
+    /// mean that it has itself moved.
+    pub published: Vec<f64>,
+}
+
+impl Statistic for Moments {
+    fn new(columns: usize) -> Self {
+        let zeros = || vec![0.0; columns];
+        Self { rows: 0.0, mean: zeros(), squares: zeros(), sequences: 0.0, sequence_mean: zeros(), published: zeros() }
+    }
+
+    fn add(&mut self, x: &Tensor, rows: Rows<'_>) -> candle_core::Result<()> {
+        let (n, columns) = x.dims2()?;
+        let values = x.flatten_all()?.to_vec1::<f64>()?;
+        let length = rows.sequence.unwrap_or(n).max(1);
+        for (sequence, values) in values.chunks((length * columns).max(1)).enumerate() {
+            let own = || values.chunks(columns.max(1)).enumerate().filter(|(t, _)| rows.counts(sequence * length + t)).map(|(_, row)| row);
+            let n = own().count() as f64;
+            if n == 0.0 {
+                continue;
+            }
+            let mut mean = vec![0.0; columns];
+            own().for_each(|row| mean.iter_mut().zip(row).for_each(|(m, x)| *m += x / n));
+            let around = |centre: &[f64]| {
+                let mut sums = vec![0.0; columns];
+                own().for_each(|row| sums.iter_mut().zip(row.iter().zip(centre)).for_each(|(s, (x, c))| *s += (x - c) * (x - c)));
+                sums
+            };
+            let squares = around(&mean);
+            let (before, all) = (self.rows, self.rows + n);
+            for ((total, m2), (m, s)) in self.mean.iter_mut().zip(&mut self.squares).zip(mean.iter().zip(&squares)) {
+                let apart = m - *total;
+                *m2 += s + apart * apart * before * n / all;
+                *total += apart * n / all;
+            }
+            self.rows = all;
+            let k = self.sequences;
+            self.sequence_mean.iter_mut().zip(&mean).for_each(|(total, m)| *total = (*total * k + m) / (k + 1.0));
+            if k > 0.0 {
+                for (f, s) in self.published.iter_mut().zip(around(&self.sequence_mean)) {
+                    *f = *f * (k - 1.0) / k + s / (k + 1.0);
+                }
+            }
+            self.sequences = k + 1.0;
+        }
+        Ok(())
+    }
 }
 
 /// Σ x² of each column.
@@ -28,7 +105,7 @@ impl Statistic for Squares {
         Self(vec![0.0; columns])
     }
 
-    fn add(&mut self, x: &Tensor, _: Option<&[u8]>) -> candle_core::Result<()> {
+    fn add(&mut self, x: &Tensor, _: Rows<'_>) -> candle_core::Result<()> {
         for (sum, square) in self.0.iter_mut().zip(x.sqr()?.sum(0)?.to_vec1::<f64>()?) {
             *sum += square;
         }
@@ -45,7 +122,7 @@ impl Statistic for Gram {
         Self(None)
     }
 
-    fn add(&mut self, x: &Tensor, _: Option<&[u8]>) -> candle_core::Result<()> {
+    fn add(&mut self, x: &Tensor, _: Rows<'_>) -> candle_core::Result<()> {
         let product = x.t()?.contiguous()?.matmul(x)?;
         self.0 = Some(match &self.0 {
             Some(sum) => (sum + product)?,
@@ -70,6 +147,7 @@ pub(crate) struct Inputs<S> {
     gated: bool,
     keep: Option<Tensor>,
     real: Option<Vec<u8>>,
+    length: Option<usize>,
     /// The MLP's input, `[b·s, hidden]`, padding zeroed, while experts run.
     mlp_input: Option<Tensor>,
     /// Rows of the expert that runs.
@@ -90,6 +168,7 @@ impl<S: Statistic> Inputs<S> {
             gated,
             keep: None,
             real: None,
+            length: None,
             mlp_input: None,
             rows: None,
         }
@@ -103,6 +182,7 @@ impl<S: Statistic> Inputs<S> {
     /// Before each batch.
     pub fn begin(&mut self, batch: &Batch) -> candle_core::Result<()> {
         self.sequences += batch.size().map_or(0, |(b, _)| b);
+        self.length = batch.size().ok().map(|(_, s)| s);
         self.keep = real_tokens(batch)?;
         self.real = batch.keep.as_ref().map(|k| k.flatten_all()?.to_vec1()).transpose()?;
         Ok(())
@@ -113,7 +193,7 @@ impl<S: Statistic> Inputs<S> {
         self.sums.get(self.same.get(slot).map_or(slot, String::as_str))
     }
 
-    fn add(&mut self, slots: &[String], x: &Tensor, real: Option<&[u8]>) -> candle_core::Result<()> {
+    fn add(&mut self, slots: &[String], x: &Tensor, rows: Rows<'_>) -> candle_core::Result<()> {
         if self.only.as_ref().is_some_and(|only| !slots.iter().any(|s| only.contains(s))) {
             return Ok(());
         }
@@ -125,7 +205,7 @@ impl<S: Statistic> Inputs<S> {
             self.sums.insert(first.clone(), S::new(x.dim(1)?));
         }
         match self.sums.get_mut(first) {
-            Some(sum) => sum.add(x, real),
+            Some(sum) => sum.add(x, rows),
             None => Ok(()),
         }
     }
@@ -148,29 +228,30 @@ impl<S: Statistic> Inputs<S> {
     fn record(&mut self, layer: usize, point: Point, x: &Tensor) -> candle_core::Result<()> {
         let p = format!("layers.{layer}");
         let real = self.real.clone();
+        let all = Rows { real: real.as_deref(), sequence: self.length };
         match point {
             Point::AttentionInput => {
                 let x = self.flat(x)?;
-                self.add(&["q", "k", "v"].map(|n| format!("{p}.attention.{n}.weight")), &x, real.as_deref())
+                self.add(&["q", "k", "v"].map(|n| format!("{p}.attention.{n}.weight")), &x, all)
             }
             Point::HeadContext => {
                 let x = self.flat(x)?;
-                self.add(&[format!("{p}.attention.o.weight")], &x, real.as_deref())
+                self.add(&[format!("{p}.attention.o.weight")], &x, all)
             }
             Point::MlpInput => {
                 let x = self.flat(x)?;
                 self.mlp_input = Some(x.clone());
-                self.add(&self.up_slots(&format!("{p}.mlp")), &x, real.as_deref())
+                self.add(&self.up_slots(&format!("{p}.mlp")), &x, all)
             }
             Point::Intermediate => {
                 let x = self.flat(x)?;
-                self.add(&[format!("{p}.mlp.down.weight")], &x, real.as_deref())
+                self.add(&[format!("{p}.mlp.down.weight")], &x, all)
             }
             Point::ExpertRows(e) => {
                 if let Some(input) = self.mlp_input.clone() {
                     let own = input.index_select(x, 0)?;
                     let real = chosen(real.as_deref(), x)?;
-                    self.add(&self.up_slots(&format!("{p}.mlp.experts.{e}")), &own, real.as_deref())?;
+                    self.add(&self.up_slots(&format!("{p}.mlp.experts.{e}")), &own, Rows { real: real.as_deref(), sequence: None })?;
                 }
                 self.rows = Some(x.clone());
                 Ok(())
@@ -184,7 +265,7 @@ impl<S: Statistic> Inputs<S> {
                 if let (Some(keep), Some(rows)) = (&self.keep, &self.rows) {
                     own = own.broadcast_mul(&keep.flatten_to(1)?.index_select(rows, 0)?)?;
                 }
-                self.add(&[format!("{p}.mlp.experts.{e}.down.weight")], &own, real.as_deref())
+                self.add(&[format!("{p}.mlp.experts.{e}.down.weight")], &own, Rows { real: real.as_deref(), sequence: None })
             }
             _ => Ok(()),
         }

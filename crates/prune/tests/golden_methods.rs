@@ -397,3 +397,53 @@ fn rescoring_removes_a_tenth_at_a_time() {
         assert!(plain.iter().all(|u| kept.contains(u)));
     }
 }
+
+/// Where nothing fluctuates, replacing by the mean loses nothing: one repeated token gives every position the same activations.
+#[test]
+fn flap_loses_nothing_on_constant_activations_and_its_biases_are_saved() {
+    use prunectl_model::{Batch, Gates, LoadOptions};
+    use prunectl_prune::{CRITERIA, InMemory, Removed, Request};
+    use prunectl_recipe::plan::{Amount, Scope, Share};
+    let case = Case::open("02_michel_llama");
+    let dense = case.model("text-generation");
+    let batch = Batch::new(Tensor::full(7u32, (2, 6), &candle_core::Device::Cpu).unwrap());
+    let sites = common::all(&dense, &[SiteKind::Neurons, SiteKind::KvGroups]);
+    let amount = Amount::Share { share: Share::from_fraction(0.5), each: true };
+    let (protect, none) = (Sites::default(), Removed::default());
+    let request = Request {
+        sites: &sites,
+        amount: &amount,
+        scope: Scope::Global,
+        at_least: None,
+        align: None,
+        protect: &protect,
+        removed: &none,
+        step: None,
+    };
+    let flap = common::build(CRITERIA, "flap", &[]);
+    let (mut model, mut removed) = (dense.clone(), Removed::default());
+    let mut data = InMemory::new(vec![batch.clone()]);
+    let (decision, _) = flap.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut data, &()).unwrap();
+    let kept = |kind| decision.sites.iter().filter(|(k, _)| k.kind == kind).map(|(_, kept)| kept.len()).sum::<usize>();
+    assert_eq!((kept(SiteKind::Neurons), kept(SiteKind::KvGroups)), (sites.count(SiteKind::Neurons) / 2, sites.count(SiteKind::KvGroups) / 2));
+    let logits = |m: &prunectl_model::Transformer, b: &Batch| -> Vec<f32> {
+        m.forward(b, &Gates::default(), &mut ()).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let worst = logits(&dense, &batch).iter().zip(logits(&model, &batch)).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    assert!(worst < 1e-4, "{worst}");
+    let mut smaller = model.clone();
+    prunectl_prune::surgery::compact(&mut smaller, &mut removed, &mut prunectl_prune::UnitMap::default()).unwrap();
+    let (config, tensors) = prunectl_model::to_checkpoint(&smaller).unwrap();
+    assert_eq!((&config["attention_bias"], &config["mlp_bias"]), (&true.into(), &true.into()));
+    let dir = std::env::temp_dir().join(format!("flap-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    candle_core::safetensors::save(&tensors.into_iter().collect::<std::collections::HashMap<_, _>>(), dir.join("model.safetensors")).unwrap();
+    let again = prunectl_model::load(&dir, &LoadOptions::default()).unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(logits(&smaller, &batch), logits(&again, &batch));
+    let texts = Batch::new(case.input("input_ids").get(0).unwrap().to_dtype(candle_core::DType::U32).unwrap());
+    for (a, b) in logits(&smaller, &texts).iter().zip(logits(&model, &texts)) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+}

@@ -187,8 +187,8 @@ fn choose_task(fields: &Fields<'_>, family: &Family, wanted: Option<Task>) -> Re
     })
 }
 
-/// Shapes that stock fields can't say: `{"prunectl": {"head_dim": …, "layer_dims": […], "layers": […], "embedding_scale": …}}`; the
-/// families' readers take `head_dim`, the rest is put in place here.
+/// Shapes that stock fields can't say: `{"prunectl": {"head_dim": …, "layer_dims": […], "layers": […], "embedding_scale": …,
+/// "biases": {…}}}`; the families' readers take `head_dim`, the rest is put in place here.
 fn read_own(fields: &Fields<'_>, blueprint: &mut Blueprint, dims: &mut Vec<LayerDims>) -> Result<()> {
     let Some(own) = fields.object(OWN_KEY)? else { return Ok(()) };
     if let Some((name, value)) = own.get(&["layer_dims"]) {
@@ -206,10 +206,61 @@ fn read_own(fields: &Fields<'_>, blueprint: &mut Blueprint, dims: &mut Vec<Layer
         }
         blueprint.layers = read;
     }
+    if let Some((name, value)) = own.get(&["biases"]) {
+        let read: Biases = serde_json::from_value(value.clone()).map_err(|e| own.error(name, format!("which biases there are: {e}")))?;
+        read.put(blueprint);
+    }
     if let Some(scale) = own.positive_or_none(&["embedding_scale"])? {
         blueprint.embeddings.scale = scale;
     }
     Ok(())
+}
+
+/// Which projections have a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct Biases {
+    qkv: bool,
+    o: bool,
+    up: bool,
+    down: bool,
+}
+
+impl Biases {
+    fn of(blueprint: &Blueprint) -> Self {
+        let (a, m) = (&blueprint.attention, &blueprint.mlp);
+        Self { qkv: a.qkv_bias, o: a.o_bias, up: m.up_bias, down: m.down_bias }
+    }
+
+    fn put(self, blueprint: &mut Blueprint) {
+        let Self { qkv, o, up, down } = self;
+        (blueprint.attention.qkv_bias, blueprint.attention.o_bias) = (qkv, o);
+        (blueprint.mlp.up_bias, blueprint.mlp.down_bias) = (up, down);
+    }
+}
+
+/// The config and blueprint of the same network with biases on the output projections of its sublayers, where asked for. A stock switch is
+/// thrown where the family has one, although it brings more biases along; they are to be zeros.
+pub(crate) fn with_output_biases(original: &Value, task: Task, blueprint: &Blueprint, attention: bool, mlp: bool) -> (Value, Blueprint) {
+    let (mut config, mut out) = (original.clone(), blueprint.clone());
+    let wanted = |b: &Blueprint| (!attention || b.attention.o_bias) && (!mlp || b.mlp.down_bias);
+    for (asked, key) in [(attention && !blueprint.attention.o_bias, "attention_bias"), (mlp && !blueprint.mlp.down_bias, "mlp_bias")] {
+        let mut tried = config.clone();
+        let Value::Object(map) = &mut tried else { continue };
+        map.insert(key.into(), json!(true));
+        let Ok(said) = resolve(Path::new("config.json"), &tried, Some(task), &|_| false) else { continue };
+        let thrown = if key == "attention_bias" { said.blueprint.attention.o_bias } else { said.blueprint.mlp.down_bias };
+        if asked && thrown {
+            let (mut biases, said) = (Biases::of(&out), Biases::of(&said.blueprint));
+            biases = Biases { qkv: biases.qkv | said.qkv, o: biases.o | said.o, up: biases.up | said.up, down: biases.down | said.down };
+            biases.put(&mut out);
+            config = tried;
+        }
+    }
+    if !wanted(&out) {
+        out.attention.o_bias |= attention;
+        out.mlp.down_bias |= mlp;
+    }
+    (config, out)
 }
 
 /// The largest residual stream, sublayer and number of experts that are taken for real: far above any model, and small enough that no
@@ -285,6 +336,10 @@ pub(crate) fn write_config(
     }
     if !says(&|r| r.blueprint.embeddings.scale == blueprint.embeddings.scale) {
         own.insert("embedding_scale".into(), json!(blueprint.embeddings.scale));
+    }
+    let biases = Biases::of(blueprint);
+    if !says(&|r| Biases::of(&r.blueprint) == biases) {
+        own.insert("biases".into(), json!(biases));
     }
     let Value::Object(map) = &mut config else { return Ok(config) };
     if !own.is_empty() {

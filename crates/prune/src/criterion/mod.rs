@@ -4,6 +4,7 @@ mod activation_norm;
 mod block_influence;
 mod blocks;
 mod fisher;
+mod flap;
 mod gate_gradients;
 mod group_fisher;
 mod loss_delta;
@@ -85,7 +86,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     planned_data::LOSS_MODEL,
     wanda::ENTRY,
     sparsegpt::ENTRY,
-    planned_layerwise::FLAP,
+    flap::ENTRY,
     planned_layerwise::THINET,
     planned_data::HRANK,
     planned_learned::SLIMMING,

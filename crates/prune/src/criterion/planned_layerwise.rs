@@ -3,7 +3,7 @@
 use prunectl_recipe::catalogue::{Entry, Ty};
 
 use super::Criterion;
-use crate::row::{CALIBRATION, INNER_SITES, QUIRK, criterion, needs_data, param, sequential, within};
+use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, param, sequential, within};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
@@ -11,28 +11,6 @@ macro_rules! planned {
     };
 }
 
-planned!(
-    FLAP,
-    needs_data(sequential(criterion(
-        "flap",
-        "An et al., Fluctuation-based Adaptive Structured Pruning for Large Language Models (2024), eq. 5-8",
-        &[
-            CALIBRATION,
-            param(
-                "metric",
-                Ty::OneOf(&["wifv", "ifv", "wifn"]),
-                "wifv",
-                "Weighted input fluctuation (the paper's), the fluctuation alone, or the weighted input norm."
-            ),
-            param("bias", Ty::Bool, "true", "Add W·mean(removed input) to the consumer's bias."),
-            QUIRK,
-        ],
-        INNER_SITES,
-        "Fluctuation of a unit's activation times the consumer's weights: `Var(x_j) · ‖W_:j‖²`, standardised per layer, ranked globally; heads count their share of parameters; what is removed is replaced by its mean in the consumer's bias.\n\n\
-         Mind: variances are computed in two passes or by Welford's method. The published code's running mean overwrites itself (`quirk = \"reference\"`).\n\n\
-         ```prune\nprune m.layers[*].mlp.neurons by 20% using flap(on = d.train.sample(64, seed = 0))\n```",
-    )))
-);
 planned!(
     THINET,
     needs_data(sequential(criterion(

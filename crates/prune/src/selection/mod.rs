@@ -23,6 +23,7 @@ use crate::error::{PruneError, Result};
 use crate::scores::Scores;
 use crate::site::{Key, Sites, plural};
 
+pub(crate) use units::select_together;
 pub(crate) use weights::to_go as weights_to_go;
 
 /// The least that must stay in each layer (each matrix, for weights).

@@ -67,6 +67,20 @@ pub(super) fn select(kind: SiteKind, scores: &Scores, request: &Request<'_>, sha
     Ok(out)
 }
 
+/// Kept units of all selected sites, ranked together whatever their kind; the amount must be one of parameters.
+pub(crate) fn select_together(scores: &Scores, request: &Request<'_>, shape: &Shape) -> Result<BTreeMap<Key, Vec<usize>>> {
+    let keys: Vec<Key> = request.sites.units.iter().filter(|(_, u)| !u.is_empty()).map(|(k, _)| *k).collect();
+    let Some(kind) = keys.first().map(|k| k.kind) else { return Err(PruneError::NothingSelected) };
+    check(&keys, scores, request, shape)?;
+    if !matches!((request.amount, request.scope), (Amount::OfParams(_), Scope::Global)) {
+        return Err(amount_error(request.amount, "a share `of params` in `scope = global` to rank units of several kinds together"));
+    }
+    let what = "all selected units".to_owned();
+    let gone = rank(&Ranking { kind, keys: keys.clone(), amount: request.amount, what }, scores, request, shape)?;
+    let stays = |key: Key, unit: usize| !request.removed.has(key, unit) && !gone.contains(&(key, unit));
+    Ok(keys.into_iter().map(|key| (key, (0..shape.count(key)).filter(|u| stays(key, *u)).collect())).collect())
+}
+
 fn check(keys: &[Key], scores: &Scores, request: &Request<'_>, shape: &Shape) -> Result<()> {
     for key in keys {
         let total = shape.count(*key);
