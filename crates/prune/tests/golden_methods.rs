@@ -425,7 +425,10 @@ fn flap_loses_nothing_on_constant_activations_and_its_biases_are_saved() {
     let mut data = InMemory::new(vec![batch.clone()]);
     let (decision, _) = flap.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut data, &()).unwrap();
     let kept = |kind| decision.sites.iter().filter(|(k, _)| k.kind == kind).map(|(_, kept)| kept.len()).sum::<usize>();
-    assert_eq!((kept(SiteKind::Neurons), kept(SiteKind::KvGroups)), (sites.count(SiteKind::Neurons) / 2, sites.count(SiteKind::KvGroups) / 2));
+    assert_eq!(
+        (kept(SiteKind::Neurons), kept(SiteKind::KvGroups)),
+        (sites.count(SiteKind::Neurons) / 2, sites.count(SiteKind::KvGroups) / 2)
+    );
     let logits = |m: &prunectl_model::Transformer, b: &Batch| -> Vec<f32> {
         m.forward(b, &Gates::default(), &mut ()).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
@@ -438,7 +441,8 @@ fn flap_loses_nothing_on_constant_activations_and_its_biases_are_saved() {
     let dir = std::env::temp_dir().join(format!("flap-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    candle_core::safetensors::save(&tensors.into_iter().collect::<std::collections::HashMap<_, _>>(), dir.join("model.safetensors")).unwrap();
+    candle_core::safetensors::save(&tensors.into_iter().collect::<std::collections::HashMap<_, _>>(), dir.join("model.safetensors"))
+        .unwrap();
     let again = prunectl_model::load(&dir, &LoadOptions::default()).unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     assert_eq!(logits(&smaller, &batch), logits(&again, &batch));

@@ -93,13 +93,7 @@ impl Flap {
         if self.reference { &x.sequence_mean } else { &x.mean }
     }
 
-    fn statistics(
-        &self,
-        model: &Transformer,
-        sites: &Sites,
-        data: &mut dyn Batches,
-        progress: &dyn Progress,
-    ) -> Result<Inputs<Moments>> {
+    fn statistics(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Inputs<Moments>> {
         let mut slots = BTreeSet::new();
         for (key, units) in sites.units.iter().filter(|(_, u)| !u.is_empty()) {
             if let Some(unit) = units.first() {
@@ -351,7 +345,8 @@ mod tests {
     impl Check {
         fn close(&mut self, name: &str, ours: &[f64]) {
             let theirs = flat(&self.expected[name]);
-            let (rtol, atol) = (self.json["expected"][name]["rtol"].as_f64().unwrap(), self.json["expected"][name]["atol"].as_f64().unwrap());
+            let (rtol, atol) =
+                (self.json["expected"][name]["rtol"].as_f64().unwrap(), self.json["expected"][name]["atol"].as_f64().unwrap());
             assert_eq!(ours.len(), theirs.len());
             let scale = theirs.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
             for (a, b) in ours.iter().zip(&theirs).map(|(a, b)| (*a, f64::from(*b))) {
@@ -371,9 +366,7 @@ mod tests {
         let json = serde_json::from_slice(&std::fs::read(golden("13_flap/case.json")).unwrap()).unwrap();
         let mut check = Check { expected: load("expected.safetensors"), json, worst: (0.0, String::new()) };
         let mut model = prunectl_model::load(&golden("models/llama-tiny"), &LoadOptions::default()).unwrap();
-        let slot = |layer: usize, part: &str| {
-            format!("layers.{layer}.{}.weight", if part == "attn" { "attention.o" } else { "mlp.down" })
-        };
+        let slot = |layer: usize, part: &str| format!("layers.{layer}.{}.weight", if part == "attn" { "attention.o" } else { "mlp.down" });
         let mut stats: Inputs<Moments> = Inputs::new(true, None);
         let mut sites = Sites::default();
         for layer in 0..3 {
