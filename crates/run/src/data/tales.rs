@@ -1,11 +1,11 @@
-//! `builtin("tales")`: a seeded generator of short stories, each with a label (does the character asked about end happy?).
+//! `builtin("tales")`: a seeded generator of short stories, each with a label (does the hero end happy?).
 //!
 //! Everything is drawn with integer arithmetic from ChaCha8, one stream per story, so a story depends on nothing but its
 //! split and its index: any platform, order or number of threads gives the same bytes. No story is stored anywhere.
 //!
-//! The label needs several skills at once: who is asked about (names, pronouns, "the one with the red ball"), which
-//! sentences speak of them, negation, counting, and the outcome of a contest. The text itself asks a language model for
-//! agreement, counting and recall over distance.
+//! The label needs several skills at once: which sentences speak of the hero and which of the animal beside them (names, pronouns,
+//! "the one with the kite"), which came last, negation, counting, and the outcome of a contest. The text itself asks a language
+//! model for agreement, counting and recall over distance.
 mod story;
 pub mod vocabulary;
 mod words;
@@ -147,17 +147,19 @@ mod tests {
         assert_eq!(
             first(Split::Train).as_deref(),
             Some(
-                "Ask about Rosa. Rosa and Tom were in the forest. Tom had a blue drum and Rosa had a black lamp. Tom was gloomy. Rosa wanted two shells. Rosa found one shell. Rosa took the black lamp home."
+                "Rosa was in the forest. Rosa had a black lamp. The girl was happy. She looked angry. Rosa left the forest."
             )
         );
         assert_eq!(
             first(Split::Validation).as_deref(),
-            Some("Ask about Leo. Leo was at the school. Leo had a blue book. Leo looked gloomy. Leo left the school.")
+            Some(
+                "Tom was at the school. The boy had a yellow hat. The one with the hat looked cheerful. Tom left the school."
+            )
         );
         assert_eq!(
             first(Split::Test).as_deref(),
             Some(
-                "Ask about Anna. Anna and Tom were on the farm. Tom had a white lamp and Anna had a black drum. Tom looked angry. Anna was proud. Anna left the farm."
+                "Mia was at the school with a fox. She had a blue ball and the fox had a yellow boat. The fox was gloomy. Mia was proud. The fox wanted four apples. The fox found five apples. There was no fog and she liked it. The girl left the school."
             )
         );
     }

@@ -140,8 +140,8 @@ mod tests {
             let tokenizer = Tokenizer::from_str(&tokenizer_json(layout).to_string()).expect("a tokenizer");
             tokenizer.encode(text, true).expect("tokens").get_tokens().to_vec()
         };
-        assert_eq!(tokens(Layout::Bert, "Ask about her."), ["[CLS]", "ask", "about", "her", ".", "[SEP]"]);
-        assert_eq!(tokens(Layout::Llama, "He left.\n\nAsk"), ["<s>", "he", "left", ".", "\n\n", "ask"]);
+        assert_eq!(tokens(Layout::Bert, "Lost to her."), ["[CLS]", "lost", "to", "her", ".", "[SEP]"]);
+        assert_eq!(tokens(Layout::Llama, "He left.\n\nMia"), ["<s>", "he", "left", ".", "\n\n", "mia"]);
         assert_eq!(tokens(Layout::Bert, "A zebra"), ["[CLS]", "a", "[UNK]", "[SEP]"]);
     }
 }

@@ -15,6 +15,8 @@ pub(super) const PLACES: [(&str, &str); 8] = [
     ("on", "beach"),
 ];
 
+pub(super) const ANIMALS: [&str; 6] = ["dog", "cat", "bird", "horse", "goat", "fox"];
+
 pub(super) const COLOURS: [&str; 6] = ["red", "blue", "green", "yellow", "white", "black"];
 pub(super) const THINGS: [&str; 8] = ["ball", "kite", "hat", "lamp", "drum", "book", "cup", "boat"];
 
