@@ -107,6 +107,15 @@ impl Transformer {
         Ok(Self { dims, params, ..self.clone() })
     }
 
+    /// The same network computing in another type.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        let mut model = Self { dtype, ..self.clone() };
+        for (slot, tensor) in self.params.iter() {
+            model.params.set(slot, tensor.to_dtype(dtype)?);
+        }
+        Ok(model)
+    }
+
     /// The same function with a bias on the output projection of every attention sublayer, of every MLP, or of both: zeros where there was
     /// none. Switches of the family's config that do this may bring zero biases of other projections along, so that the checkpoint stays
     /// one that stock readers understand.

@@ -6,16 +6,20 @@ mod blocks;
 mod fisher;
 mod flap;
 mod gate_gradients;
+mod grasp;
 mod group_fisher;
 mod loss_delta;
+mod loss_model;
 mod magnitude;
 mod planned_data;
 mod planned_layerwise;
 mod planned_learned;
 mod random;
+mod snip;
 mod sparsegpt;
 mod taylor;
 mod wanda;
+mod weight_gradients;
 
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{Entry, SiteKind};
@@ -82,8 +86,8 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     taylor::ENTRY,
     fisher::ENTRY,
     group_fisher::ENTRY,
-    planned_data::OBD,
-    planned_data::LOSS_MODEL,
+    loss_model::OBD,
+    loss_model::LOSS_MODEL,
     wanda::ENTRY,
     sparsegpt::ENTRY,
     flap::ENTRY,
@@ -96,8 +100,8 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     planned_learned::GUM,
     planned_data::UNIQUENESS,
     planned_data::SENSITIVITY,
-    planned_data::SNIP,
-    planned_data::GRASP,
+    snip::ENTRY,
+    grasp::ENTRY,
     planned_data::SYNFLOW,
     planned_data::LRP,
     planned_data::ACTIVATION,

@@ -14,44 +14,6 @@ macro_rules! planned {
 }
 
 planned!(
-    OBD,
-    needs_data(criterion(
-        "obd",
-        "LeCun et al., Optimal Brain Damage (1990), eq. 5",
-        &[
-            ON,
-            param(
-                "hessian",
-                Ty::OneOf(&["empirical_fisher", "ggn"]),
-                "empirical_fisher",
-                "Diagonal used for the curvature: squared gradients of the labels' loss, or the generalised Gauss-Newton of the model's own probabilities.",
-            ),
-        ],
-        INNER_AND_WEIGHTS,
-        "Loss increase of setting a weight to zero under a diagonal quadratic model at a minimum: `½ · h · w²`, summed over a unit's group.\n\n\
-         h is the mean over examples of the squared gradient of the example's mean loss, or the GGN diagonal.\n\n\
-         Mind: squares are per example (the square of a batch's gradient is another number).\n\n\
-         ```prune\nprune m.layers[*].linears.weights by 50% using obd(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
-    ))
-);
-planned!(
-    LOSS_MODEL,
-    needs_data(criterion(
-        "loss_model",
-        "Laurent et al., Revisiting Loss Modelling for Unstructured Pruning (2020), eq. 4-6",
-        &[
-            ON,
-            param("kind", Ty::OneOf(&["linear", "quadratic"]), "linear", "Order of the loss model."),
-            param("hessian", Ty::OneOf(&["empirical_fisher", "ggn"]), "empirical_fisher", "Diagonal used by `quadratic`.",),
-            param("penalty", Ty::Float, "0", "λ of the step-size penalty ½·λ·w², added outside the absolute value."),
-        ],
-        INNER_AND_WEIGHTS,
-        "The loss change that a local model predicts: `|g·w|` (linear) or `|−g·w + ½·h·w²|` (quadratic, absolute value of the **sum**).\n\n\
-         Mind: g is averaged over all the data before the absolute value; the authors' experiments iterate over many small prunings (`rescore`).\n\n\
-         ```prune\nprune m.layers[*].linears.weights by 50% using loss_model(on = d.train.sample(64, seed = 0), kind = quadratic) { scope = global  rescore = 10% }\n```",
-    ))
-);
-planned!(
     HRANK,
     needs_data(criterion(
         "hrank",
@@ -62,30 +24,6 @@ planned!(
          Mind: random activations have full rank and tie; the default tolerance of other libraries (machine epsilon) counts rounding noise as rank. \
          Needs head_dim > 1; neurons are scored by blocks of a layer.\n\n\
          ```prune\nscore m.layers[*].attention.heads using hrank(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))
-);
-planned!(
-    SNIP,
-    needs_data(criterion(
-        "snip",
-        "Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity (2019), eq. 4",
-        &[ON],
-        INNER_AND_WEIGHTS,
-        "Connection sensitivity: `|g·w|` with g the gradient of the mean loss over all the data; units sum over their group.\n\n\
-         Mind: published codes re-initialise the weights first and divide by the sum; the order is the same, the given weights are used here.\n\n\
-         ```prune\nprune m.layers[*].linears.weights by 50% using snip(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
-    ))
-);
-planned!(
-    GRASP,
-    needs_data(criterion(
-        "grasp",
-        "Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (2020), eq. 8",
-        &[ON, within(param("temperature", Ty::Float, "200", "Logits are divided by it before the softmax (the authors' 200)."), 1e-6, 1e6),],
-        WEIGHTS,
-        "Gradient flow kept: `−w·Hg` names the weights whose removal reduces the gradient norm least; the method removes the **highest**, so our score is its negative, `w·Hg`.\n\n\
-         Mind: Hg is a Hessian-vector product in f64; with temperature 200 the softmax is nearly uniform and the ranking differs from temperature 1.\n\n\
-         ```prune\nprune m.layers[*].linears.weights by 50% using grasp(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
     ))
 );
 planned!(

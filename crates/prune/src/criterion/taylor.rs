@@ -4,15 +4,14 @@
 //! Our `g` is the gradient of the mean loss over all the data, our `F` their Hessian's diagonal, estimated by the mean over examples
 //! of the squared gradient of an example's mean loss.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use candle_core::{DType, Device, Tensor, Var};
-use prunectl_model::{Batch, Gates, Transformer};
+use candle_core::{DType, Device, Tensor};
+use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::Criterion;
+use super::weight_gradients::{Curvature, gradients};
 use crate::data::{Batches, Progress};
-use crate::error::{PruneError, Result};
+use crate::error::Result;
 use crate::groups::{Fold, head_dim, same, slots, sums};
 use crate::row::{ALL_SITES, ON, QUIRK, criterion, needs_data, optional, param, runs, within};
 use crate::scores::Scores;
@@ -26,97 +25,6 @@ struct Taylor {
     reference: bool,
 }
 
-/// Gradients of the mean loss, and means of squared per-example gradients, by slot.
-struct Gradients {
-    mean: BTreeMap<String, Tensor>,
-    squares: BTreeMap<String, Tensor>,
-}
-
-/// A model whose matrices `slots` are variables.
-pub(super) fn with_variables(model: &Transformer, slots: &BTreeSet<String>) -> Result<(Transformer, Vec<(String, Var)>)> {
-    let mut model = model.clone();
-    let mut vars = Vec::with_capacity(slots.len());
-    for slot in slots {
-        let var = Var::from_tensor(model.params().require(slot)?)?;
-        model.params_mut().set(slot.clone(), var.as_tensor().clone());
-        vars.push((slot.clone(), var));
-    }
-    Ok((model, vars))
-}
-
-fn add(sums: &mut BTreeMap<String, Tensor>, slot: &str, t: Tensor) -> Result<()> {
-    let t = match sums.get(slot) {
-        Some(sum) => (sum + t)?,
-        None => t,
-    };
-    sums.insert(slot.to_owned(), t.detach());
-    Ok(())
-}
-
-impl Taylor {
-    fn gradients(
-        &self,
-        model: &Transformer,
-        slots: &BTreeSet<String>,
-        data: &mut dyn Batches,
-        progress: &dyn Progress,
-    ) -> Result<Gradients> {
-        let (model, vars) = with_variables(model, slots)?;
-        let mut out = Gradients { mean: BTreeMap::new(), squares: BTreeMap::new() };
-        let (mut count, mut examples, mut done) = (0, 0, 0);
-        data.reset()?;
-        while let Some(batch) = data.next()? {
-            progress.check()?;
-            count += self.batch(&model, &vars, &batch, &mut out, &mut examples)?;
-            done += 1;
-            progress.advance(done, data.len_hint().map_or(done, |n| n as u64), NAME);
-        }
-        if count == 0 {
-            return Err(PruneError::NoData { method: NAME, batches: done as usize });
-        }
-        for t in out.mean.values_mut() {
-            *t = (&*t / count as f64)?;
-        }
-        for t in out.squares.values_mut() {
-            *t = (&*t / f64::from(examples))?;
-        }
-        Ok(out)
-    }
-
-    /// Adds a batch; gives its number of scored tokens. The second order needs each example's gradient on its own.
-    fn batch(&self, model: &Transformer, vars: &[(String, Var)], batch: &Batch, out: &mut Gradients, examples: &mut u32) -> Result<usize> {
-        if !self.second {
-            let loss = model.forward_loss(batch, &Gates::default(), &mut ())?;
-            if loss.count() > 0 {
-                let grads = loss.sum()?.backward()?;
-                for (slot, var) in vars {
-                    if let Some(g) = grads.get(var.as_tensor()) {
-                        add(&mut out.mean, slot, g.clone())?;
-                    }
-                }
-            }
-            return Ok(loss.count());
-        }
-        let mut count = 0;
-        for row in 0..batch.size()?.0 {
-            let loss = model.forward_loss(&batch.rows(&[row as u32])?, &Gates::default(), &mut ())?;
-            if loss.count() == 0 {
-                continue;
-            }
-            count += loss.count();
-            *examples += 1;
-            let grads = loss.sum()?.backward()?;
-            for (slot, var) in vars {
-                if let Some(g) = grads.get(var.as_tensor()) {
-                    add(&mut out.mean, slot, g.clone())?;
-                    add(&mut out.squares, slot, (g / loss.count() as f64)?.sqr()?)?;
-                }
-            }
-        }
-        Ok(count)
-    }
-}
-
 impl Criterion for Taylor {
     fn needs_data(&self) -> bool {
         true
@@ -124,7 +32,8 @@ impl Criterion for Taylor {
 
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
         let slots = slots(model, sites)?;
-        let gradients = self.gradients(model, &slots, data, progress)?;
+        let curvature = if self.second { Curvature::Fisher } else { Curvature::None };
+        let gradients = gradients(NAME, curvature, model, &slots, data, progress)?;
         // g·w, or g·w − ½·F·w²; zero where the loss does not depend on the weight.
         let entries = |slot: &str| -> Result<Tensor> {
             let w = model.params().require(slot)?;

@@ -1,0 +1,138 @@
+//! GraSP: weights whose removal keeps the gradient flowing go first.
+//!
+//! Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (2020), eq. 8: removing a weight changes the squared
+//! gradient norm by about `−w·Hg` (halved); the authors remove the **highest** of it, so our score is `w·Hg`, H and g over the weights that
+//! are scored, the logits divided by a temperature (their 200).
+//!
+//! Hg is a central difference of gradients along g, in f64: `(∇L(w + εg) − ∇L(w − εg)) / 2ε`. Its error is about ε²; with
+//! `ε·‖g‖ = 1e-4` it and f64's rounding stay below 1e-6 of Hg.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Device, Tensor};
+use prunectl_model::{Gates, Transformer};
+use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
+
+use super::Criterion;
+use super::weight_gradients::with_variables;
+use crate::data::{Batches, Progress};
+use crate::error::{PruneError, Result};
+use crate::row::{ON, WEIGHTS, criterion, needs_data, param, runs, within};
+use crate::scores::Scores;
+use crate::site::Sites;
+
+const NAME: &str = "grasp";
+/// How far the weights are moved along the gradient, as a length.
+const STEP: f64 = 1e-4;
+
+struct Grasp {
+    temperature: f64,
+}
+
+type BySlot = BTreeMap<String, Tensor>;
+
+impl Grasp {
+    /// Gradients of the mean loss with the logits divided by the temperature; zeros where it does not depend on a weight.
+    fn gradient(&self, model: &Transformer, slots: &BTreeSet<String>, data: &mut dyn Batches, progress: &dyn Progress) -> Result<BySlot> {
+        let (model, vars) = with_variables(model, slots)?;
+        let mut sums = BySlot::new();
+        let (mut tokens, mut done) = (0, 0);
+        data.reset()?;
+        while let Some(batch) = data.next()? {
+            progress.check()?;
+            done += 1;
+            let logits = model.forward(&batch, &Gates::default(), &mut ())?;
+            let loss = model.loss(&batch, &(logits / self.temperature)?)?;
+            if loss.count() == 0 {
+                continue;
+            }
+            tokens += loss.count();
+            let grads = loss.sum()?.backward()?;
+            for (slot, var) in &vars {
+                let Some(g) = grads.get(var.as_tensor()) else { continue };
+                let sum = match sums.get(slot) {
+                    Some(sum) => (sum + g)?,
+                    None => g.clone(),
+                };
+                sums.insert(slot.clone(), sum.detach());
+            }
+        }
+        if tokens == 0 {
+            return Err(PruneError::NoData { method: NAME, batches: done });
+        }
+        let mut out = BySlot::new();
+        for (slot, var) in &vars {
+            let mean = match sums.get(slot) {
+                Some(sum) => (sum / tokens as f64)?,
+                None => var.as_tensor().zeros_like()?.detach(),
+            };
+            out.insert(slot.clone(), mean);
+        }
+        Ok(out)
+    }
+}
+
+/// The model with its weights moved by `by` times `along`.
+fn moved(model: &Transformer, along: &BySlot, by: f64) -> Result<Transformer> {
+    let mut model = model.clone();
+    for (slot, g) in along {
+        let w = (model.params().require(slot)? + (g * by)?)?;
+        model.params_mut().set(slot.clone(), w);
+    }
+    Ok(model)
+}
+
+impl Criterion for Grasp {
+    fn needs_data(&self) -> bool {
+        true
+    }
+
+    fn passes(&self, _: usize) -> u64 {
+        3
+    }
+
+    fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+        if let Some(kind) = sites.kinds().into_iter().find(|k| *k != prunectl_recipe::catalogue::SiteKind::Weights) {
+            return Err(PruneError::Site { method: NAME, kind, hint: "it scores single weights: `m.layers[*].linears.weights`" });
+        }
+        let model = model.to_dtype(DType::F64)?;
+        let g = self.gradient(&model, &sites.weights, data, progress)?;
+        let mut squares = 0.0;
+        for t in g.values() {
+            squares += t.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        }
+        if !squares.is_finite() {
+            let slot = sites.weights.first().cloned().unwrap_or_default();
+            return Err(PruneError::WeightNotFinite { method: NAME, slot, index: 0, value: squares as f32 });
+        }
+        // Without a gradient Hg is zero: all weights tie.
+        let step = if squares > 0.0 { STEP / squares.sqrt() } else { 1.0 };
+        let ahead = self.gradient(&moved(&model, &g, step)?, &sites.weights, data, progress)?;
+        let behind = self.gradient(&moved(&model, &g, -step)?, &sites.weights, data, progress)?;
+        let mut out = Scores::default();
+        for (slot, ahead) in &ahead {
+            let Some(behind) = behind.get(slot) else { continue };
+            let hg = ((ahead - behind)? / (2.0 * step))?;
+            let score = model.params().require(slot)?.mul(&hg)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            out.weights.insert(slot.clone(), score);
+        }
+        out.checked(NAME)
+    }
+}
+
+fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    Ok(Box::new(Grasp { temperature: args.float("temperature")? }))
+}
+
+pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
+    spec: runs(needs_data(criterion(
+        "grasp",
+        "Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (2020), eq. 8",
+        &[ON, within(param("temperature", Ty::Float, "200", "Logits are divided by it before the softmax (the authors' 200)."), 1e-6, 1e6)],
+        WEIGHTS,
+        "Gradient flow kept: `−w·Hg` names the weights whose removal reduces the gradient norm least; the method removes the **highest**, so our score is its negative, `w·Hg`.\n\n\
+         Mind: Hg is a Hessian-vector product in f64, three passes over the data; with temperature 200 the softmax is nearly uniform and the ranking differs from temperature 1.\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using grasp(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
+    ))),
+    build: Some(build),
+};

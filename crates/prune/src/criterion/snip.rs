@@ -1,0 +1,57 @@
+//! SNIP: how much the loss depends on a connection being there.
+//!
+//! Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity (2019), eq. 4: `|∂L/∂c| = |g·w|` at c = 1, g the gradient
+//! of the mean loss over all the data. The published codes divide by the sum over all connections, which leaves the order as it is.
+
+use candle_core::{DType, Device};
+use prunectl_model::Transformer;
+use prunectl_recipe::catalogue::{ArgError, Args, Entry};
+
+use super::Criterion;
+use super::weight_gradients::{Curvature, gradients};
+use crate::data::{Batches, Progress};
+use crate::error::Result;
+use crate::groups::{Fold, same, slots, sums};
+use crate::row::{INNER_AND_WEIGHTS, ON, criterion, needs_data, runs};
+use crate::scores::Scores;
+use crate::site::Sites;
+
+const NAME: &str = "snip";
+
+struct Snip;
+
+impl Criterion for Snip {
+    fn needs_data(&self) -> bool {
+        true
+    }
+
+    fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+        let gradients = gradients(NAME, Curvature::None, model, &slots(model, sites)?, data, progress)?;
+        let entries = |slot: &str| gradients.times_weight(model, slot);
+        let mut out = Scores::default();
+        for (key, sums) in sums(model, sites, Fold { entry: f64::abs, line: same }, &entries)? {
+            out.sites.insert(key, sums.iter().map(|g| g.sum as f32).collect());
+        }
+        for slot in &sites.weights {
+            out.weights.insert(slot.clone(), entries(slot)?.abs()?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?);
+        }
+        out.checked(NAME)
+    }
+}
+
+fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    Ok(Box::new(Snip))
+}
+
+pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
+    spec: runs(needs_data(criterion(
+        "snip",
+        "Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity (2019), eq. 4",
+        &[ON],
+        INNER_AND_WEIGHTS,
+        "Connection sensitivity: `|g·w|` with g the gradient of the mean loss over all the data; units sum over their group.\n\n\
+         Mind: published codes re-initialise the weights first and divide by the sum; the order is the same, the given weights are used here.\n\n\
+         ```prune\nprune m.layers[*].linears.weights by 50% using snip(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
+    ))),
+    build: Some(build),
+};

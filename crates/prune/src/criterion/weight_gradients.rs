@@ -1,0 +1,185 @@
+//! Gradients of the loss by weights over all the data: what Taylor, OBD, loss models, SNIP and GraSP have in common.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Tensor, Var};
+use prunectl_model::{Batch, Gates, Labels, Transformer};
+
+use crate::data::{Batches, Progress};
+use crate::error::{PruneError, Result};
+
+/// The diagonal that is wanted beside the gradient; each takes every example's gradient on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Curvature {
+    /// None.
+    None,
+    /// Mean over examples of the squared gradient of the example's mean loss.
+    Fisher,
+    /// Mean over examples of `Σ_c p_c (∂ log p_c / ∂w)²`, p the model's own probabilities: the generalised Gauss-Newton of a classifier.
+    Ggn,
+}
+
+impl Curvature {
+    /// The word of a recipe.
+    pub fn of(word: &str) -> Self {
+        if word == "ggn" { Self::Ggn } else { Self::Fisher }
+    }
+}
+
+/// By slot; weights that the loss does not depend on are not there.
+#[derive(Default)]
+pub(super) struct Gradients {
+    /// Of the mean loss over all scored tokens.
+    pub mean: BTreeMap<String, Tensor>,
+    /// The diagonal.
+    pub squares: BTreeMap<String, Tensor>,
+}
+
+impl Gradients {
+    /// `g·w`, zero where the loss does not depend on the weight.
+    pub fn times_weight(&self, model: &Transformer, slot: &str) -> Result<Tensor> {
+        product(&self.mean, model.params().require(slot)?, slot)
+    }
+
+    /// `½·h·w²`.
+    pub fn half_curvature(&self, model: &Transformer, slot: &str) -> Result<Tensor> {
+        Ok((product(&self.squares, &model.params().require(slot)?.sqr()?, slot)? * 0.5)?)
+    }
+}
+
+fn product(by_slot: &BTreeMap<String, Tensor>, w: &Tensor, slot: &str) -> Result<Tensor> {
+    Ok(match by_slot.get(slot) {
+        Some(g) => g.mul(w)?,
+        None => w.zeros_like()?,
+    })
+}
+
+/// A model whose parameters `slots` are variables.
+pub(super) fn with_variables(model: &Transformer, slots: &BTreeSet<String>) -> Result<(Transformer, Vec<(String, Var)>)> {
+    let mut model = model.clone();
+    let mut vars = Vec::with_capacity(slots.len());
+    for slot in slots {
+        let var = Var::from_tensor(model.params().require(slot)?)?;
+        model.params_mut().set(slot.clone(), var.as_tensor().clone());
+        vars.push((slot.clone(), var));
+    }
+    Ok((model, vars))
+}
+
+fn add(sums: &mut BTreeMap<String, Tensor>, slot: &str, t: Tensor) -> Result<()> {
+    let t = match sums.get(slot) {
+        Some(sum) => (sum + t)?,
+        None => t,
+    };
+    sums.insert(slot.to_owned(), t.detach());
+    Ok(())
+}
+
+/// Gradients by the parameters `slots`.
+pub(super) fn gradients(
+    method: &'static str,
+    curvature: Curvature,
+    model: &Transformer,
+    slots: &BTreeSet<String>,
+    data: &mut dyn Batches,
+    progress: &dyn Progress,
+) -> Result<Gradients> {
+    let (model, vars) = with_variables(model, slots)?;
+    let mut sums = Sums { out: Gradients::default(), tokens: 0, examples: 0 };
+    let mut done = 0;
+    data.reset()?;
+    while let Some(batch) = data.next()? {
+        progress.check()?;
+        if curvature == Curvature::None {
+            sums.whole(&model, &vars, &batch)?;
+        } else {
+            for row in 0..batch.size()?.0 {
+                sums.example(method, curvature, &model, &vars, &batch.rows(&[row as u32])?)?;
+            }
+        }
+        done += 1;
+        progress.advance(done, data.len_hint().map_or(done, |n| n as u64), method);
+    }
+    if sums.tokens == 0 {
+        return Err(PruneError::NoData { method, batches: done as usize });
+    }
+    for t in sums.out.mean.values_mut() {
+        *t = (&*t / sums.tokens as f64)?;
+    }
+    for t in sums.out.squares.values_mut() {
+        *t = (&*t / sums.examples as f64)?;
+    }
+    Ok(sums.out)
+}
+
+struct Sums {
+    out: Gradients,
+    /// Scored tokens, or examples of a classifier.
+    tokens: usize,
+    examples: usize,
+}
+
+impl Sums {
+    fn whole(&mut self, model: &Transformer, vars: &[(String, Var)], batch: &Batch) -> Result<()> {
+        let loss = model.forward_loss(batch, &Gates::default(), &mut ())?;
+        if loss.count() == 0 {
+            return Ok(());
+        }
+        self.tokens += loss.count();
+        let grads = loss.sum()?.backward()?;
+        for (slot, var) in vars {
+            if let Some(g) = grads.get(var.as_tensor()) {
+                add(&mut self.out.mean, slot, g.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn example(
+        &mut self,
+        method: &'static str,
+        curvature: Curvature,
+        model: &Transformer,
+        vars: &[(String, Var)],
+        one: &Batch,
+    ) -> Result<()> {
+        let loss = model.forward_loss(one, &Gates::default(), &mut ())?;
+        let n = loss.count();
+        if n == 0 {
+            return Ok(());
+        }
+        self.tokens += n;
+        self.examples += 1;
+        let grads = loss.sum()?.backward()?;
+        for (slot, var) in vars {
+            if let Some(g) = grads.get(var.as_tensor()) {
+                add(&mut self.out.mean, slot, g.clone())?;
+                if curvature == Curvature::Fisher {
+                    add(&mut self.out.squares, slot, (g / n as f64)?.sqr()?)?;
+                }
+            }
+        }
+        if curvature == Curvature::Ggn { self.own_probabilities(method, model, vars, one) } else { Ok(()) }
+    }
+
+    /// One backward pass a class.
+    fn own_probabilities(&mut self, method: &'static str, model: &Transformer, vars: &[(String, Var)], one: &Batch) -> Result<()> {
+        if !matches!(one.labels, Some(Labels::Classes(_))) {
+            return Err(PruneError::Missing { method, needs: "a classifier and its classes for `hessian = ggn`; use empirical_fisher".into() });
+        }
+        let classes = model.forward(one, &Gates::default(), &mut ())?.dims().last().copied().unwrap_or_default();
+        for class in 0..classes {
+            let mut asked = one.clone();
+            asked.labels = Some(Labels::Classes(Tensor::new(&[class as i64], one.input_ids.device())?));
+            let loss = model.forward_loss(&asked, &Gates::default(), &mut ())?.sum()?;
+            let p = (-loss.to_dtype(DType::F64)?.to_scalar::<f64>()?).exp();
+            let grads = loss.backward()?;
+            for (slot, var) in vars {
+                if let Some(g) = grads.get(var.as_tensor()) {
+                    add(&mut self.out.squares, slot, (g.sqr()? * p)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
