@@ -100,8 +100,7 @@ fn batch_of(case: &Case) -> InMemory {
 
 /// Scores divided by what the published codes divide by.
 fn shares(scores: &Scores, total: impl Fn(f64) -> f64) -> Scores {
-    let sum: f64 =
-        scores.weights.values().map(|t| t.to_dtype(DType::F64).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()).sum();
+    let sum: f64 = scores.weights.values().map(|t| t.to_dtype(DType::F64).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()).sum();
     let weights = scores.weights.iter().map(|(slot, t)| (slot.clone(), (t / total(sum)).unwrap())).collect();
     Scores { weights, ..Scores::default() }
 }

@@ -165,7 +165,10 @@ impl Sums {
     /// One backward pass a class.
     fn own_probabilities(&mut self, method: &'static str, model: &Transformer, vars: &[(String, Var)], one: &Batch) -> Result<()> {
         if !matches!(one.labels, Some(Labels::Classes(_))) {
-            return Err(PruneError::Missing { method, needs: "a classifier and its classes for `hessian = ggn`; use empirical_fisher".into() });
+            return Err(PruneError::Missing {
+                method,
+                needs: "a classifier and its classes for `hessian = ggn`; use empirical_fisher".into(),
+            });
         }
         let classes = model.forward(one, &Gates::default(), &mut ())?.dims().last().copied().unwrap_or_default();
         for class in 0..classes {

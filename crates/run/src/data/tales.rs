@@ -146,15 +146,11 @@ mod tests {
         let first = |split: Split| split.tale(0).map(|tale| tale.text);
         assert_eq!(
             first(Split::Train).as_deref(),
-            Some(
-                "Rosa was in the forest. Rosa had a black lamp. The girl was happy. She looked angry. Rosa left the forest."
-            )
+            Some("Rosa was in the forest. Rosa had a black lamp. The girl was happy. She looked angry. Rosa left the forest.")
         );
         assert_eq!(
             first(Split::Validation).as_deref(),
-            Some(
-                "Tom was at the school. The boy had a yellow hat. The one with the hat looked cheerful. Tom left the school."
-            )
+            Some("Tom was at the school. The boy had a yellow hat. The one with the hat looked cheerful. Tom left the school.")
         );
         assert_eq!(
             first(Split::Test).as_deref(),
