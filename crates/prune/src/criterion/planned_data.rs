@@ -4,7 +4,7 @@ use prunectl_recipe::catalogue::{Entry, SiteKind, Ty};
 
 use super::Criterion;
 use crate::row::{
-    ALL_SITES, CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, ON, WEIGHTS, criterion, needs_data, optional, param, required, within,
+    CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, ON, WEIGHTS, criterion, needs_data, optional, param, required, within,
 };
 
 macro_rules! planned {
@@ -13,19 +13,6 @@ macro_rules! planned {
     };
 }
 
-planned!(
-    HRANK,
-    needs_data(criterion(
-        "hrank",
-        "Lin et al., HRank: Filter Pruning using High-Rank Feature Map (2020), eq. 5",
-        &[CALIBRATION, within(param("tol", Ty::Float, "1e-3", "Singular values below tol · the largest do not count."), 0.0, 1.0),],
-        INNER_SITES,
-        "Mean numerical rank of a unit's output matrix: `E_x rank([tokens, head_dim])`.\n\n\
-         Mind: random activations have full rank and tie; the default tolerance of other libraries (machine epsilon) counts rounding noise as rank. \
-         Needs head_dim > 1; neurons are scored by blocks of a layer.\n\n\
-         ```prune\nscore m.layers[*].attention.heads using hrank(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))
-);
 planned!(
     SYNFLOW,
     criterion(
@@ -48,43 +35,6 @@ planned!(
         "Layer-wise relevance propagation: relevance that flows through a unit, `Σ_x |R|`.\n\n\
          Mind: relevance is conserved, Σ in = Σ out, up to the share of biases; the published code's rule named epsilon is z⁺.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using lrp(on = d.train.sample(64, seed = 0), rule = zplus) as s\n```",
-    ))
-);
-planned!(
-    ACTIVATION,
-    needs_data(criterion(
-        "activation",
-        "Zhao et al., Adaptive Activation-based Structured Pruning (2023), eq. 2",
-        &[
-            CALIBRATION,
-            param("stat", Ty::OneOf(&["mean", "attention"]), "attention", "`mean` of |a|, or the attention map mean |a|^p."),
-            within(param("p", Ty::Float, "2", "The exponent of `attention`."), 0.1, 16.0),
-        ],
-        INNER_SITES,
-        "Mean of |a|^p of a unit's activation over all tokens that count.\n\n\
-         Mind: padding never counts; scales differ by layer, so `scope = layer` is the fair comparison.\n\n\
-         ```prune\nscore m.layers[*].mlp.neurons using activation(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))
-);
-planned!(
-    REAP,
-    needs_data(criterion(
-        "reap",
-        "Lasby et al., REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression (2025), eq. 9",
-        &[CALIBRATION],
-        &[SiteKind::Experts],
-        "Router-weighted expert activation: mean over the tokens routed to an expert of gate × ‖expert output‖₂.\n\n\
-         Mind: an expert that no token reaches scores 0; its row of the router goes with it.",
-    ))
-);
-planned!(
-    FREQUENCY,
-    needs_data(criterion(
-        "frequency",
-        "Chen et al., Task-Specific Expert Pruning for Sparse Mixture-of-Experts (2022)",
-        &[CALIBRATION],
-        &[SiteKind::Experts],
-        "Share of tokens that the router sends to an expert. The baseline that `reap` must beat.",
     ))
 );
 planned!(
@@ -170,15 +120,4 @@ planned!(
         "Grows an activation threshold until the target is missed, rolls back to the last accepted weights and halves the step.\n\n\
          Mind: written from the paper's description; each round restores the last accepted weights.",
     ))
-);
-planned!(
-    UNIFORM,
-    criterion(
-        "uniform",
-        "the baseline of Liu et al., Rethinking the Value of Network Pruning (2019)",
-        &[],
-        ALL_SITES,
-        "An equal share of every layer, the highest indices first: what channel pruning must beat.\n\n\
-         ```prune\nprune m.layers[*].mlp.neurons by 50% using uniform()\n```",
-    )
 );
