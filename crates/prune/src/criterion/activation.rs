@@ -105,9 +105,7 @@ impl Criterion for Activation {
         if powers.tokens == 0.0 {
             return Err(PruneError::NoData { method: NAME, batches: done as usize });
         }
-        let mean = |(sums, size): (Vec<f64>, usize)| {
-            sums.into_iter().map(|s| (s / (powers.tokens * size.max(1) as f64)) as f32).collect()
-        };
+        let mean = |(sums, size): (Vec<f64>, usize)| sums.into_iter().map(|s| (s / (powers.tokens * size.max(1) as f64)) as f32).collect();
         Scores { sites: powers.sums.into_iter().map(|(k, s)| (k, mean(s))).collect(), ..Scores::default() }.checked(NAME)
     }
 }

@@ -63,8 +63,7 @@ impl Ranks {
 
 impl Tap for Ranks {
     fn wants(&self, layer: usize, point: Point) -> bool {
-        point == Point::HeadContext
-            && [SiteKind::Heads, SiteKind::KvGroups].iter().any(|k| self.sums.contains_key(&Key::of(*k, layer)))
+        point == Point::HeadContext && [SiteKind::Heads, SiteKind::KvGroups].iter().any(|k| self.sums.contains_key(&Key::of(*k, layer)))
     }
 
     fn see(&mut self, layer: usize, _: Point, x: &Tensor) -> std::result::Result<(), ModelError> {
@@ -87,7 +86,11 @@ impl Criterion for HRank {
         for key in sites.units.keys() {
             let d = key.layer.and_then(|l| model.dims().get(l)).copied().unwrap_or_default();
             if d.head_dim < 2 {
-                return Err(PruneError::Site { method: NAME, kind: key.kind, hint: "heads of one entry have rank 0 or 1; use `activation_norm`" });
+                return Err(PruneError::Site {
+                    method: NAME,
+                    kind: key.kind,
+                    hint: "heads of one entry have rank 0 or 1; use `activation_norm`",
+                });
             }
             ranks.sums.insert(*key, vec![0.0; count(model, *key)?]);
         }

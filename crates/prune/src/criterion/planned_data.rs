@@ -3,9 +3,7 @@
 use prunectl_recipe::catalogue::{Entry, SiteKind, Ty};
 
 use super::Criterion;
-use crate::row::{
-    CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, ON, WEIGHTS, criterion, needs_data, optional, param, required, within,
-};
+use crate::row::{CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, ON, WEIGHTS, criterion, needs_data, optional, param, required, within};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
