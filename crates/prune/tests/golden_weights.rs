@@ -123,3 +123,111 @@ fn snip_and_grasp() {
     }
     worst("06_init_pruning_llama");
 }
+
+#[test]
+fn synflow_and_its_rounds() {
+    use prunectl_prune::{CRITERIA, Removed, Request};
+    use prunectl_recipe::plan::{Amount, Scope, Share};
+    let case = Case::open("06_init_pruning_llama");
+    let dense = case.model("text-generation");
+    let sites = all_weights(&dense);
+    let scores = common::score(&dense, "synflow", &[], &sites, &mut common::nothing());
+    for (ours, theirs) in slots(&[0, 2]) {
+        if ours.contains("attention.q") || ours.contains("attention.k") {
+            assert!(flat(&scores, &ours).iter().all(|s| *s < 1e-6));
+        } else {
+            close(&case, &format!("synflow.{theirs}"), &flat(&scores, &ours));
+        }
+    }
+    worst("06_init_pruning_llama (synflow)");
+    let synflow = common::build(CRITERIA, "synflow", &[("rounds", Value::Number(5.0))]);
+    let amount = Amount::Share { share: Share::from_fraction(0.6), each: false };
+    let (protect, none) = (Sites::default(), Removed::default());
+    let request = Request {
+        sites: &sites,
+        amount: &amount,
+        scope: Scope::Matrix,
+        at_least: None,
+        align: None,
+        protect: &protect,
+        removed: &none,
+        step: None,
+    };
+    let (mut model, mut removed) = (dense.clone(), Removed::default());
+    let (decision, first) = synflow.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut common::nothing(), &()).unwrap();
+    for (slot, keep) in &decision.weights {
+        let keep = keep.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        assert_eq!(keep.iter().filter(|k| **k == 0).count(), keep.len() * 3 / 5, "{slot}");
+        assert_eq!(flat(&first, slot), flat(&scores, slot));
+    }
+}
+
+/// A neuron's Σ g·w over rows and columns: by the gate's gradient and by finite differences it is the same number.
+#[test]
+fn sensitivity_by_hand() {
+    use prunectl_prune::Key;
+    use prunectl_recipe::catalogue::SiteKind;
+    let case = Case::open("02_michel_bert");
+    let model = case.model("text-classification");
+    let sites = common::all(&model, &[SiteKind::Neurons]);
+    let batched = common::score(&model, "sensitivity", &[], &sites, &mut case.classified());
+    let one = common::score(&model, "sensitivity", &[], &sites, &mut common::one_by_one(&mut case.classified()));
+    assert_eq!(batched.sites.len(), one.sites.len());
+    for (key, values) in &batched.sites {
+        assert!(values.iter().zip(one.get(*key).unwrap()).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1e-6)));
+    }
+    // d/dt of the loss with all the neuron's weights and biases scaled by t, in f64.
+    let model = model.to_dtype(DType::F64).unwrap();
+    let mut data = common::one_by_one(&mut case.classified());
+    let (mut sum, mut n) = (0f64, 0);
+    let scaled = |t: f64| {
+        let mut m = model.clone();
+        for (slot, dim) in [("mlp.up.weight", 0), ("mlp.up.bias", 0), ("mlp.down.weight", 1)] {
+            let slot = format!("layers.1.{slot}");
+            let w = m.params().get(&slot).unwrap().clone();
+            let mut factors = vec![1f64; w.dim(dim).unwrap()];
+            factors[3] = t;
+            let mut shape = vec![1; w.rank()];
+            shape[dim] = factors.len();
+            let factors = Tensor::from_vec(factors, shape, &candle_core::Device::Cpu).unwrap();
+            m.params_mut().set(slot, w.broadcast_mul(&factors).unwrap());
+        }
+        m
+    };
+    let (ahead, behind) = (scaled(1.0 + 1e-5), scaled(1.0 - 1e-5));
+    while let Some(batch) = prunectl_prune::Batches::next(&mut data).unwrap() {
+        let loss = |m: &Transformer| {
+            m.forward_loss(&batch, &prunectl_model::Gates::default(), &mut ()).unwrap().sum().unwrap().to_scalar::<f64>().unwrap()
+        };
+        sum += ((loss(&ahead) - loss(&behind)) / 2e-5).abs();
+        n += 1;
+    }
+    let own = f64::from(batched.get(Key::of(SiteKind::Neurons, 1)).unwrap()[3]);
+    assert!((own - sum / f64::from(n)).abs() <= 1e-4 * own, "{own} {}", sum / f64::from(n));
+}
+
+/// Experts of a tiny Mixtral: two of each token's experts, so shares add up to two.
+#[test]
+fn experts_are_scored() {
+    use prunectl_model::LoadOptions;
+    use prunectl_prune::Key;
+    use prunectl_recipe::catalogue::SiteKind;
+    let model = prunectl_model::load(&common::golden("families/mixtral"), &LoadOptions::default()).unwrap();
+    let mut sites = Sites::default();
+    for (layer, d) in model.dims().iter().enumerate() {
+        sites.add(Key::of(SiteKind::Experts, layer), 0..d.experts);
+    }
+    let ids = |rows: usize| Tensor::arange(1u32, 1 + rows as u32 * 6, &candle_core::Device::Cpu).unwrap().reshape((rows, 6)).unwrap();
+    let mut padded = Batch::new(ids(2));
+    padded.keep = Some(Tensor::new(&[[1u8, 1, 1, 1, 1, 1], [0; 6]], &candle_core::Device::Cpu).unwrap());
+    for name in ["reap", "frequency"] {
+        let with = common::score(&model, name, &[], &sites, &mut InMemory::new(vec![padded.clone()]));
+        let without = common::score(&model, name, &[], &sites, &mut InMemory::new(vec![Batch::new(ids(1))]));
+        for (key, values) in &with.sites {
+            assert!(values.iter().zip(without.get(*key).unwrap()).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + a.abs())), "{name}");
+            if name == "frequency" {
+                assert!((values.iter().sum::<f32>() - 2.0).abs() < 1e-5, "{values:?}");
+            }
+        }
+    }
+}

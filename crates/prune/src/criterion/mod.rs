@@ -20,8 +20,10 @@ mod planned_learned;
 mod random;
 mod snip;
 mod sparsegpt;
+mod synflow;
 mod taylor;
 mod uniform;
+mod uniqueness;
 mod wanda;
 mod weight_gradients;
 
@@ -102,11 +104,11 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     planned_learned::MOVEMENT,
     planned_learned::LEARNED_SCORES,
     planned_learned::GUM,
-    planned_data::UNIQUENESS,
-    planned_data::SENSITIVITY,
+    uniqueness::UNIQUENESS,
+    uniqueness::SENSITIVITY,
     snip::ENTRY,
     grasp::ENTRY,
-    planned_data::SYNFLOW,
+    synflow::ENTRY,
     planned_data::LRP,
     activation::ENTRY,
     planned_data::ADAPTIVE,

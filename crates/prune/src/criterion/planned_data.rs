@@ -3,7 +3,7 @@
 use prunectl_recipe::catalogue::{Entry, SiteKind, Ty};
 
 use super::Criterion;
-use crate::row::{CALIBRATION, INNER_AND_WEIGHTS, INNER_SITES, ON, WEIGHTS, criterion, needs_data, optional, param, required, within};
+use crate::row::{CALIBRATION, INNER_SITES, WEIGHTS, criterion, needs_data, optional, param, required, within};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
@@ -11,18 +11,6 @@ macro_rules! planned {
     };
 }
 
-planned!(
-    SYNFLOW,
-    criterion(
-        "synflow",
-        "Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow (2020), eq. 2",
-        &[within(param("rounds", Ty::Count, "100", "Rounds of scoring, the density falling exponentially."), 1.0, 1e4)],
-        INNER_AND_WEIGHTS,
-        "Synaptic flow: `|w| · ∂R/∂|w|` with R the sum of the outputs of the network of absolute weights, fed embeddings of ones; no data.\n\n\
-         Mind: it runs in f64. With inputs of ones every position carries the same value vector, so query and key weights score zero in a transformer: rank by layer.\n\n\
-         ```prune\nprune m.layers[*].linears.weights by 50% using synflow(rounds = 20) { scope = layer }\n```",
-    )
-);
 planned!(
     LRP,
     needs_data(criterion(
@@ -33,29 +21,6 @@ planned!(
         "Layer-wise relevance propagation: relevance that flows through a unit, `Σ_x |R|`.\n\n\
          Mind: relevance is conserved, Σ in = Σ out, up to the share of biases; the published code's rule named epsilon is z⁺.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using lrp(on = d.train.sample(64, seed = 0), rule = zplus) as s\n```",
-    ))
-);
-planned!(
-    UNIQUENESS,
-    needs_data(criterion(
-        "uniqueness",
-        "Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), eq. 3",
-        &[CALIBRATION],
-        &[SiteKind::Neurons],
-        "How little a neuron's activation resembles the others': the negative of `u_j = Σ_{k≠j} |cos(h_j, h_k)| / (N·v)`.\n\n\
-         Mind: N² memory per layer, tiled; cosines run over the tokens of all batches.\n\n\
-         ```prune\nscore m.layers[*].mlp.neurons using uniqueness(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))
-);
-planned!(
-    SENSITIVITY,
-    needs_data(criterion(
-        "sensitivity",
-        "Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), sec. 4",
-        &[ON],
-        &[SiteKind::Neurons],
-        "Mean over batches of `|Σ g·w|` of a neuron's group: the sensitivity that GUM's authors set against uniqueness.\n\n\
-         ```prune\nscore m.layers[*].mlp.neurons using sensitivity(on = d.train.sample(64, seed = 0)) as s\n```",
     ))
 );
 planned!(
