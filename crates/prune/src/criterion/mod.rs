@@ -20,6 +20,7 @@ mod planned_learned;
 mod random;
 mod snip;
 mod sparsegpt;
+mod supermask;
 mod synflow;
 mod taylor;
 mod uniform;
@@ -63,6 +64,16 @@ pub trait Criterion: Send + Sync {
     /// The layer-wise form, for methods that decide block by block or update the weights that stay.
     fn layerwise(&self) -> Option<&dyn Layerwise> {
         None
+    }
+
+    /// The snapshot that it compares with; the executor hands it over before scoring.
+    fn snapshot(&self) -> Option<&str> {
+        None
+    }
+
+    /// Takes the network of [`Criterion::snapshot`].
+    fn set_snapshot(&mut self, model: Transformer) {
+        let _ = model;
     }
 
     /// Whether pruning with it changes weights that stay: such a step can't be done again from its decision alone.
@@ -114,7 +125,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     planned_data::ADAPTIVE,
     planned_learned::SERENE,
     planned_learned::LOBSTER,
-    planned_data::SUPERMASK,
+    supermask::ENTRY,
     planned_learned::HARD_CONCRETE,
     activation_norm::ENTRY,
     experts::REAP,

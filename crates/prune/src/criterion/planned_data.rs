@@ -3,7 +3,7 @@
 use prunectl_recipe::catalogue::{Entry, SiteKind, Ty};
 
 use super::Criterion;
-use crate::row::{CALIBRATION, INNER_SITES, WEIGHTS, criterion, needs_data, optional, param, required, within};
+use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, optional, param, within};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
@@ -22,40 +22,6 @@ planned!(
          Mind: relevance is conserved, Σ in = Σ out, up to the share of biases; the published code's rule named epsilon is z⁺.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using lrp(on = d.train.sample(64, seed = 0), rule = zplus) as s\n```",
     ))
-);
-planned!(
-    SUPERMASK,
-    criterion(
-        "supermask",
-        "Zhou et al., Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask (2019), table 1",
-        &[
-            param(
-                "kind",
-                Ty::OneOf(&[
-                    "large_final",
-                    "small_final",
-                    "large_init",
-                    "large_init_large_final",
-                    "small_init_small_final",
-                    "magnitude_increase",
-                    "movement",
-                ]),
-                "large_final",
-                "The mask criterion, from a weight's first and final values.",
-            ),
-            required("initial", Ty::Snapshot, "The snapshot that holds the first values."),
-            param(
-                "fill",
-                Ty::OneOf(&["zero", "init", "sign"]),
-                "zero",
-                "What removed weights become: zero, their first value, or a signed constant."
-            ),
-        ],
-        WEIGHTS,
-        "Masks from a weight's first value w_i and final value w_f, such as `|w_f|`, `|w_f| − |w_i|`, `|w_f − w_i|`.\n\n\
-         Mind: its `movement` is |w_f − w_i|, not movement pruning (Sanh 2020).\n\n\
-         ```prune\nsnapshot m as first\nprune m.layers[*].linears.weights by 50% using supermask(kind = magnitude_increase, initial = first) { scope = global }\n```",
-    )
 );
 planned!(
     SLICE,

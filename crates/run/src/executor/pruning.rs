@@ -152,7 +152,12 @@ impl Executor<'_> {
     }
 
     fn criterion(&self, state: &ModelState, method: &Method, batch: Option<u64>) -> Result<Ready> {
-        let criterion = build(CRITERIA, &method.name, &method.args)?;
+        let mut criterion = build(CRITERIA, &method.name, &method.args)?;
+        if let Some(name) = criterion.snapshot().map(str::to_owned) {
+            let taken = self.state.snapshots.get(&name);
+            let taken = taken.ok_or_else(|| Error::Internal(format!("snapshot `{name}` is used before it is taken")))?;
+            criterion.set_snapshot(taken.clone());
+        }
         let data: Box<dyn Batches> = match method.args.get("on") {
             Some(Value::Data(expr)) => {
                 // Gradients are at most needed once per batch; the batch never changes a result, only memory.
