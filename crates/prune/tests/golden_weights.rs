@@ -240,7 +240,8 @@ fn supermasks() {
     let case = Case::open("09_supermask");
     let names = ["layers.0.mlp.up.weight", "layers.1.mlp.up.weight"];
     let with = |which: &str| {
-        let mut model = prunectl_model::load(&common::golden("methods/models/llama-tiny"), &prunectl_model::LoadOptions::default()).unwrap();
+        let mut model =
+            prunectl_model::load(&common::golden("methods/models/llama-tiny"), &prunectl_model::LoadOptions::default()).unwrap();
         let all = case.input(which);
         for (name, (start, rows, columns)) in names.iter().zip([(0, 20, 12), (260, 4, 20)]) {
             let w = all.narrow(0, start, rows * columns).unwrap().reshape((rows, columns)).unwrap();
@@ -260,7 +261,8 @@ fn supermasks() {
         let request = Request { sites: &sites, amount, scope, at_least: None, align: None, protect: &protect, removed, step: None };
         Removed { weights: select(scores, &request, &shape).unwrap().weights, ..Removed::default() }
     };
-    let kept = |r: &Removed| -> Vec<u8> { names.iter().flat_map(|n| r.weights[*n].flatten_all().unwrap().to_vec1::<u8>().unwrap()).collect() };
+    let kept =
+        |r: &Removed| -> Vec<u8> { names.iter().flat_map(|n| r.weights[*n].flatten_all().unwrap().to_vec1::<u8>().unwrap()).collect() };
     for kind in ["large_final", "small_final", "large_init", "magnitude_increase", "movement"] {
         let mut method = common::build(CRITERIA, "supermask", &[("kind", word(kind)), ("initial", Value::Name("first".into()))]);
         assert!(method.score(&last, &sites, &mut common::nothing(), &()).unwrap_err().to_string().contains("first"));
