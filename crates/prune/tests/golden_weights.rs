@@ -292,3 +292,54 @@ fn supermasks() {
     }
     println!("golden 09_supermask: masks exact");
 }
+
+/// Through the registry row, block by block: the share is met in every matrix, batches change nothing, and the updates are worth having.
+#[test]
+fn sparsegpt_of_a_whole_model() {
+    use prunectl_prune::{CRITERIA, Removed, Request, surgery};
+    use prunectl_recipe::plan::{Amount, Scope, Share};
+    let case = Case::open("04_loss_modelling_llama");
+    let dense = case.model("text-generation");
+    let sites = all_weights(&dense);
+    let protect = Sites::default();
+    let prune = |amount: &Amount, scope: Scope, data: &mut InMemory| {
+        let none = Removed::default();
+        let request =
+            Request { sites: &sites, amount, scope, at_least: None, align: None, protect: &protect, removed: &none, step: None };
+        let (mut model, mut removed) = (dense.clone(), Removed::default());
+        let method = common::build(CRITERIA, "sparsegpt", &[("block", Value::Number(16.0))]);
+        let pruned = method.layerwise().unwrap().prune(&mut model, &mut removed, &request, data, &());
+        pruned.map(|(decision, _)| (model, decision))
+    };
+    let numbers = |t: &Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for amount in [Amount::Share { share: Share::from_fraction(0.5), each: false }, Amount::NofM { removed: 2, group: 4 }] {
+        let (model, decision) = prune(&amount, Scope::Matrix, &mut case.texts()).unwrap();
+        let (one, _) = prune(&amount, Scope::Matrix, &mut common::one_by_one(&mut case.texts())).unwrap();
+        assert_eq!(decision.weights.len(), sites.weights.len());
+        for (slot, keep) in &decision.weights {
+            let (keep, w) = (numbers(keep), numbers(model.params().get(slot).unwrap()));
+            assert_eq!(keep.iter().filter(|k| **k == 0.0).count() * 2, keep.len(), "{slot}");
+            assert!(w.iter().zip(&keep).all(|(w, k)| *k != 0.0 || *w == 0.0), "{slot}");
+            for (a, b) in w.iter().zip(numbers(one.params().get(slot).unwrap())) {
+                assert!((a - b).abs() < 1e-4, "{slot}: {a} {b}");
+            }
+        }
+        let mut masked = dense.clone();
+        surgery::mask(&mut masked, &mut Removed::default(), &decision).unwrap();
+        // How far the first block's output is from the dense one.
+        let apart = |m: &Transformer| {
+            let (mut data, mut sum) = (case.texts(), 0f32);
+            while let Some(batch) = prunectl_prune::Batches::next(&mut data).unwrap() {
+                let (x, context) = dense.embed(&batch).unwrap();
+                let of = |m: &Transformer| m.block(0, &x, &context, None, &mut ()).unwrap();
+                sum += (of(m) - of(&dense)).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+            }
+            sum
+        };
+        assert!(apart(&model) < apart(&masked), "{} {}", apart(&model), apart(&masked));
+    }
+    let share = Amount::Share { share: Share::from_fraction(0.5), each: false };
+    assert!(prune(&share, Scope::Row, &mut case.texts()).unwrap_err().to_string().contains("matrix"));
+    let uneven = Amount::NofM { removed: 1, group: 3 };
+    assert!(prune(&uneven, Scope::Matrix, &mut case.texts()).unwrap_err().to_string().contains("divides"));
+}
