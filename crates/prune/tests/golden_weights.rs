@@ -304,8 +304,7 @@ fn sparsegpt_of_a_whole_model() {
     let protect = Sites::default();
     let prune = |amount: &Amount, scope: Scope, data: &mut InMemory| {
         let none = Removed::default();
-        let request =
-            Request { sites: &sites, amount, scope, at_least: None, align: None, protect: &protect, removed: &none, step: None };
+        let request = Request { sites: &sites, amount, scope, at_least: None, align: None, protect: &protect, removed: &none, step: None };
         let (mut model, mut removed) = (dense.clone(), Removed::default());
         let method = common::build(CRITERIA, "sparsegpt", &[("block", Value::Number(16.0))]);
         let pruned = method.layerwise().unwrap().prune(&mut model, &mut removed, &request, data, &());
