@@ -9,6 +9,7 @@ pub mod error;
 pub mod executor;
 pub mod files;
 pub mod forecast;
+pub mod hub;
 pub mod inspect;
 pub mod interrupt;
 pub mod journal;
