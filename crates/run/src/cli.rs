@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands;
 use crate::error::{EXIT_DONE, Result};
+use crate::hub::Door;
 use crate::interrupt::Interrupt;
 use crate::session::{DeviceChoice, Dtype, Options};
 use crate::ui::Ui;
@@ -99,8 +100,10 @@ impl Cli {
     /// Carries the command out and returns the exit status.
     pub fn run(self, interrupt: Interrupt) -> Result<u8> {
         let verbosity = if self.globals.quiet { -1 } else { i8::try_from(self.globals.verbose).unwrap_or(i8::MAX) };
+        let ui = Ui::new(verbosity);
+        let hub = Door::new(ui, false);
         let options =
-            Options { device: DeviceChoice::Auto, dtype: None, offline: false, json: self.globals.json, ui: Ui::new(verbosity), interrupt };
+            Options { device: DeviceChoice::Auto, dtype: None, offline: false, hub, json: self.globals.json, ui, interrupt };
         match self.command {
             Command::Run(c) => c.run(&options),
             Command::Resume(c) => c.run(&options),
@@ -120,7 +123,8 @@ impl Cli {
 impl Compute {
     /// The options with these in them.
     pub fn over(&self, options: &Options) -> Options {
-        Options { device: self.device, dtype: self.dtype, offline: self.offline, ..options.clone() }
+        let hub = Door::new(options.ui, self.offline);
+        Options { device: self.device, dtype: self.dtype, offline: self.offline, hub, ..options.clone() }
     }
 }
 

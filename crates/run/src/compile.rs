@@ -8,6 +8,7 @@ use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::Plan;
 
 use crate::error::Result;
+use crate::hub::Door;
 use crate::models::DiskFacts;
 use crate::recipes::{DiskLoader, RecipeFile};
 
@@ -28,9 +29,9 @@ pub struct Compiled {
 }
 
 /// Compiles a recipe with `--set` values.
-pub fn compile(recipe: &RecipeFile, set: &[(String, String)]) -> Result<Compiled> {
+pub fn compile(recipe: &RecipeFile, set: &[(String, String)], hub: Door) -> Result<Compiled> {
     let loader = DiskLoader::default();
-    let compiled = prunectl_recipe::compile(&recipe.text, &recipe.file_name(), set, &loader, &catalogue(), &DiskFacts::default());
+    let compiled = prunectl_recipe::compile(&recipe.text, &recipe.file_name(), set, &loader, &catalogue(), &DiskFacts::new(hub));
     Ok(Compiled { sources: compiled.sources, result: compiled.result, uses: loader.read_files() })
 }
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::data::{AutoBatch, describe as describe_data, memory_bytes};
 use crate::executor::{kind_name, model_of, to_sites};
+use crate::hub::Door;
 use crate::models::{describe, facts_from_file, read_facts};
 use crate::stock;
 
@@ -142,13 +143,13 @@ struct Sim {
 }
 
 /// Works the plan out.
-pub fn forecast(plan: &Plan, sources: &Sources) -> Forecast {
+pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
     let mut sims: BTreeMap<String, Sim> = BTreeMap::new();
     let mut why: BTreeMap<String, String> = BTreeMap::new();
     for decl in &plan.models {
         let read = match &decl.source {
             ModelSource::Copy(of) => sims.get(of).map(|s| s.file.clone()).ok_or_else(|| why.get(of).cloned().unwrap_or_default()),
-            _ => read_facts(decl).map_err(|e| e.to_string()),
+            _ => read_facts(decl, hub).map_err(|e| e.to_string()),
         };
         match read {
             Ok(file) => {

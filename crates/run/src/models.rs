@@ -12,6 +12,7 @@ use prunectl_recipe::{Facts, LayerFacts, ModelFacts};
 use crate::builtin;
 use crate::error::{Error, Result};
 use crate::files::sha256_file;
+use crate::hub::Door;
 use crate::session::Dtype;
 use crate::tokenizer::Tokenizer;
 
@@ -87,21 +88,12 @@ fn with_builtin<T>(files: &[builtin::ModelFile], work: impl FnOnce(&Path) -> Res
     work(folder.path())
 }
 
-fn not_yet_from_hub(repo: &str) -> Error {
-    Error::Refused {
-        what: format!("this build can't download models (`hf(\"{repo}\")`)"),
-        remedy: "download it with `hf download`, and name its folder: dir(\"path\")".to_owned(),
-    }
-}
-
 /// Loads what a declaration names. A `copy(…)` is the executor's.
-pub fn load(decl: &ModelDecl, device: &Device, dtype: Option<Dtype>) -> Result<Loaded> {
+pub fn load(decl: &ModelDecl, device: &Device, dtype: Option<Dtype>, hub: &Door) -> Result<Loaded> {
     let options = LoadOptions { dtype: dtype_of(decl, dtype)?, device: device.clone(), task: task_of(decl)? };
     match &decl.source {
-        ModelSource::Dir(path) => {
-            let model = prunectl_model::load(path, &options)?;
-            Ok(Loaded { model, tokenizer: Tokenizer::open(path)?, files: Place::Folder(path.clone()) })
-        }
+        ModelSource::Dir(path) => from_folder(path.clone(), &options),
+        ModelSource::Hub { repo, revision } => from_folder(hub.model(repo, revision.as_deref())?, &options),
         ModelSource::Builtin(name) => {
             let files = builtin_files(name, options.task)?;
             let (model, tokenizer) = with_builtin(files, |dir| Ok((prunectl_model::load(dir, &options)?, Tokenizer::open(dir)?)))?;
@@ -120,13 +112,17 @@ pub fn load(decl: &ModelDecl, device: &Device, dtype: Option<Dtype>) -> Result<L
                 Ok(Loaded { model, tokenizer, files: Place::Config(config.clone()) })
             }
         },
-        ModelSource::Hub { repo, .. } => Err(not_yet_from_hub(repo)),
         ModelSource::Copy(of) => Err(Error::Internal(format!("`copy({of})` was asked of the loader"))),
     }
 }
 
-/// What config and headers say, no weight read.
-pub fn read_facts(decl: &ModelDecl) -> Result<ModelFile> {
+fn from_folder(path: PathBuf, options: &LoadOptions) -> Result<Loaded> {
+    let model = prunectl_model::load(&path, options)?;
+    Ok(Loaded { model, tokenizer: Tokenizer::open(&path)?, files: Place::Folder(path) })
+}
+
+/// What config and headers say, no weight read; of a model on the Hub that is not in the cache only these are fetched.
+pub fn read_facts(decl: &ModelDecl, hub: &Door) -> Result<ModelFile> {
     let task = task_of(decl)?;
     match &decl.source {
         ModelSource::Dir(path) => Ok(ModelFile::read(path, task)?),
@@ -145,16 +141,25 @@ pub fn read_facts(decl: &ModelDecl) -> Result<ModelFile> {
             Some(name) => with_builtin(builtin_files(name, task)?, |dir| Ok(ModelFile::of_config(&dir.join("config.json"), task)?)),
             None => Ok(ModelFile::of_config(config, task)?),
         },
-        ModelSource::Hub { repo, .. } => Err(not_yet_from_hub(repo)),
+        ModelSource::Hub { repo, revision } => Ok(ModelFile::read(hub.headers(repo, revision.as_deref())?.path(), task)?),
         ModelSource::Copy(of) => Err(Error::Internal(format!("`copy({of})` was asked of the loader"))),
     }
 }
 
 /// Files of a model that decide what it computes, with their hashes.
-pub fn hashes(decl: &ModelDecl) -> Result<BTreeMap<String, String>> {
+pub fn hashes(decl: &ModelDecl, hub: &Door) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
+    let folder = match &decl.source {
+        ModelSource::Dir(dir) => Some(dir.clone()),
+        ModelSource::Hub { repo, revision } => {
+            out.insert("commit".to_owned(), hub.commit(repo, revision.as_deref())?);
+            Some(hub.model(repo, revision.as_deref())?)
+        }
+        _ => None,
+    };
     match &decl.source {
-        ModelSource::Dir(dir) => {
+        ModelSource::Dir(_) | ModelSource::Hub { .. } => {
+            let dir = &folder.unwrap_or_default();
             let mut names: Vec<String> = std::fs::read_dir(dir)
                 .map_err(Error::io("read", dir))?
                 .flatten()
@@ -176,7 +181,7 @@ pub fn hashes(decl: &ModelDecl) -> Result<BTreeMap<String, String>> {
         ModelSource::Init { config, .. } if builtin_config(config).is_none() => {
             out.insert(config.display().to_string(), sha256_file(config)?);
         }
-        ModelSource::Init { .. } | ModelSource::Hub { .. } | ModelSource::Copy(_) => {}
+        ModelSource::Init { .. } | ModelSource::Copy(_) => {}
     }
     Ok(out)
 }
@@ -232,9 +237,17 @@ fn facts(family: &str, layers: Vec<LayerFacts>, hidden: usize, slots: Vec<String
 }
 
 /// Brings configs and splits to the compiler. What can't be read is unknown to it: the error is told when the model is loaded.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DiskFacts {
+    hub: Door,
     known: RefCell<BTreeMap<String, Option<Facts>>>,
+}
+
+impl DiskFacts {
+    /// Facts of files on this machine and, through `hub`, of its repositories.
+    pub fn new(hub: Door) -> Self {
+        Self { hub, known: RefCell::default() }
+    }
 }
 
 impl ModelFacts for DiskFacts {
@@ -244,7 +257,7 @@ impl ModelFacts for DiskFacts {
         }
         let found = match &decl.source {
             ModelSource::Copy(of) => self.known.borrow().get(of).cloned().flatten(),
-            _ => read_facts(decl).ok().map(|file| facts_from_file(&file)),
+            _ => read_facts(decl, &self.hub).ok().map(|file| facts_from_file(&file)),
         };
         self.known.borrow_mut().insert(decl.name.clone(), found.clone());
         found

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use candle_core::{DType, Device};
 
 use crate::error::{Error, Result};
+use crate::hub::Door;
 use crate::interrupt::Interrupt;
 use crate::ui::Ui;
 
@@ -17,6 +18,8 @@ pub struct Options {
     pub dtype: Option<Dtype>,
     /// Nothing may use the network.
     pub offline: bool,
+    /// Where repositories come from.
+    pub hub: Door,
     /// Results as JSON.
     pub json: bool,
     /// What goes to stderr.

@@ -9,6 +9,7 @@ use prunectl_recipe::render::{locate, render};
 use crate::cli::{DONE, parse_set};
 use crate::commands::print_json;
 use crate::compile::compile;
+use crate::hub::Door;
 use crate::error::{EXIT_RECIPE, Result};
 use crate::recipes::RecipeFile;
 use crate::session::Options;
@@ -31,7 +32,7 @@ impl Check {
         let mut failed = false;
         for path in &self.recipes {
             let recipe = RecipeFile::open(path)?;
-            let compiled = compile(&recipe, &self.set)?;
+            let compiled = compile(&recipe, &self.set, Door::cache_only())?;
             let diagnostics = match &compiled.result {
                 Ok(plan) => &plan.warnings,
                 Err(mistakes) => mistakes,

@@ -91,7 +91,7 @@ impl New {
             task: None,
             span: Span::default(),
         };
-        let facts = read_facts(&decl)?;
+        let facts = read_facts(&decl, &options.hub)?;
         let path = self.recipe.clone().unwrap_or_else(|| PathBuf::from(format!("{}.prune", stem(&model))));
         if path.exists() {
             return Err(Error::Usage { message: format!("{} exists; give another name: prunectl new NAME.prune", path.display()) });
@@ -105,7 +105,7 @@ impl New {
             base: path.parent().map(Path::to_owned).unwrap_or_default(),
             text: formatted,
         };
-        let compiled = compile(&draft, &[])?;
+        let compiled = compile(&draft, &[], options.hub.clone())?;
         if let Err(mistakes) = &compiled.result {
             return Err(Error::Recipe { rendered: render(mistakes, &compiled.sources, options.ui.color), errors: mistakes.len() });
         }
@@ -213,7 +213,7 @@ mod tests {
             for remove in [Remove::Heads, Remove::Neurons, Remove::Weights] {
                 let text = recipe(&source("model", model).unwrap(), "builtin(\"tales\")", task, remove, 40, &stem(model), true);
                 let file = RecipeFile { shown: "new.prune".into(), name: "new".into(), base: ".".into(), text: text.clone() };
-                let compiled = compile(&file, &[]).unwrap();
+                let compiled = compile(&file, &[], crate::hub::Door::cache_only()).unwrap();
                 if let Err(mistakes) = compiled.result {
                     panic!("{text}\n{}", render(&mistakes, &compiled.sources, false));
                 }

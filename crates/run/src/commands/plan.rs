@@ -9,6 +9,7 @@ use crate::cli::{DONE, RecipeArgs};
 use crate::commands::run::table;
 use crate::commands::{print, print_json};
 use crate::compile::{compile, refused};
+use crate::hub::Door;
 use crate::error::{Error, Result};
 use crate::forecast::{Forecast, ModelForecast, Range, StepForecast, forecast};
 use crate::recipes::RecipeFile;
@@ -27,13 +28,13 @@ impl PlanCommand {
     /// Prints the plan.
     pub fn run(&self, options: &Options) -> Result<u8> {
         let recipe = RecipeFile::open(&self.recipe.recipe)?;
-        let compiled = compile(&recipe, &self.recipe.set)?;
+        let compiled = compile(&recipe, &self.recipe.set, options.hub.clone())?;
         let sources = &compiled.sources;
         let plan = compiled.result.map_err(|d| Error::Recipe { rendered: render(&d, sources, options.ui.color), errors: d.len() })?;
         if !plan.warnings.is_empty() {
             eprintln!("{}", render(&plan.warnings, sources, options.ui.color).trim_end());
         }
-        let forecast = forecast(&plan, sources);
+        let forecast = forecast(&plan, sources, &options.hub);
         let refused = refused(&plan);
         if options.json {
             print_json(&to_json(&plan, &forecast, &refused.iter().map(|d| d.message.clone()).collect::<Vec<_>>()))?;
@@ -48,8 +49,8 @@ impl PlanCommand {
 }
 
 /// `plan.json` of a run directory.
-pub fn outline(plan: &Plan, sources: &Sources) -> Value {
-    to_json(plan, &forecast(plan, sources), &[])
+pub fn outline(plan: &Plan, sources: &Sources, hub: &Door) -> Value {
+    to_json(plan, &forecast(plan, sources, hub), &[])
 }
 
 fn to_json(plan: &Plan, forecast: &Forecast, refused: &[String]) -> Value {

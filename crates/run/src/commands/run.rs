@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::cli::{Compute, DONE, RecipeArgs};
 use crate::commands::{print, print_json};
 use crate::compile::compile;
+use crate::hub::Door;
 use crate::error::{EXIT_RECIPE, Error, Result};
 use crate::executor::{Executor, Finished, preflight};
 use crate::files::sha256;
@@ -49,7 +50,7 @@ impl Run {
     pub fn run(&self, options: &Options) -> Result<u8> {
         let options = self.compute.over(options);
         let recipe = RecipeFile::open(&self.recipe.recipe)?;
-        let compiled = compile(&recipe, &self.recipe.set)?;
+        let compiled = compile(&recipe, &self.recipe.set, options.hub.clone())?;
         let plan = accepted(compiled.result, &compiled.sources, &options)?;
         // A device that isn't there is told before a directory is made.
         options.device.open()?;
@@ -68,11 +69,11 @@ impl Run {
             recipe_sha256: sha256(recipe.text.as_bytes()),
         };
         let lock = Lock::new(&recipe.shown, &recipe.text, &compiled.uses);
-        let planned = serde_json::to_vec_pretty(&super::plan::outline(&plan, &compiled.sources))
+        let planned = serde_json::to_vec_pretty(&super::plan::outline(&plan, &compiled.sources, &options.hub))
             .map_err(|e| Error::Internal(format!("the plan can't be written as JSON: {e}")))?;
         let yaml = lock.to_yaml()?;
         let first: [(&str, &[u8]); 3] = [(RECIPE, recipe.text.as_bytes()), (LOCK, yaml.as_bytes()), (PLAN, &planned)];
-        preflight(&plan, &compiled.sources)?;
+        preflight(&plan, &compiled.sources, &options.hub)?;
         let dir = RunDir::create(self.out.as_deref(), &start, &first, options.interrupt.clone())?;
         options.ui.note(format!("run directory {}", dir.path().display()));
         let path = dir.path().to_owned();
@@ -102,11 +103,12 @@ impl Resume {
             device: start.device.parse().map_err(|_| usage("a device"))?,
             dtype: start.dtype.as_deref().map(str::parse).transpose().map_err(|_: String| usage("a dtype"))?,
             offline: start.offline,
+            hub: Door::new(options.ui, start.offline),
             ..options.clone()
         };
         let text = crate::recipes::read_text(&dir.join(RECIPE))?;
         let recipe = RecipeFile { shown: start.recipe.clone(), name: start.name.clone(), base: start.base.clone(), text };
-        let compiled = compile(&recipe, &start.set)?;
+        let compiled = compile(&recipe, &start.set, options.hub.clone())?;
         let lock = Lock::read(&dir.join(LOCK))?;
         lock.verify_texts(&Lock::new(&recipe.shown, &recipe.text, &compiled.uses), "the run began")?;
         let plan = accepted(compiled.result, &compiled.sources, &options)?;

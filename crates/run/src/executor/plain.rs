@@ -23,18 +23,18 @@ impl Executor<'_> {
         }
         let source = describe(&decl.source);
         self.options.ui.note(format!("loading {name} from {source}"));
-        let files = hashes(&decl)?;
+        let files = hashes(&decl, &self.options.hub)?;
         if self.lock.model(name, LockedSource { source, files: files.clone() }, "the run began")? {
             self.write_lock()?;
         }
-        let loaded = load(&decl, &self.device, self.options.dtype)?;
+        let loaded = load(&decl, &self.device, self.options.dtype, &self.options.hub)?;
         let record = match &loaded.files {
             Place::Folder(dir) => PruneRecord::read(dir)?,
             Place::Builtin(_) | Place::Config(_) => None,
         };
         let file_bytes = match &decl.source {
             ModelSource::Init { .. } => None,
-            _ => Some(read_facts(&decl)?.file_bytes),
+            _ => Some(read_facts(&decl, &self.options.hub)?.file_bytes),
         };
         let state = ModelState {
             dense: loaded.model.clone(),

@@ -8,13 +8,14 @@ use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, ModelSource, Plan, S
 use crate::data::DataStore;
 use crate::error::Result;
 use crate::executor::at;
+use crate::hub::Door;
 use crate::models::read_facts;
 use crate::save::check_target;
 
 /// Reads configs and headers, looks for data files and targets; no weight and no row is read.
-pub fn preflight(plan: &Plan, sources: &Sources) -> Result<()> {
+pub fn preflight(plan: &Plan, sources: &Sources, hub: &Door) -> Result<()> {
     for decl in plan.models.iter().filter(|d| !matches!(d.source, ModelSource::Copy(_))) {
-        read_facts(decl).map_err(|e| at(sources, decl.span, e))?;
+        read_facts(decl, hub).map_err(|e| at(sources, decl.span, e))?;
     }
     let mut found = Found::default();
     found.steps(&plan.steps);

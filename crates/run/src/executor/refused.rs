@@ -1,7 +1,7 @@
 //! What the language has and this executor does not carry out, found before anything is loaded.
 
 use prunectl_recipe::diagnostic::Diagnostic;
-use prunectl_recipe::plan::{DataExpr, DataSource, Goal, ModelSource, Plan, Prune, Span, Step, StepKind, Value};
+use prunectl_recipe::plan::{DataExpr, DataSource, Goal, Plan, Prune, Span, Step, StepKind, Value};
 
 /// The code of a step that is checked and planned, but not carried out.
 const CODE: &str = "P0414";
@@ -9,12 +9,6 @@ const CODE: &str = "P0414";
 /// Every place where a run of the plan would have to stop, as errors that name what stands there.
 pub fn refused(plan: &Plan) -> Vec<Diagnostic> {
     let mut out = Vec::new();
-    for model in &plan.models {
-        if let ModelSource::Hub { repo, .. } = &model.source {
-            let hint = format!("download it with `hf download {repo} --local-dir models/{}`, and write dir(\"…\")", model.name);
-            out.push(no("a model from the Hub", model.span, &hint));
-        }
-    }
     for data in &plan.data {
         if matches!(data.source, DataSource::Hub(_)) {
             out.push(no("data from the Hub", data.span, "download its files, and read them with csv(…), jsonl(…), text(…) or tokens(…)"));

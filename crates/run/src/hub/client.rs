@@ -152,7 +152,7 @@ impl Client {
     }
 
     /// One request, redirects not followed. The token goes to the Hub's own host only.
-    fn ask(&self, method: &str, url: &str, range_from: Option<u64>) -> Result<Response<ureq::Body>, Failure> {
+    fn ask(&self, method: &str, url: &str, range: Option<&str>) -> Result<Response<ureq::Body>, Failure> {
         let mut request = ureq::http::Request::builder().method(method).uri(url).header(header::ACCEPT_ENCODING, "identity");
         if let Some(token) = &self.env.token
             && origin(url).is_some()
@@ -160,8 +160,8 @@ impl Client {
         {
             request = request.header(header::AUTHORIZATION, token.bearer());
         }
-        if let Some(start) = range_from {
-            request = request.header(header::RANGE, format!("bytes={start}-"));
+        if let Some(range) = range {
+            request = request.header(header::RANGE, range);
         }
         let request = request.body(()).map_err(|e| self.protocol(url, format!("an address that is none ({e})")))?;
         self.agent.run(request).map_err(|e| Failure::Again { reason: e.to_string(), status: None, wait: None, progress: false })
@@ -389,6 +389,41 @@ impl Client {
         Ok(Fetched { name: file.to_owned(), path: pointer, etag })
     }
 
+    /// The folder of a commit's files.
+    pub fn snapshot(&self, repo: &RepoId, commit: &str) -> PathBuf {
+        self.folder(repo).join("snapshots").join(commit)
+    }
+
+    /// The first `length` bytes of a file, not kept.
+    pub fn prefix(&self, repo: &RepoId, commit: &str, file: &str, length: u64) -> Result<Vec<u8>, HubError> {
+        if self.env.offline {
+            return Err(HubError::Offline { what: format!("{}/{file}", repo.name), repo: repo.name.clone(), cache: self.env.cache.clone() });
+        }
+        let url = format!("{}/{}/{file}", self.env.endpoint, repo.name);
+        self.persist(&url, file, &(), || {
+            let meta = self.meta(repo, commit, file)?;
+            let range = format!("bytes=0-{}", length.saturating_sub(1));
+            let mut at = meta.location;
+            let mut response = self.ask("GET", &at, Some(&range))?;
+            for _ in 0..REDIRECTS {
+                let Some(to) = text(&response, "location").filter(|_| response.status().is_redirection()) else { break };
+                at = if to.starts_with('/') { self.inner_redirect(&at, &response).unwrap_or_default() } else { to.to_owned() };
+                response = self.ask("GET", &at, Some(&range))?;
+            }
+            if !response.status().is_success() {
+                return Err(self.refuse(repo, Some(file), &at, &response));
+            }
+            let mut body = Vec::new();
+            let read = response.body_mut().with_config().limit(u64::MAX).reader().take(length).read_to_end(&mut body);
+            read.map_err(|e| Failure::Again { reason: e.to_string(), status: None, wait: None, progress: false })?;
+            if (body.len() as u64) < length && meta.size.is_none_or(|size| size >= length) {
+                let reason = format!("{} of {length} bytes came", body.len());
+                return Err(Failure::Again { reason, status: None, wait: None, progress: false });
+            }
+            Ok(body)
+        })
+    }
+
     /// Brings a blob's bytes: what `<etag>.incomplete` holds is kept and gone on from, the whole is verified, then renamed.
     fn bytes(&self, repo: &RepoId, commit: &str, file: &str, mut meta: Meta, blob: &Path, watch: &dyn Watch) -> Result<(), HubError> {
         let part = blob.with_file_name(format!("{}.incomplete", meta.etag));
@@ -436,12 +471,13 @@ impl Client {
             }
         }
         let url = &meta.location;
-        let mut response = self.ask("GET", url, (have > 0).then_some(have))?;
+        let range = (have > 0).then(|| format!("bytes={have}-"));
+        let mut response = self.ask("GET", url, range.as_deref())?;
         let mut at = url.clone();
         for _ in 0..REDIRECTS {
             let Some(to) = text(&response, "location").filter(|_| response.status().is_redirection()) else { break };
             at = if to.starts_with('/') { self.inner_redirect(&at, &response).unwrap_or_default() } else { to.to_owned() };
-            response = self.ask("GET", &at, (have > 0).then_some(have))?;
+            response = self.ask("GET", &at, range.as_deref())?;
         }
         let status = response.status().as_u16();
         let starts_at = match status {

@@ -103,6 +103,26 @@ pub enum HubError {
         /// The Hub.
         endpoint: String,
     },
+    /// No safetensors.
+    #[error(
+        "`{repo}` has no safetensors weights (found {found}): look for another revision that has (`refs/pr/…`, made by the Hub's converter), or convert them in Python with `model.save_pretrained(dir, safe_serialization=True)` and use dir(\"…\")"
+    )]
+    NoSafetensors {
+        /// The repository.
+        repo: String,
+        /// What it has instead.
+        found: String,
+    },
+    /// A file that can't be used.
+    #[error("{file} of `{repo}` can't be used: {what}")]
+    BadFile {
+        /// The repository.
+        repo: String,
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A repository name that can't be one.
     #[error("`{0}` is not a repository name: expected `name` or `org/name`, of letters, digits, `-`, `_` and `.`")]
     BadRepo(String),

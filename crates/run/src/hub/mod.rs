@@ -1,10 +1,11 @@
 //! Models and data sets of the Hugging Face Hub, behind one small trait.
 //!
-//! The hub-rs crate `hf-hub` gives the cache's layout and the shape of the API's answers; the bytes are fetched by [`client`], because the crate
+//! The crate `hf-hub` gives the cache's layout and the shape of the API's answers; the bytes are fetched by [`client`], because the crate
 //! neither verifies a hash nor keeps a token from another host. The cache is the one that Python's `huggingface_hub` uses: a file that one has
 //! downloaded the other finds.
 
 mod client;
+mod door;
 mod env;
 mod error;
 #[cfg(test)]
@@ -13,9 +14,9 @@ mod loopback;
 use std::path::{Component, Path, PathBuf};
 
 pub use client::Client;
+pub use door::{Door, Headers};
 pub use env::{DEFAULT_ENDPOINT, HubEnv, Token};
 pub use error::HubError;
-pub use hf_hub::RepoType;
 
 /// A repository at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +60,8 @@ impl RepoId {
 
     fn repo(&self) -> hf_hub::Repo {
         let kind = match self.kind {
-            Kind::Model => RepoType::Model,
-            Kind::Dataset => RepoType::Dataset,
+            Kind::Model => hf_hub::RepoType::Model,
+            Kind::Dataset => hf_hub::RepoType::Dataset,
         };
         hf_hub::Repo::with_revision(self.name.clone(), kind, self.revision.clone())
     }
