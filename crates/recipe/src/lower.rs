@@ -594,7 +594,7 @@ impl<'t> Lower<'t> {
             }
             Rule::string => return Some(self.string(pair)),
             Rule::bool => ExprKind::Bool(pair.as_str() == "true"),
-            Rule::name => ExprKind::Name(pair.as_str().to_owned()),
+            Rule::name | Rule::each_word => ExprKind::Name(pair.as_str().to_owned()),
             Rule::list => {
                 let items = pair.into_inner().map(|p| self.expr(p, depth + 1)).collect::<Option<Vec<_>>>()?;
                 ExprKind::List(items)
@@ -734,6 +734,7 @@ fn is_primary(rule: Rule) -> bool {
             | Rule::number
             | Rule::string
             | Rule::bool
+            | Rule::each_word
             | Rule::list
             | Rule::record
             | Rule::group
@@ -813,7 +814,7 @@ fn rule_words(rule: Rule) -> Option<&'static str> {
         Rule::field_name => "`field =`",
         Rule::named_arg => "`name = value`",
         Rule::string => "a string",
-        Rule::number | Rule::quantity | Rule::percent | Rule::ratio | Rule::list | Rule::record | Rule::group | Rule::bool => "a value",
+        Rule::number | Rule::quantity | Rule::percent | Rule::ratio | Rule::list | Rule::record | Rule::group | Rule::bool | Rule::each_word => "a value",
         Rule::expr | Rule::neg | Rule::not | Rule::upto => "a value",
         Rule::block | Rule::body => "`{`",
         Rule::EOI => "the end of the statement",

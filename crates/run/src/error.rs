@@ -145,6 +145,9 @@ pub enum Error {
     /// The tokenizer can't be used.
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// A repository can't be looked up or downloaded.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// The model can't be used.
     #[error(transparent)]
     Model(#[from] prunectl_model::ModelError),
