@@ -814,7 +814,15 @@ fn rule_words(rule: Rule) -> Option<&'static str> {
         Rule::field_name => "`field =`",
         Rule::named_arg => "`name = value`",
         Rule::string => "a string",
-        Rule::number | Rule::quantity | Rule::percent | Rule::ratio | Rule::list | Rule::record | Rule::group | Rule::bool | Rule::each_word => "a value",
+        Rule::number
+        | Rule::quantity
+        | Rule::percent
+        | Rule::ratio
+        | Rule::list
+        | Rule::record
+        | Rule::group
+        | Rule::bool
+        | Rule::each_word => "a value",
         Rule::expr | Rule::neg | Rule::not | Rule::upto => "a value",
         Rule::block | Rule::body => "`{`",
         Rule::EOI => "the end of the statement",

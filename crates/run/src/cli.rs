@@ -102,8 +102,7 @@ impl Cli {
         let verbosity = if self.globals.quiet { -1 } else { i8::try_from(self.globals.verbose).unwrap_or(i8::MAX) };
         let ui = Ui::new(verbosity);
         let hub = Door::new(ui, false);
-        let options =
-            Options { device: DeviceChoice::Auto, dtype: None, offline: false, hub, json: self.globals.json, ui, interrupt };
+        let options = Options { device: DeviceChoice::Auto, dtype: None, offline: false, hub, json: self.globals.json, ui, interrupt };
         match self.command {
             Command::Run(c) => c.run(&options),
             Command::Resume(c) => c.run(&options),

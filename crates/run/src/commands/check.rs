@@ -9,8 +9,8 @@ use prunectl_recipe::render::{locate, render};
 use crate::cli::{DONE, parse_set};
 use crate::commands::print_json;
 use crate::compile::compile;
-use crate::hub::Door;
 use crate::error::{EXIT_RECIPE, Result};
+use crate::hub::Door;
 use crate::recipes::RecipeFile;
 use crate::session::Options;
 

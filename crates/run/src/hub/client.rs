@@ -80,7 +80,12 @@ impl Hash {
 enum Failure {
     Final(HubError),
     /// Worth another try, after this wait if the server named one; `progress` when bytes had come.
-    Again { reason: String, status: Option<u16>, wait: Option<Duration>, progress: bool },
+    Again {
+        reason: String,
+        status: Option<u16>,
+        wait: Option<Duration>,
+        progress: bool,
+    },
 }
 
 impl From<HubError> for Failure {
@@ -174,14 +179,10 @@ impl Client {
         let code = text(response, "x-error-code").unwrap_or_default();
         let named = match (code, status) {
             ("GatedRepo", _) | ("", 403) => Some(HubError::Gated { repo: name, endpoint, login: self.login() }),
-            ("RevisionNotFound", _) => {
-                Some(HubError::RevisionNotFound { repo: name, revision: repo.revision.clone(), endpoint })
+            ("RevisionNotFound", _) => Some(HubError::RevisionNotFound { repo: name, revision: repo.revision.clone(), endpoint }),
+            ("EntryNotFound", _) => {
+                Some(HubError::FileNotFound { repo: name, file: file.unwrap_or_default().to_owned(), revision: repo.revision.clone() })
             }
-            ("EntryNotFound", _) => Some(HubError::FileNotFound {
-                repo: name,
-                file: file.unwrap_or_default().to_owned(),
-                revision: repo.revision.clone(),
-            }),
             ("RepoNotFound", _) | ("", 401 | 404) => Some(HubError::RepoNotFound { repo: name, endpoint, login: self.login() }),
             _ => None,
         };
@@ -220,7 +221,12 @@ impl Client {
                     if failures >= TRIES {
                         let url = shown(url);
                         return Err(match status {
-                            Some(429) => HubError::Status { url, status: 429, tries: failures, advice: "too many requests: log in or wait some minutes" },
+                            Some(429) => HubError::Status {
+                                url,
+                                status: 429,
+                                tries: failures,
+                                advice: "too many requests: log in or wait some minutes",
+                            },
                             Some(status) => HubError::Status { url, status, tries: failures, advice: "the server has a fault: try later" },
                             None => HubError::Network { url, tries: failures, reason },
                         });
@@ -248,8 +254,7 @@ impl Client {
     }
 
     fn cached_listing(&self, repo: &RepoId) -> Result<Listing, HubError> {
-        let offline =
-            || HubError::Offline { what: repo.name.clone(), repo: repo.name.clone(), cache: self.env.cache.clone() };
+        let offline = || HubError::Offline { what: repo.name.clone(), repo: repo.name.clone(), cache: self.env.cache.clone() };
         let commit = self.cached_commit(repo).ok_or_else(offline)?;
         let root = self.folder(repo).join("snapshots").join(&commit);
         let (mut files, mut open) = (Vec::new(), vec![PathBuf::new()]);
@@ -287,13 +292,12 @@ impl Client {
                 return Err(self.refuse(repo, None, &at, &response));
             }
             let mut body = Vec::new();
-            response
-                .body_mut()
-                .with_config()
-                .limit(MAX_LISTING_BYTES)
-                .reader()
-                .read_to_end(&mut body)
-                .map_err(|e| Failure::Again { reason: e.to_string(), status: None, wait: None, progress: false })?;
+            response.body_mut().with_config().limit(MAX_LISTING_BYTES).reader().read_to_end(&mut body).map_err(|e| Failure::Again {
+                reason: e.to_string(),
+                status: None,
+                wait: None,
+                progress: false,
+            })?;
             let info: hf_hub::api::RepoInfo =
                 serde_json::from_slice(&body).map_err(|e| self.protocol(&at, format!("no repository description ({e})")))?;
             if !is_commit(&info.sha) {
@@ -356,8 +360,8 @@ impl Client {
     }
 
     fn one(&self, repo: &RepoId, commit: &str, file: &str, watch: &dyn Watch) -> Result<Fetched, HubError> {
-        let relative =
-            safe_relative(file).ok_or_else(|| self.protocol(&self.env.endpoint, format!("the file name {file:?}, which leaves the cache")))?;
+        let relative = safe_relative(file)
+            .ok_or_else(|| self.protocol(&self.env.endpoint, format!("the file name {file:?}, which leaves the cache")))?;
         let folder = self.folder(repo);
         let pointer = folder.join("snapshots").join(commit).join(relative);
         if pointer.is_file() {
@@ -365,7 +369,11 @@ impl Client {
             return Ok(Fetched { name: file.to_owned(), path: pointer, etag });
         }
         if self.env.offline {
-            return Err(HubError::Offline { what: format!("{}/{file}", repo.name), repo: repo.name.clone(), cache: self.env.cache.clone() });
+            return Err(HubError::Offline {
+                what: format!("{}/{file}", repo.name),
+                repo: repo.name.clone(),
+                cache: self.env.cache.clone(),
+            });
         }
         let label = format!("{}/{file}", repo.name);
         let meta = self.persist(&format!("{}/{label}", self.env.endpoint), &label, watch, || self.meta(repo, commit, file))?;
@@ -397,7 +405,11 @@ impl Client {
     /// The first `length` bytes of a file, not kept.
     pub fn prefix(&self, repo: &RepoId, commit: &str, file: &str, length: u64) -> Result<Vec<u8>, HubError> {
         if self.env.offline {
-            return Err(HubError::Offline { what: format!("{}/{file}", repo.name), repo: repo.name.clone(), cache: self.env.cache.clone() });
+            return Err(HubError::Offline {
+                what: format!("{}/{file}", repo.name),
+                repo: repo.name.clone(),
+                cache: self.env.cache.clone(),
+            });
         }
         let url = format!("{}/{}/{file}", self.env.endpoint, repo.name);
         self.persist(&url, file, &(), || {
@@ -488,20 +500,38 @@ impl Client {
             200 => Some(0),
             416 => {
                 out.set_len(0).map_err(disk(part))?;
-                return Err(Failure::Again { reason: "the part that was here is longer than the file".into(), status: None, wait: None, progress: have > 0 });
+                return Err(Failure::Again {
+                    reason: "the part that was here is longer than the file".into(),
+                    status: None,
+                    wait: None,
+                    progress: have > 0,
+                });
             }
             429 | 408 | 500.. => {
                 let wait = text(&response, "retry-after").and_then(|s| s.trim().parse().ok()).map(|s: u64| Duration::from_secs(s.min(300)));
                 return Err(Failure::Again { reason: format!("status {status}"), status: Some(status), wait, progress: false });
             }
-            _ => return Err(HubError::Status { url: shown(&at), status, tries: 1, advice: "the file's address is refused: run again for a new one" }.into()),
+            _ => {
+                return Err(HubError::Status {
+                    url: shown(&at),
+                    status,
+                    tries: 1,
+                    advice: "the file's address is refused: run again for a new one",
+                }
+                .into());
+            }
         };
         if starts_at != Some(have) {
             // The server ignored the range or answered another one: begin again rather than glue the wrong ends together.
             out.set_len(0).map_err(disk(part))?;
             have = 0;
             if starts_at != Some(0) {
-                return Err(Failure::Again { reason: "the answer begins somewhere else".into(), status: None, wait: None, progress: false });
+                return Err(Failure::Again {
+                    reason: "the answer begins somewhere else".into(),
+                    status: None,
+                    wait: None,
+                    progress: false,
+                });
             }
         }
         out.seek(SeekFrom::Start(have)).map_err(disk(part))?;
@@ -522,9 +552,12 @@ impl Client {
             }
         }
         match meta.size {
-            Some(size) if have < size => {
-                Err(Failure::Again { reason: format!("the body ended at {have} of {size} bytes"), status: None, wait: None, progress: have > started })
-            }
+            Some(size) if have < size => Err(Failure::Again {
+                reason: format!("the body ended at {have} of {size} bytes"),
+                status: None,
+                wait: None,
+                progress: have > started,
+            }),
             _ => Ok(()),
         }
     }

@@ -125,7 +125,8 @@ impl Door {
             }
             return Ok(shards);
         }
-        let other = listing.files.iter().find(|f| f.ends_with(".bin") || f.ends_with(".h5") || f.ends_with(".gguf") || f.ends_with(".msgpack"));
+        let other =
+            listing.files.iter().find(|f| f.ends_with(".bin") || f.ends_with(".h5") || f.ends_with(".gguf") || f.ends_with(".msgpack"));
         Err(HubError::NoSafetensors { repo: repo.name.clone(), found: other.cloned().unwrap_or_else(|| "no weights".to_owned()) })
     }
 

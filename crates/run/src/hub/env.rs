@@ -95,8 +95,7 @@ impl HubEnv {
         let path = |text: String| expand(&text, get, home);
         let cache_home = set("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), path);
         let hf_home = set("HF_HOME").map_or_else(|| cache_home.join("huggingface"), path);
-        let cache =
-            set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map_or_else(|| hf_home.join("hub"), path);
+        let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map_or_else(|| hf_home.join("hub"), path);
         let token_path = set("HF_TOKEN_PATH").map_or_else(|| hf_home.join("token"), path);
         let token = if set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|v| is_true(&v)) {
             None

@@ -80,7 +80,9 @@ pub enum HubError {
         reason: String,
     },
     /// Size or hash differ from what the Hub announced.
-    #[error("{file} of `{repo}` arrived damaged twice ({what}: found {found}, expected {expected}): the network or a proxy changes it; nothing was kept")]
+    #[error(
+        "{file} of `{repo}` arrived damaged twice ({what}: found {found}, expected {expected}): the network or a proxy changes it; nothing was kept"
+    )]
     Damaged {
         /// The repository.
         repo: String,
@@ -138,7 +140,9 @@ pub enum HubError {
 
 fn hint(source: &std::io::Error) -> &'static str {
     match source.kind() {
-        std::io::ErrorKind::StorageFull => " (the disk is full: free some space or set HF_HUB_CACHE to another disk; the download goes on where it stopped)",
+        std::io::ErrorKind::StorageFull => {
+            " (the disk is full: free some space or set HF_HUB_CACHE to another disk; the download goes on where it stopped)"
+        }
         std::io::ErrorKind::PermissionDenied => " (set HF_HUB_CACHE to a folder that you may write)",
         _ => "",
     }

@@ -44,8 +44,7 @@ struct Server {
 fn serve(body: Vec<u8>, faults: Faults) -> Server {
     let hub = TcpListener::bind("127.0.0.1:0").unwrap();
     let store = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (hub_at, store_at) =
-        (format!("http://{}", hub.local_addr().unwrap()), format!("http://{}", store.local_addr().unwrap()));
+    let (hub_at, store_at) = (format!("http://{}", hub.local_addr().unwrap()), format!("http://{}", store.local_addr().unwrap()));
     let log = Arc::new(Mutex::new(Vec::new()));
     let gets = Arc::new(Mutex::new(0usize));
     for (listener, is_hub) in [(hub, true), (store, false)] {
@@ -77,7 +76,11 @@ fn answer(mut stream: TcpStream, is_hub: bool, store: &str, body: &[u8], faults:
         request.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name)).map(|h| String::from_utf8_lossy(h.value).into_owned())
     };
     let from = header("range").and_then(|r| r.trim_start_matches("bytes=").trim_end_matches('-').parse::<usize>().ok()).unwrap_or(0);
-    log.lock().unwrap().push(format!("{} {method} {path} from={from} auth={}", if is_hub { "hub" } else { "store" }, header("authorization").is_some()));
+    log.lock().unwrap().push(format!(
+        "{} {method} {path} from={from} auth={}",
+        if is_hub { "hub" } else { "store" },
+        header("authorization").is_some()
+    ));
     let mut send = |head: String, data: &[u8]| {
         let _ = stream.write_all(format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n").as_bytes());
         let _ = stream.write_all(data);
@@ -101,7 +104,9 @@ fn answer(mut stream: TcpStream, is_hub: bool, store: &str, body: &[u8], faults:
     if is_hub {
         let (tag, size) = (faults.etag.clone().unwrap_or(sha), faults.size.unwrap_or(body.len()));
         return send(
-            format!("302 Found\r\nX-Repo-Commit: {COMMIT}\r\nX-Linked-Etag: \"{tag}\"\r\nX-Linked-Size: {size}\r\nLocation: {store}/lfs?Signature=hush\r\nContent-Length: 0"),
+            format!(
+                "302 Found\r\nX-Repo-Commit: {COMMIT}\r\nX-Linked-Etag: \"{tag}\"\r\nX-Linked-Size: {size}\r\nLocation: {store}/lfs?Signature=hush\r\nContent-Length: 0"
+            ),
             b"",
         );
     }

@@ -2,7 +2,7 @@
 use super::words::{ANIMALS, BOYS, COLOURS, COUNTED, GIRLS, GLAD, GLUM, NUMBERS, PLACES, THINGS, WEATHER};
 use super::{Dice, Split, Tale};
 
-/// In percent: stories without a companion, heroes whose feelings change, companions whose feelings change, contests at the end,
+/// In percent: training stories without a companion, heroes whose feelings change, companions whose feelings change, contests at the end,
 /// negated statements, weather that is there, things that tell who is meant.
 const ALONE: u32 = 25;
 const HERO_CHANGES: u32 = 20;
@@ -40,7 +40,8 @@ struct World<'d> {
 
 /// Tells the story that these dice give, with a cast and a place that belong to `split`.
 pub(super) fn tell(dice: &mut Dice, split: Split) -> Tale {
-    let alone = dice.chance(ALONE);
+    // Only training has heroes without a companion: without one a cast is too small to belong to one split alone.
+    let alone = dice.chance(ALONE) && split == Split::Train;
     let girl = dice.coin();
     let (name, animal, (preposition, place)) = loop {
         let name = if girl { dice.pick(&GIRLS) } else { dice.pick(&BOYS) };
