@@ -177,7 +177,7 @@ fn steps_that_this_build_does_not_carry_out_are_refused_before_anything_is_loade
         ("bert_movement_mnli", "movement"),
         ("bert_adapters_mnli", "splora"),
         ("llama_gum_smollm", "gum"),
-        ("llama_sweep_wikitext", "wanda"),
+        ("llama_sweep_wikitext", "data from the Hub"),
     ] {
         let path = root().join(format!("recipes/{recipe}.prune"));
         let out = run(dir.path(), &["run", path.to_str().unwrap()]);

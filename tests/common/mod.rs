@@ -43,6 +43,8 @@ save m to "out/quick"
 /// The binary, in `dir`, with a plain environment.
 pub fn prunectl(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_prunectl"));
+    // No test needs the network, and none may use it by accident.
+    command.env("HF_HUB_OFFLINE", "1");
     command.current_dir(dir).args(args).env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
     command
 }

@@ -14,6 +14,8 @@ use super::{Fetched, Hub, HubEnv, HubError, Listing, RepoId, Watch, safe_relativ
 
 /// Tries of a request before its failure is reported; a try that brought bytes starts the count again.
 const TRIES: u32 = 5;
+/// Tries of a look-up that nobody answers: without a network the cache is asked soon.
+const LOOK_UPS: u32 = 2;
 /// Downloads at once, as in the Python library.
 const AT_ONCE: usize = 8;
 /// Redirects within the Hub (a renamed repository) before we give up.
@@ -200,11 +202,12 @@ impl Client {
         Failure::Final(HubError::Status { url: shown(url), status, tries: 1, advice })
     }
 
-    /// Tries until success, a final failure, or [`TRIES`] failures in a row without a byte of progress.
+    /// Tries until success, a final failure, or [`TRIES`] failures in a row without a byte of progress (`unanswered` of them if no server answers).
     fn persist<T>(
         &self,
         url: &str,
         label: &str,
+        unanswered: u32,
         watch: &dyn Watch,
         mut attempt: impl FnMut() -> Result<T, Failure>,
     ) -> Result<T, HubError> {
@@ -218,7 +221,7 @@ impl Client {
                         (failures, wait) = (0, self.first_wait);
                     }
                     failures += 1;
-                    if failures >= TRIES {
+                    if failures >= if status.is_none() { unanswered } else { TRIES } {
                         let url = shown(url);
                         return Err(match status {
                             Some(429) => HubError::Status {
@@ -276,7 +279,7 @@ impl Client {
 
     fn online_listing(&self, repo: &RepoId) -> Result<Listing, HubError> {
         let url = format!("{}/api/{}", self.env.endpoint, repo.repo().api_url());
-        self.persist(&url, &repo.name, &(), || {
+        self.persist(&url, &repo.name, LOOK_UPS, &(), || {
             let mut at = url.clone();
             let mut response = self.ask("GET", &at, None)?;
             for _ in 0..REDIRECTS {
@@ -376,7 +379,7 @@ impl Client {
             });
         }
         let label = format!("{}/{file}", repo.name);
-        let meta = self.persist(&format!("{}/{label}", self.env.endpoint), &label, watch, || self.meta(repo, commit, file))?;
+        let meta = self.persist(&format!("{}/{label}", self.env.endpoint), &label, TRIES, watch, || self.meta(repo, commit, file))?;
         if meta.commit != commit {
             return Err(self.protocol(&meta.location, format!("commit {} where {commit} was asked for", meta.commit)));
         }
@@ -412,7 +415,7 @@ impl Client {
             });
         }
         let url = format!("{}/{}/{file}", self.env.endpoint, repo.name);
-        self.persist(&url, file, &(), || {
+        self.persist(&url, file, TRIES, &(), || {
             let meta = self.meta(repo, commit, file)?;
             let range = format!("bytes=0-{}", length.saturating_sub(1));
             let mut at = meta.location;
@@ -442,7 +445,7 @@ impl Client {
         let label = format!("{}/{file}", repo.name);
         for last in [false, true] {
             let shown_at = meta.location.clone();
-            self.persist(&shown_at, &label, watch, || {
+            self.persist(&shown_at, &label, TRIES, watch, || {
                 let outcome = self.some_bytes(&meta, &part, &label, watch);
                 if let Err(Failure::Final(HubError::Status { status: 401 | 403 | 404 | 410, .. })) = outcome
                     && origin(&meta.location) != origin(&self.env.endpoint)
