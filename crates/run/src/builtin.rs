@@ -15,14 +15,23 @@ macro_rules! asset {
     };
 }
 
-const TINY_BERT: &[ModelFile] =
-    &[asset!("tiny-bert", "config.json"), asset!("tiny-bert", "tokenizer.json"), asset!("tiny-bert", "tokenizer_config.json")];
+const TINY_BERT: &[ModelFile] = &[
+    asset!("tiny-bert", "config.json"),
+    asset!("tiny-bert", "model.safetensors"),
+    asset!("tiny-bert", "tokenizer.json"),
+    asset!("tiny-bert", "tokenizer_config.json"),
+];
 /// The same shape and tokenizer, trained to guess hidden words.
-const TINY_BERT_WORDS: &[ModelFile] =
-    &[asset!("tiny-bert-mlm", "config.json"), asset!("tiny-bert", "tokenizer.json"), asset!("tiny-bert", "tokenizer_config.json")];
+const TINY_BERT_WORDS: &[ModelFile] = &[
+    asset!("tiny-bert-mlm", "config.json"),
+    asset!("tiny-bert-mlm", "model.safetensors"),
+    asset!("tiny-bert", "tokenizer.json"),
+    asset!("tiny-bert", "tokenizer_config.json"),
+];
 const TINY_LLAMA: &[ModelFile] = &[
     asset!("tiny-llama", "config.json"),
     asset!("tiny-llama", "generation_config.json"),
+    asset!("tiny-llama", "model.safetensors"),
     asset!("tiny-llama", "tokenizer.json"),
     asset!("tiny-llama", "tokenizer_config.json"),
 ];

@@ -150,7 +150,9 @@ mod tests {
         );
         assert_eq!(
             first(Split::Validation).as_deref(),
-            Some("Tom was at the school with a fox. The boy had a yellow hat and the fox had a green lamp. There was much rain and the one with the lamp hated it. He did not look angry. Tom wanted two apples. Tom found one apple. The fox left the school.")
+            Some(
+                "Tom was at the school with a fox. The boy had a yellow hat and the fox had a green lamp. There was much rain and the one with the lamp hated it. He did not look angry. Tom wanted two apples. Tom found one apple. The fox left the school."
+            )
         );
         assert_eq!(
             first(Split::Test).as_deref(),
