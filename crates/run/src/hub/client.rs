@@ -630,9 +630,9 @@ impl Hub for Client {
                     let path = self.folder(repo).join("refs").join(&repo.revision);
                     let parent = path.parent().unwrap_or(&self.env.cache);
                     fs::create_dir_all(parent).map_err(disk(parent))?;
-                    let part = path.with_file_name(format!(".{}.part", std::process::id()));
-                    fs::write(&part, &listing.commit).map_err(disk(&part))?;
-                    fs::rename(&part, &path).map_err(disk(&path))?;
+                    let mut part = tempfile::NamedTempFile::new_in(parent).map_err(disk(parent))?;
+                    part.write_all(listing.commit.as_bytes()).map_err(disk(part.path()))?;
+                    part.persist(&path).map_err(|e| disk(&path)(e.error))?;
                 }
                 Ok(listing)
             }
