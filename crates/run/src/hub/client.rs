@@ -503,12 +503,7 @@ impl Client {
             200 => Some(0),
             416 => {
                 out.set_len(0).map_err(disk(part))?;
-                return Err(Failure::Again {
-                    reason: "the part that was here is longer than the file".into(),
-                    status: None,
-                    wait: None,
-                    progress: have > 0,
-                });
+                return Err(self.protocol(url, format!("that the file ends at byte {have}, and had announced more")).into());
             }
             429 | 408 | 500.. => {
                 let wait = text(&response, "retry-after").and_then(|s| s.trim().parse().ok()).map(|s: u64| Duration::from_secs(s.min(300)));

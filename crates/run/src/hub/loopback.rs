@@ -240,7 +240,7 @@ fn faults_that_stay_end_in_one_clear_error_and_no_file() {
         (Faults { status: (99, 500), ..Faults::default() }, |e| matches!(e, HubError::Status { status: 500, tries: 5, .. })),
         (Faults { status: (99, 429), ..Faults::default() }, |e| matches!(e, HubError::Status { status: 429, .. })),
         (Faults { size: Some(99_999), ..Faults::default() }, |e| matches!(e, HubError::Damaged { what: "size", .. })),
-        (Faults { size: Some(100_001), ..Faults::default() }, |e| matches!(e, HubError::Network { .. } | HubError::Damaged { .. })),
+        (Faults { size: Some(100_001), ..Faults::default() }, |e| matches!(e, HubError::Protocol { .. })),
         (Faults { etag: Some("../../evil".into()), ..Faults::default() }, |e| matches!(e, HubError::Protocol { .. })),
         (Faults { listed: Some("../../evil".into()), ..Faults::default() }, |e| matches!(e, HubError::Protocol { .. })),
         (Faults { refuse: Some((401, "GatedRepo")), ..Faults::default() }, |e| matches!(e, HubError::Gated { .. })),
