@@ -180,7 +180,7 @@ pub enum Entry {
     /// `..common.finetune`.
     Spread(Expr),
     /// `prune …` or `eval …` inside `train`.
-    Step(Stmt),
+    Step(Box<Stmt>),
 }
 
 /// An expression.

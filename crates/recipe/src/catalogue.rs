@@ -140,12 +140,15 @@ pub struct Spec {
     pub needs_data: bool,
 }
 
+/// Makes a method from its checked arguments.
+pub type Build<T> = fn(&Args) -> Result<Box<T>, ArgError>;
+
 /// A row: what the language knows, and the constructor that the executor calls (absent while `PlansOnly`).
 pub struct Entry<T: ?Sized + 'static> {
     /// What the language knows.
     pub spec: Spec,
     /// Makes the method from its checked arguments.
-    pub build: Option<fn(&Args) -> Result<Box<T>, ArgError>>,
+    pub build: Option<Build<T>>,
 }
 
 /// Every row that `check` may use.

@@ -20,7 +20,7 @@ struct Selection {
 /// # Errors
 /// `P0205` when an index lies outside, `P0206` when nothing is selected, `P0208` when a glob matches no tensor; each names the nearest
 /// legal thing.
-pub fn expand(selector: &Selector, facts: &Facts) -> Result<Vec<Site>, Diagnostic> {
+pub fn expand(selector: &Selector, facts: &Facts) -> Result<Vec<Site>, Box<Diagnostic>> {
     let selection = select(selector, facts)?;
     let mut sites: Vec<Site> = selection
         .units
@@ -31,8 +31,8 @@ pub fn expand(selector: &Selector, facts: &Facts) -> Result<Vec<Site>, Diagnosti
     let weights = selection.tensors.into_iter().filter(|(_, t)| !t.is_empty());
     sites.extend(weights.map(|(layer, t)| Site { kind: SiteKind::Weights, layer, units: Vec::new(), tensors: t.into_iter().collect() }));
     if sites.is_empty() && has_sites(selector) {
-        return Err(Diagnostic::error("P0206", "the selector matches nothing", span_of(selector), "nothing is left")
-            .hint(nearest_sites(selector, facts)));
+        let d = Diagnostic::error("P0206", "the selector matches nothing", span_of(selector), "nothing is left");
+        return Err(Box::new(d.hint(nearest_sites(selector, facts))));
     }
     Ok(sites)
 }
@@ -79,7 +79,7 @@ fn word(kind: SiteKind) -> &'static str {
     crate::check::kind_word(kind)
 }
 
-fn select(s: &Selector, facts: &Facts) -> Result<Selection, Diagnostic> {
+fn select(s: &Selector, facts: &Facts) -> Result<Selection, Box<Diagnostic>> {
     match s {
         Selector::Path { part, span, .. } => path(part, *span, facts),
         Selector::Union(parts) => {
@@ -143,7 +143,7 @@ fn linears(layer: &crate::facts::LayerFacts, within: Option<SiteKind>) -> Vec<St
     }
 }
 
-fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Diagnostic> {
+fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Box<Diagnostic>> {
     let mut out = Selection::default();
     match part {
         Part::Units { layers, kind, units } => {
@@ -152,7 +152,8 @@ fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Diagnostic>
                 let chosen = match kind {
                     SiteKind::Layers => vec![l],
                     // Counts differ from layer to layer: an index may be outside in one where it is inside in others.
-                    _ => positions(units, n, word(*kind), span).map_err(|d| d.hint(format!("layer {l} has {n} {}", word(*kind))))?,
+                    _ => positions(units, n, word(*kind), span)
+                        .map_err(|d| Box::new(d.hint(format!("layer {l} has {n} {}", word(*kind)))))?,
                 };
                 out.units.entry((*kind, Some(l))).or_default().extend(chosen);
             }
@@ -173,7 +174,7 @@ fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Diagnostic>
                 let nearest = crate::syntax_error::nearest(&glob.replace('*', ""), facts.tensors.iter().map(String::as_str));
                 let example = nearest.or(facts.tensors.first().map(String::as_str)).unwrap_or("");
                 let d = Diagnostic::error("P0208", format!("no tensor matches `{glob}`"), span, "matches nothing");
-                return Err(d.hint(format!("the model has tensors such as `{example}`")));
+                return Err(Box::new(d.hint(format!("the model has tensors such as `{example}`"))));
             }
             out.tensors.entry(None).or_default().extend(matched);
         }
@@ -183,7 +184,7 @@ fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Diagnostic>
 }
 
 /// The positions that indices name among `n`, ascending.
-fn positions(indices: &Indices, n: usize, what: &str, span: Span) -> Result<Vec<usize>, Diagnostic> {
+fn positions(indices: &Indices, n: usize, what: &str, span: Span) -> Result<Vec<usize>, Box<Diagnostic>> {
     let Indices::Some(ranges) = indices else { return Ok((0..n).collect()) };
     let len = n as i64;
     let mut out = BTreeSet::new();
@@ -199,7 +200,8 @@ fn positions(indices: &Indices, n: usize, what: &str, span: Span) -> Result<Vec<
         let outside = |i: i64| {
             let plural = if what.ends_with('s') { what.to_owned() } else { format!("{what}s") };
             let legal = if n == 0 { format!("there are no {plural}") } else { format!("{plural} are 0 to {}, or -1 to -{n}", n - 1) };
-            Diagnostic::error("P0205", format!("there is no {} {i}", what.trim_end_matches('s')), span, format!("of {n}")).hint(legal)
+            let d = Diagnostic::error("P0205", format!("there is no {} {i}", what.trim_end_matches('s')), span, format!("of {n}"));
+            Box::new(d.hint(legal))
         };
         if single && !(0..len).contains(&a) {
             return Err(outside(start.unwrap_or(0)));
@@ -214,7 +216,7 @@ fn positions(indices: &Indices, n: usize, what: &str, span: Span) -> Result<Vec<
     }
     if out.is_empty() && n > 0 {
         let d = Diagnostic::error("P0206", format!("no {what} lies in the range"), span, "matches nothing");
-        return Err(d.hint(format!("there are {n}: 0 to {}", n - 1)));
+        return Err(Box::new(d.hint(format!("there are {n}: 0 to {}", n - 1))));
     }
     Ok(out.into_iter().collect())
 }

@@ -259,10 +259,8 @@ pub fn split(text: &str, code: &[Token]) -> Vec<std::ops::Range<usize>> {
                     open.truncate(p);
                 }
             }
-            (Tok::Word, _) if open.is_empty() && i > 0 && begins(text, code, i) => {
-                if starts.last() != Some(&i) {
-                    starts.push(i);
-                }
+            (Tok::Word, _) if open.is_empty() && i > 0 && begins(text, code, i) && starts.last() != Some(&i) => {
+                starts.push(i);
             }
             _ => {}
         }

@@ -232,7 +232,7 @@ impl<'t> Lower<'t> {
             let mut parts = self.parts(head)?;
             let mut entries = self.entries_by_step(inside, bad);
             // Something of it was lost: nothing is missing in what is left.
-            entries.push(Entry::Step(self.broken(&[])));
+            entries.push(Entry::Step(Box::new(self.broken(&[]))));
             let block = Some(Block { span, entries });
             StmtKind::Train { model: parts.name(Rule::K_TRAIN)?, data: parts.expr(Rule::K_ON)?, length: parts.expr(Rule::K_FOR)?, block }
         } else {
@@ -261,7 +261,7 @@ impl<'t> Lower<'t> {
                     let d = syntax_error::describe(self.text, &inside[range.clone()], &failure, self.file);
                     self.error(d);
                     let broken = self.broken(&inside[range]);
-                    entries.push(Entry::Step(broken));
+                    entries.push(Entry::Step(Box::new(broken)));
                 }
             }
         }
@@ -431,7 +431,7 @@ impl<'t> Lower<'t> {
                 }
                 Rule::spread => entries.push(Entry::Spread(self.expr(p.into_inner().next()?, depth)?)),
                 Rule::EOI => {}
-                _ => entries.push(Entry::Step(self.item(p)?)),
+                _ => entries.push(Entry::Step(Box::new(self.item(p)?))),
             }
         }
         Some(entries)

@@ -124,17 +124,15 @@ pub(crate) fn describe(text: &str, chunk: &[Token], failure: &Failure, file: u32
         if expected.is_empty() { "not here".to_owned() } else { expected.clone() },
     );
     let word = t.text(text);
-    if t.kind == Tok::Word
-        && failure.expected.iter().any(|e| *e == "a name")
-        && (lex::STATEMENTS.contains(&word) || lex::CONNECTIVES.contains(&word))
+    if t.kind == Tok::Word && failure.expected.contains(&"a name") && (lex::STATEMENTS.contains(&word) || lex::CONNECTIVES.contains(&word))
     {
         return d.hint(format!("`{word}` is a keyword: choose another name, such as `{word}_`"));
     }
     let keywords: Vec<&str> = failure.expected.iter().filter_map(|e| e.strip_prefix('`')?.strip_suffix('`')).collect();
-    if t.kind == Tok::Word {
-        if let Some(w) = nearest(word, keywords.iter().copied()) {
-            return Diagnostic { label: format!("did you mean `{w}`?"), ..d }.fix(w);
-        }
+    if t.kind == Tok::Word
+        && let Some(w) = nearest(word, keywords.iter().copied())
+    {
+        return Diagnostic { label: format!("did you mean `{w}`?"), ..d }.fix(w);
     }
     if word == "=" && chunk.get(i + 1).is_none_or(|n| n.text(text) == "=") {
         return d.hint("compare with `==`");

@@ -157,9 +157,6 @@ pub enum Error {
     /// Saving refused.
     #[error(transparent)]
     Save(#[from] crate::save::SaveError),
-    /// A model folder can't be shown.
-    #[error(transparent)]
-    Inspect(#[from] crate::inspect::InspectError),
     /// A step can't do what the recipe asks of it.
     #[error("{what}; {remedy}")]
     Refused {

@@ -3,23 +3,13 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use prunectl_model::{Facts, LayerDims, ModelError};
+use prunectl_model::{Facts, LayerDims};
 use serde::Serialize;
 
+use crate::error::Result;
+use crate::save::PruneRecord;
 use crate::save::record::{KeptSite, RunRecord};
-use crate::save::{PruneRecord, SaveError};
 use crate::stock::{self, LoaderVerdict};
-
-/// What can go wrong.
-#[derive(Debug, thiserror::Error)]
-pub enum InspectError {
-    /// Config or weights.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// `prune.json`.
-    #[error(transparent)]
-    Record(#[from] SaveError),
-}
 
 /// What a model folder holds.
 #[derive(Debug, Clone, Serialize)]
@@ -65,7 +55,7 @@ pub struct LayerView {
 ///
 /// # Errors
 /// The config, the headers or `prune.json` can't be read.
-pub fn inspect(dir: &Path) -> Result<Inspection, InspectError> {
+pub fn inspect(dir: &Path) -> Result<Inspection> {
     let facts = Facts::read(dir, None)?;
     let record = PruneRecord::read(dir)?;
     let remote_code = dir.join(crate::save::REMOTE_CODE_FILE).is_file();

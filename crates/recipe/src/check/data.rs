@@ -46,19 +46,19 @@ impl<'a> Checker<'a> {
     /// A call of one of some names: its name, its arguments.
     fn source_call(&mut self, e: &'a Expr, cx: Cx, known: &[&str], what: &str) -> Option<(&'a str, &'a [Arg], Cx, Span)> {
         let (h, hcx) = self.head(e, cx);
-        if let ExprKind::Call(callee, args) = &h.kind {
-            if let ExprKind::Name(n) = &callee.kind {
-                if known.contains(&n.as_str()) {
-                    return Some((n, args, hcx, h.span));
-                }
-                let d = Diagnostic::error("P0409", format!("`{n}` is no source of {what}"), callee.span, "unknown source");
-                let d = match nearest(n, known.iter().copied()) {
-                    Some(w) => Diagnostic { label: format!("did you mean `{w}`?"), ..d }.fix(w),
-                    None => d.hint(format!("sources are: {}", known.join(", "))),
-                };
-                self.report(d);
-                return None;
+        if let ExprKind::Call(callee, args) = &h.kind
+            && let ExprKind::Name(n) = &callee.kind
+        {
+            if known.contains(&n.as_str()) {
+                return Some((n, args, hcx, h.span));
             }
+            let d = Diagnostic::error("P0409", format!("`{n}` is no source of {what}"), callee.span, "unknown source");
+            let d = match nearest(n, known.iter().copied()) {
+                Some(w) => Diagnostic { label: format!("did you mean `{w}`?"), ..d }.fix(w),
+                None => d.hint(format!("sources are: {}", known.join(", "))),
+            };
+            self.report(d);
+            return None;
         }
         let v = self.eval(e, cx);
         self.mismatch(&v, &format!("a source of {what} such as `{}(\"…\")`", known.first().copied().unwrap_or("")), e.span);
@@ -84,11 +84,11 @@ impl<'a> Checker<'a> {
 
     /// Arguments of sources are literals or params, so that a lock can be made without running.
     fn static_argument(&mut self, e: &'a Expr, cx: Cx) {
-        if let ExprKind::Name(n) = &e.kind {
-            if let Some(Binding::Expr(..)) = self.lookup(n, cx.scope) {
-                let d = Diagnostic::error("P0511", "the arguments of a source are literals or `param`s", e.span, "a `let`");
-                self.report(d.hint(format!("make it `param {n}: … = …`, or write the value here")));
-            }
+        if let ExprKind::Name(n) = &e.kind
+            && let Some(Binding::Expr(..)) = self.lookup(n, cx.scope)
+        {
+            let d = Diagnostic::error("P0511", "the arguments of a source are literals or `param`s", e.span, "a `let`");
+            self.report(d.hint(format!("make it `param {n}: … = …`, or write the value here")));
         }
     }
 
@@ -237,17 +237,17 @@ impl<'a> Checker<'a> {
     /// A model, or a frozen one.
     pub(super) fn model_value(&mut self, e: &'a Expr, cx: Cx) -> Option<Value> {
         let (h, hcx) = self.head(e, cx);
-        if let ExprKind::Call(callee, args) = &h.kind {
-            if matches!(&callee.kind, ExprKind::Name(n) if n == "frozen") {
-                let (model, id) = self.frozen(h, args, hcx)?;
-                return Some(Value::Frozen { model, id });
-            }
+        if let ExprKind::Call(callee, args) = &h.kind
+            && matches!(&callee.kind, ExprKind::Name(n) if n == "frozen")
+        {
+            let (model, id) = self.frozen(h, args, hcx)?;
+            return Some(Value::Frozen { model, id });
         }
         // A snapshot can stand where two states of a model are compared.
-        if let ExprKind::Name(n) = &h.kind {
-            if let Some(Binding::Snapshot { full, .. }) = self.lookup(n, hcx.scope) {
-                return Some(Value::Name(full));
-            }
+        if let ExprKind::Name(n) = &h.kind
+            && let Some(Binding::Snapshot { full, .. }) = self.lookup(n, hcx.scope)
+        {
+            return Some(Value::Name(full));
         }
         self.model_name(e, cx).map(Value::Model)
     }

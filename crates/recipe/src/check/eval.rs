@@ -129,10 +129,10 @@ impl<'a> Checker<'a> {
                 Entry::Field(n, e) if n.name == name => return Some((e, cx)),
                 Entry::Spread(s) => {
                     let (s, scx) = self.head(s, cx);
-                    if let ExprKind::Record(inner) = &s.kind {
-                        if let Some(found) = self.record_field(inner, scx, name) {
-                            return Some(found);
-                        }
+                    if let ExprKind::Record(inner) = &s.kind
+                        && let Some(found) = self.record_field(inner, scx, name)
+                    {
+                        return Some(found);
                     }
                 }
                 _ => {}

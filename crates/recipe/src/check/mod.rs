@@ -251,12 +251,13 @@ impl<'a> Checker<'a> {
     fn bind(&mut self, name: &Ident, binding: Binding<'a>, scope: usize, warn: bool) {
         let recorded = matches!(binding, Binding::Metric { .. } | Binding::Score { .. } | Binding::Snapshot { .. });
         let used_by_anyone = self.lookup_span(&name.name, scope);
-        if let Some((old, was_recorded)) = used_by_anyone {
-            if old != name.span && !(recorded && was_recorded && self.in_loop) {
-                let (line, _) = self.sources.line_col(old.file, old.start);
-                let d = Diagnostic::error("P0102", format!("`{}` is defined twice", name.name), name.span, "second definition");
-                self.report(d.hint(format!("the first is on line {line}; names are assigned once")));
-            }
+        if let Some((old, was_recorded)) = used_by_anyone
+            && old != name.span
+            && !(recorded && was_recorded && self.in_loop)
+        {
+            let (line, _) = self.sources.line_col(old.file, old.start);
+            let d = Diagnostic::error("P0102", format!("`{}` is defined twice", name.name), name.span, "second definition");
+            self.report(d.hint(format!("the first is on line {line}; names are assigned once")));
         }
         if let Some(s) = self.scopes.get_mut(scope) {
             let used = s.names.get(&name.name).is_some_and(|n| n.used);

@@ -191,7 +191,7 @@ impl<'a> Checker<'a> {
                         }
                     }
                 }
-                Entry::Step(Stmt { kind: StmtKind::Broken { defines }, .. }) => {
+                Entry::Step(stmt) if let StmtKind::Broken { defines } = &stmt.kind => {
                     out.incomplete = true;
                     for name in defines {
                         self.bind(name, Binding::Poison, cx.scope, false);

@@ -78,14 +78,13 @@ impl<'a> Checker<'a> {
         }
         let method = self.method(Kind::Criterion, e, cx)?;
         let spec = self.spec(Kind::Criterion, &method.name)?;
-        if let Some(s) = selector {
-            if let Some(kind) = kinds_of(s).into_iter().find(|k| !spec.sites.is_empty() && !spec.sites.contains(k)) {
-                let known: Vec<&str> = spec.sites.iter().map(|k| kind_word(*k)).collect();
-                let d =
-                    Diagnostic::error("P0209", format!("`{}` can't score {}", method.name, kind_word(kind)), e.span, "not for these units");
-                self.report(d.hint(format!("it scores: {}", known.join(", "))));
-                return None;
-            }
+        if let Some(s) = selector
+            && let Some(kind) = kinds_of(s).into_iter().find(|k| !spec.sites.is_empty() && !spec.sites.contains(k))
+        {
+            let known: Vec<&str> = spec.sites.iter().map(|k| kind_word(*k)).collect();
+            let d = Diagnostic::error("P0209", format!("`{}` can't score {}", method.name, kind_word(kind)), e.span, "not for these units");
+            self.report(d.hint(format!("it scores: {}", known.join(", "))));
+            return None;
         }
         if spec.learns && !in_train {
             let d = Diagnostic::error(
@@ -153,15 +152,15 @@ impl<'a> Checker<'a> {
     /// A `prune`, inside `train` or outside.
     pub(super) fn prune(&mut self, span: Span, p: &'a PruneStmt, cx: Cx, train: Option<&str>) -> Option<Prune> {
         let selector = self.prunable(&p.selector, cx);
-        if let (Some(s), Some(trained)) = (&selector, train) {
-            if model_of(s) != trained {
-                self.error(
-                    "P0509",
-                    format!("this `train` is of `{trained}`, the selector of `{}`", model_of(s)),
-                    p.selector.span,
-                    "another model",
-                );
-            }
+        if let (Some(s), Some(trained)) = (&selector, train)
+            && model_of(s) != trained
+        {
+            self.error(
+                "P0509",
+                format!("this `train` is of `{trained}`, the selector of `{}`", model_of(s)),
+                p.selector.span,
+                "another model",
+            );
         }
         let goal = match (&p.by, &p.to) {
             (Some(by), _) => {
@@ -358,10 +357,11 @@ impl<'a> Checker<'a> {
             let d = Diagnostic::error("P0504", "a schedule needs the clock of a `train`", e.span, "one-shot here");
             self.report(d.hint("move the `prune` into a `train`, or give one amount"));
         }
-        if let Amount::Share { share, .. } = amount {
-            if *share == Share(0) && !self.in_loop {
-                self.report(Diagnostic::warning("P0904", "this prune removes nothing", e.span, "0%"));
-            }
+        if let Amount::Share { share, .. } = amount
+            && *share == Share(0)
+            && !self.in_loop
+        {
+            self.report(Diagnostic::warning("P0904", "this prune removes nothing", e.span, "0%"));
         }
     }
 }

@@ -118,12 +118,12 @@ impl<'a> Checker<'a> {
     pub(super) fn selector(&mut self, e: &'a Expr, cx: Cx) -> Option<Selector> {
         let s = self.select(e, cx)?;
         let model = model_of(&s).to_owned();
-        if let Some(facts) = self.states.get(&model).and_then(|s| s.facts.as_ref()) {
-            if let Err(d) = expand(&s, facts) {
-                // An adapter or a whole model has no sites; only positions can be wrong.
-                self.report(d);
-                return None;
-            }
+        if let Some(facts) = self.states.get(&model).and_then(|s| s.facts.as_ref())
+            && let Err(d) = expand(&s, facts)
+        {
+            // An adapter or a whole model has no sites; only positions can be wrong.
+            self.report(*d);
+            return None;
         }
         Some(s)
     }
@@ -188,25 +188,25 @@ impl<'a> Checker<'a> {
     }
 
     fn tensors(&mut self, e: &'a Expr, callee: &'a Expr, args: &'a [Arg], cx: Cx) -> Option<Selector> {
-        if let ExprKind::Path(base, Seg::Member(m)) = &callee.kind {
-            if m.name == "tensors" {
-                let base = self.select(base, cx)?;
-                let Selector::Path { model, part: Part::Model, .. } = base else {
-                    self.error("P0207", "only a model has `tensors`", m.span, "write `m.tensors(\"glob\")`");
-                    return None;
-                };
-                let [Arg { name: None, value }] = args else {
-                    self.error("P0403", "`tensors` takes one glob in quotes", e.span, "write `m.tensors(\"*.weight\")`");
-                    return None;
-                };
-                return match self.eval(value, cx) {
-                    Val::Text(glob) => Some(Selector::Path { model, part: Part::Tensors(glob), span: e.span }),
-                    v => {
-                        self.mismatch(&v, "a glob in quotes", value.span);
-                        None
-                    }
-                };
-            }
+        if let ExprKind::Path(base, Seg::Member(m)) = &callee.kind
+            && m.name == "tensors"
+        {
+            let base = self.select(base, cx)?;
+            let Selector::Path { model, part: Part::Model, .. } = base else {
+                self.error("P0207", "only a model has `tensors`", m.span, "write `m.tensors(\"glob\")`");
+                return None;
+            };
+            let [Arg { name: None, value }] = args else {
+                self.error("P0403", "`tensors` takes one glob in quotes", e.span, "write `m.tensors(\"*.weight\")`");
+                return None;
+            };
+            return match self.eval(value, cx) {
+                Val::Text(glob) => Some(Selector::Path { model, part: Part::Tensors(glob), span: e.span }),
+                v => {
+                    self.mismatch(&v, "a glob in quotes", value.span);
+                    None
+                }
+            };
         }
         self.no_selector(e, cx)
     }
@@ -335,11 +335,12 @@ impl<'a> Checker<'a> {
                 return Some((Some(i), after(i)));
             }
         };
-        if let (Some(a), Some(b)) = (start, end) {
-            if (a < 0) == (b < 0) && a >= b {
-                self.error("P0204", "the range is empty", e.span, "ends before it begins");
-                return None;
-            }
+        if let (Some(a), Some(b)) = (start, end)
+            && (a < 0) == (b < 0)
+            && a >= b
+        {
+            self.error("P0204", "the range is empty", e.span, "ends before it begins");
+            return None;
         }
         Some((start, end))
     }

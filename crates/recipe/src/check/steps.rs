@@ -285,10 +285,10 @@ impl<'a> Checker<'a> {
         }
         match &h.kind {
             ExprKind::Name(n) => {
-                if let Val::Word(w, at, scope) = self.eval(h, hcx) {
-                    if !self.is_known_word(n) {
-                        self.unknown_name(w, at, scope, "not defined");
-                    }
+                if let Val::Word(w, at, scope) = self.eval(h, hcx)
+                    && !self.is_known_word(n)
+                {
+                    self.unknown_name(w, at, scope, "not defined");
                 }
             }
             ExprKind::Path(..) => {

@@ -211,12 +211,11 @@ impl<'a> Checker<'a> {
     /// `lowest(val)`, `highest(val)`.
     pub(super) fn keep(&mut self, e: &'a Expr, cx: Cx) -> Option<(String, bool)> {
         let (h, hcx) = self.head(e, cx);
-        if let ExprKind::Call(callee, args) = &h.kind {
-            if let (ExprKind::Name(n), [Arg { name: None, value }]) = (&callee.kind, args.as_slice()) {
-                if matches!(n.as_str(), "lowest" | "highest") {
-                    return Some((self.metric_name(value, hcx)?, n == "lowest"));
-                }
-            }
+        if let ExprKind::Call(callee, args) = &h.kind
+            && let (ExprKind::Name(n), [Arg { name: None, value }]) = (&callee.kind, args.as_slice())
+            && matches!(n.as_str(), "lowest" | "highest")
+        {
+            return Some((self.metric_name(value, hcx)?, n == "lowest"));
         }
         let d = Diagnostic::error("P0512", "expected `lowest(NAME)` or `highest(NAME)`", e.span, "which one to keep?");
         self.report(d.hint("NAME is that of an `eval … as NAME`"));
@@ -226,15 +225,15 @@ impl<'a> Checker<'a> {
     /// `stale(val, after = 3)`, or a rule of the catalogue.
     fn stop(&mut self, e: &'a Expr, cx: Cx) -> Option<Method> {
         let (h, hcx) = self.head(e, cx);
-        if let ExprKind::Call(callee, args) = &h.kind {
-            if let ExprKind::Name(n) = &callee.kind {
-                if n == "stale" && self.catalogue.get(Kind::Rule, n).is_none() {
-                    let args = self.args("stale", STALE, args, hcx, h.span)?;
-                    return Some(Method { name: n.clone(), args, span: h.span });
-                }
-                if self.catalogue.get(Kind::Rule, n).is_some() {
-                    return self.method(Kind::Rule, e, cx);
-                }
+        if let ExprKind::Call(callee, args) = &h.kind
+            && let ExprKind::Name(n) = &callee.kind
+        {
+            if n == "stale" && self.catalogue.get(Kind::Rule, n).is_none() {
+                let args = self.args("stale", STALE, args, hcx, h.span)?;
+                return Some(Method { name: n.clone(), args, span: h.span });
+            }
+            if self.catalogue.get(Kind::Rule, n).is_some() {
+                return self.method(Kind::Rule, e, cx);
             }
         }
         let d = Diagnostic::error("P0512", "expected `stale(NAME, after = 3)`", e.span, "when to stop?");

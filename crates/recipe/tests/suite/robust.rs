@@ -72,7 +72,7 @@ fn doubling_lets_and_strings_end() {
 fn nested_loops_are_bounded() {
     let text = format!(
         "{PRELUDE}{}eval accuracy() of m on d.test as acc{}",
-        "repeat i in 1..=9000 { ".repeat(1) + "repeat j in 1..=9000 { ",
+        "repeat i in 1..=9000 { ".to_string() + "repeat j in 1..=9000 { ",
         " }".repeat(2)
     );
     assert!(codes(&text).contains(&"P0508"));

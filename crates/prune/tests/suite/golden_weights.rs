@@ -1,10 +1,7 @@
 //! Scores of single weights against golden numbers, through the registry rows that the executor uses.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod common;
-
+use crate::common::{Case, close, worst};
 use candle_core::{DType, Tensor};
-use common::{Case, close, worst};
 use prunectl_model::{Batch, Transformer};
 use prunectl_prune::{InMemory, Scores, Sites};
 use prunectl_recipe::plan::Value;

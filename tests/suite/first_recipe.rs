@@ -1,7 +1,5 @@
 //! What README promises first: the recipe that ships inside the program, end to end.
 
-mod common;
-
 use std::fs;
 
 /// 40 % of the heads go, the gate holds, and the saved folder opens again with fewer parameters.
@@ -9,7 +7,7 @@ use std::fs;
 fn the_first_recipe_runs_twice_from_the_program_alone() {
     let dir = tempfile::tempdir().unwrap();
     for n in 1..=2 {
-        let out = common::prunectl(dir.path(), &["run", "builtin:bert_heads"]).output().unwrap();
+        let out = crate::common::prunectl(dir.path(), &["run", "builtin:bert_heads"]).output().unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         let run = dir.path().join(format!("runs/bert_heads-{n}"));
         let metrics: serde_json::Value = serde_json::from_slice(&fs::read(run.join("metrics.json")).unwrap()).unwrap();
@@ -26,7 +24,7 @@ fn the_first_recipe_runs_twice_from_the_program_alone() {
     }
     let saved = prunectl_model::load(&dir.path().join("out/bert-heads"), &prunectl_model::LoadOptions::default()).unwrap();
     let heads: usize = saved.dims().iter().map(|d| d.q_heads).sum();
-    let config: serde_json::Value = serde_json::from_slice(include_bytes!("../assets/tiny-bert/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(include_bytes!("../../assets/tiny-bert/config.json")).unwrap();
     let all = (config["num_hidden_layers"].as_u64().unwrap() * config["num_attention_heads"].as_u64().unwrap()) as usize;
     assert_eq!(heads, all - all * 40 / 100);
 }

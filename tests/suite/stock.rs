@@ -2,8 +2,6 @@
 //! unmodified transformers (under `PRUNECTL_TEST_PYTHON`), and must give the logits of the model in memory. What the table calls
 //! impossible must be refused there, too.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -355,7 +353,7 @@ fn expected(case: &Case, path: &Path) {
 
 #[test]
 fn transformers_loads_what_the_table_says() {
-    let Some(python) = support::python("transformers loads what save writes") else { return };
+    let Some(python) = crate::support::python("transformers loads what save writes") else { return };
     let folder = tempfile::tempdir().unwrap();
     let cases = cases(folder.path());
     let mut asked = Vec::new();

@@ -1,16 +1,12 @@
 //! Runs that survive: the process is killed at several moments, resumed, and must end in the bytes of a run that nobody disturbed.
 
-#![cfg(unix)]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{QUICK, prunectl, run, stderr, stdout};
+use crate::common::{QUICK, prunectl, run, stderr, stdout};
 
 /// Lines that the journal may grow to before the process is killed; the journal of the quick recipe has more.
 const KILLS: [usize; 6] = [1, 4, 8, 11, 15, 22];

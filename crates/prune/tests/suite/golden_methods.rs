@@ -1,10 +1,7 @@
 //! Criteria against numbers made with their authors' code, through the registry rows that the executor uses.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod common;
-
+use crate::common::{Case, close, worst};
 use candle_core::Tensor;
-use common::{Case, close, worst};
 use prunectl_prune::{Key, Scores, Sites};
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::Value;

@@ -1,12 +1,9 @@
 //! Perplexity against transformers' NLL of each token, on a real model that is not part of this project.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::path::PathBuf;
 
+use crate::common::golden;
 use candle_core::Device;
-use common::golden;
 use prunectl_model::LoadOptions;
 use prunectl_prune::{Inputs, METRICS, TokenStream};
 use prunectl_recipe::plan::{Unit, Value};

@@ -1,10 +1,7 @@
 //! A masked model computes what the compacted one does, whatever was removed, and two steps come to the same as one.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod common;
-
+use crate::common::Case;
 use candle_core::{DType, Tensor};
-use common::Case;
 use prunectl_model::{Gates, Transformer};
 use prunectl_prune::{Decision, Key, Removed, UnitMap, surgery};
 use prunectl_recipe::catalogue::SiteKind;

@@ -1,12 +1,9 @@
 //! The training loop: equal to PyTorch, resumable to the same bits, and true to its masks.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::common::golden;
 use candle_core::{DType, Device, Tensor};
-use common::golden;
 use prunectl_model::{Batch, LoadOptions, Transformer};
 use prunectl_prune::{
     Decision, Examples, Flow, LOSSES, OPTIMIZERS, Observer, PruneError, Removed, Result, StepEvent, Term, TrainSpec, TrainState, Trainer,

@@ -1,11 +1,9 @@
 //! The command as a user meets it: statuses, messages, what is on stdout and what is on disk.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{QUICK, run, stderr, stdout};
+use crate::common::{QUICK, run, stderr, stdout};
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -61,7 +59,8 @@ fn two_runs_of_one_recipe_write_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("quick.prune"), QUICK).unwrap();
     for (out, threads) in [("a", "1"), ("b", "2")] {
-        let done = common::prunectl(dir.path(), &["run", "quick.prune", "--out", out]).env("RAYON_NUM_THREADS", threads).output().unwrap();
+        let done =
+            crate::common::prunectl(dir.path(), &["run", "quick.prune", "--out", out]).env("RAYON_NUM_THREADS", threads).output().unwrap();
         assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
     }
     for file in ["metrics.json", "scores/s.safetensors", "recipe.lock", "plan.json"] {
@@ -230,7 +229,7 @@ fn new_writes_a_recipe_that_checks() {
     }
     let out = run(dir.path(), &["new", "heads.prune", "--model", "builtin:tiny-bert", "--data", "builtin:tales", "--remove", "heads"]);
     assert_eq!(out.status.code(), Some(2));
-    let out = common::prunectl(dir.path(), &["new"]).stdin(std::process::Stdio::null()).output().unwrap();
+    let out = crate::common::prunectl(dir.path(), &["new"]).stdin(std::process::Stdio::null()).output().unwrap();
     assert!(out.status.code() == Some(2) && stderr(&out).contains("--model"), "{}", stderr(&out));
 }
 

@@ -1,5 +1,4 @@
 //! Golden cases, and methods built from their rows with the row's defaults.
-#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -1,0 +1,9 @@
+//! Scores, selection, surgery, training and metrics, against golden numbers and on small models.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+mod golden_methods;
+mod golden_weights;
+mod perplexity;
+mod surgery;
+mod training;

@@ -1,0 +1,11 @@
+//! The program as its users meet it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod cli;
+mod common;
+mod first_recipe;
+#[cfg(unix)]
+mod kill;
+mod recipes;
+mod stock;
+mod support;
