@@ -9,7 +9,12 @@ use prunectl_run::interrupt::Interrupt;
 fn main() -> ExitCode {
     // Wrong usage ends in clap's own message and status 2.
     let cli = Cli::parse();
-    match start(cli) {
+    let interrupt = Interrupt::default();
+    let outcome = match interrupt.install() {
+        Ok(()) => cli.run(interrupt),
+        Err(error) => Err(error),
+    };
+    match outcome {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             let text = error.to_string();
@@ -18,10 +23,4 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_status())
         }
     }
-}
-
-fn start(cli: Cli) -> Result<u8, prunectl_run::Error> {
-    let interrupt = Interrupt::default();
-    interrupt.install()?;
-    cli.run(interrupt)
 }

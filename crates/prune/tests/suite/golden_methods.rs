@@ -18,8 +18,9 @@ fn layers(scores: &Scores, kind: SiteKind) -> Vec<f32> {
 fn michel_bert() {
     let case = Case::open("02_michel_bert");
     let model = case.model("text-classification");
-    let sites = common::all(&model, &[SiteKind::Heads]);
-    let run = |args: &[(&str, Value)]| layers(&common::score(&model, "loss_delta", args, &sites, &mut case.classified()), SiteKind::Heads);
+    let sites = crate::common::all(&model, &[SiteKind::Heads]);
+    let run =
+        |args: &[(&str, Value)]| layers(&crate::common::score(&model, "loss_delta", args, &sites, &mut case.classified()), SiteKind::Heads);
     close(&case, "delta_loss.single_head", &run(&[]));
     let g = ("estimate", word("gradient"));
     close(&case, "importance.paper", &run(std::slice::from_ref(&g)));
@@ -38,8 +39,8 @@ fn michel_llama() {
     let case = Case::open("02_michel_llama");
     let model = case.model("text-generation");
     for (kind, stem) in [(SiteKind::Heads, "head"), (SiteKind::KvGroups, "kv")] {
-        let sites = common::all(&model, &[kind]);
-        let run = |args: &[(&str, Value)]| layers(&common::score(&model, "loss_delta", args, &sites, &mut case.texts()), kind);
+        let sites = crate::common::all(&model, &[kind]);
+        let run = |args: &[(&str, Value)]| layers(&crate::common::score(&model, "loss_delta", args, &sites, &mut case.texts()), kind);
         close(&case, &format!("{stem}.delta_loss.single"), &run(&[]));
         let g = ("estimate", word("gradient"));
         close(&case, &format!("{stem}.importance.paper"), &run(std::slice::from_ref(&g)));
@@ -56,11 +57,11 @@ fn magnitude_groups() {
     let case = Case::open("01_magnitude_groups");
     let model = case.model("text-generation");
     for (kind, stem) in [(SiteKind::Neurons, "ffn"), (SiteKind::KvGroups, "kv"), (SiteKind::Heads, "q")] {
-        let sites = common::all(&model, &[kind]);
+        let sites = crate::common::all(&model, &[kind]);
         for (norm, reduce) in [("l1", "sum"), ("l1", "mean"), ("l2", "sum"), ("l2", "mean")] {
             let args = [("norm", word(norm)), ("reduce", word(reduce)), ("quirk", word("reference"))];
-            let scores = common::score(&model, "magnitude", &args, &sites, &mut common::nothing());
-            let plain = common::score(&model, "magnitude", &[("norm", word(norm))], &sites, &mut common::nothing());
+            let scores = crate::common::score(&model, "magnitude", &args, &sites, &mut crate::common::nothing());
+            let plain = crate::common::score(&model, "magnitude", &[("norm", word(norm))], &sites, &mut crate::common::nothing());
             for layer in 0..model.n_layers() {
                 let key = Key::of(kind, layer);
                 let tail = if kind == SiteKind::Neurons { "none" } else { "heads" };
@@ -133,10 +134,10 @@ fn taylor() {
     let case = Case::open("03_taylor_hessian");
     let model = case.model("text-generation");
     for (kind, stem) in [(SiteKind::Neurons, "ffn"), (SiteKind::KvGroups, "kv"), (SiteKind::Heads, "q")] {
-        let sites = common::all(&model, &[kind]);
+        let sites = crate::common::all(&model, &[kind]);
         for (golden, reduce) in [("plain", "element"), ("multi", "group")] {
             let args = [("reduce", word(reduce)), ("quirk", word("reference"))];
-            let scores = common::score(&model, "taylor", &args, &sites, &mut case.first_batch());
+            let scores = crate::common::score(&model, "taylor", &args, &sites, &mut case.first_batch());
             for layer in 0..model.n_layers() {
                 let tail = if kind == SiteKind::Neurons { "sum" } else { "sum.heads" };
                 close(&case, &format!("taylor.{stem}.{layer}.{golden}.{tail}"), scores.get(Key::of(kind, layer)).unwrap());
@@ -199,10 +200,10 @@ fn loss_delta_does_not_depend_on_the_batch() {
     let case = Case::open("02_michel_bert");
     let model = case.model("text-classification");
     let kinds = [SiteKind::Heads, SiteKind::Neurons, SiteKind::Attention, SiteKind::Mlp, SiteKind::Layers];
-    let sites = common::all(&model, &kinds);
+    let sites = crate::common::all(&model, &kinds);
     for args in [vec![], vec![("estimate", word("gradient"))]] {
-        let four = common::score(&model, "loss_delta", &args, &sites, &mut case.classified());
-        let one = common::score(&model, "loss_delta", &args, &sites, &mut common::one_by_one(&mut case.classified()));
+        let four = crate::common::score(&model, "loss_delta", &args, &sites, &mut case.classified());
+        let one = crate::common::score(&model, "loss_delta", &args, &sites, &mut crate::common::one_by_one(&mut case.classified()));
         same_scores(&four, &one);
     }
 }
@@ -211,11 +212,11 @@ fn loss_delta_does_not_depend_on_the_batch() {
 fn taylor_does_not_depend_on_the_batch() {
     let case = Case::open("02_michel_bert");
     let model = case.model("text-classification");
-    let sites = common::all(&model, &[SiteKind::Heads, SiteKind::Neurons]);
+    let sites = crate::common::all(&model, &[SiteKind::Heads, SiteKind::Neurons]);
     for order in [1.0, 2.0] {
         let args = [("order", Value::Number(order))];
-        let four = common::score(&model, "taylor", &args, &sites, &mut case.classified());
-        let one = common::score(&model, "taylor", &args, &sites, &mut common::one_by_one(&mut case.classified()));
+        let four = crate::common::score(&model, "taylor", &args, &sites, &mut case.classified());
+        let one = crate::common::score(&model, "taylor", &args, &sites, &mut crate::common::one_by_one(&mut case.classified()));
         same_scores(&four, &one);
     }
 }
@@ -225,8 +226,8 @@ fn random_depends_on_seed_and_site_alone() {
     let case = Case::open("02_michel_bert");
     let model = case.model("text-classification");
     let run = |seed: f64, kinds: &[SiteKind]| {
-        let sites = common::all(&model, kinds);
-        common::score(&model, "random", &[("seed", Value::Number(seed))], &sites, &mut common::nothing())
+        let sites = crate::common::all(&model, kinds);
+        crate::common::score(&model, "random", &[("seed", Value::Number(seed))], &sites, &mut crate::common::nothing())
     };
     let (both, heads) = (run(1.0, &[SiteKind::Heads, SiteKind::Neurons]), run(1.0, &[SiteKind::Heads]));
     for (key, values) in &heads.sites {
@@ -239,10 +240,10 @@ fn random_depends_on_seed_and_site_alone() {
 fn block_influence() {
     let case = Case::open("13_shortgpt");
     let model = case.model("text-generation");
-    let sites = common::all(&model, &[SiteKind::Layers]);
-    let on = common::score(&model, "block_influence", &[], &sites, &mut case.texts());
+    let sites = crate::common::all(&model, &[SiteKind::Layers]);
+    let on = crate::common::score(&model, "block_influence", &[], &sites, &mut case.texts());
     close(&case, "bi.mean", on.get(Key::of(SiteKind::Layers, 0)).unwrap());
-    let on = common::score(&model, "block_influence", &[("quirk", word("reference"))], &sites, &mut case.texts());
+    let on = crate::common::score(&model, "block_influence", &[("quirk", word("reference"))], &sites, &mut case.texts());
     close(&case, "bi.sum", on.get(Key::of(SiteKind::Layers, 0)).unwrap());
     worst("13_shortgpt");
 }
@@ -266,8 +267,8 @@ fn activation_norm_by_hand_and_without_padding() {
     use prunectl_prune::Batches;
     let case = Case::open("02_michel_bert");
     let model = case.model("text-classification");
-    let sites = common::all(&model, &[SiteKind::Heads, SiteKind::Neurons]);
-    let scores = common::score(&model, "activation_norm", &[], &sites, &mut case.classified());
+    let sites = crate::common::all(&model, &[SiteKind::Heads, SiteKind::Neurons]);
+    let scores = crate::common::score(&model, "activation_norm", &[], &sites, &mut case.classified());
     let mut sums = vec![0f64; 8];
     let (mut data, mut examples) = (case.classified(), 0);
     while let Some(batch) = data.next().unwrap() {
@@ -291,7 +292,7 @@ fn activation_norm_by_hand_and_without_padding() {
     for (own, sum) in scores.get(Key::of(SiteKind::Heads, 1)).unwrap().iter().zip(sums) {
         assert!((f64::from(*own) - sum / f64::from(examples)).abs() < 1e-5 * sum);
     }
-    let one = common::score(&model, "activation_norm", &[], &sites, &mut common::one_by_one(&mut case.classified()));
+    let one = crate::common::score(&model, "activation_norm", &[], &sites, &mut crate::common::one_by_one(&mut case.classified()));
     same_scores(&scores, &one);
 }
 
@@ -305,7 +306,7 @@ fn wanda_prunes_on_the_inputs_of_pruned_blocks() {
     for layer in 0..dense.n_layers() {
         sites.weights.extend(dense.linears(layer).unwrap());
     }
-    let wanda = common::build(CRITERIA, "wanda", &[]);
+    let wanda = crate::common::build(CRITERIA, "wanda", &[]);
     let scored = wanda.score(&dense, &sites, &mut case.texts(), &()).unwrap();
     let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
     let (protect, none) = (Sites::default(), Removed::default());
@@ -338,18 +339,18 @@ fn group_fisher() {
     let case = Case::open("03_group_fisher_llama");
     let model = case.model("text-generation");
     for (kind, stem) in [(SiteKind::Neurons, "ffn"), (SiteKind::KvGroups, "kv")] {
-        let sites = common::all(&model, &[kind]);
+        let sites = crate::common::all(&model, &[kind]);
         for (per, tail) in [("none", "fisher"), ("memory", "memory"), ("flops", "flops")] {
             let args = [("per", word(per)), ("quirk", word("reference"))];
-            let scores = common::score(&model, "group_fisher", &args, &sites, &mut case.texts());
+            let scores = crate::common::score(&model, "group_fisher", &args, &sites, &mut case.texts());
             close(&case, &format!("{stem}.{tail}"), &layers(&scores, kind));
         }
         // The paper's form: the mean over examples, each with its own mean loss. Three batches of four.
-        let paper = common::score(&model, "group_fisher", &[], &sites, &mut case.texts());
+        let paper = crate::common::score(&model, "group_fisher", &[], &sites, &mut case.texts());
         for (own, reference) in layers(&paper, kind).iter().zip(case.expected(&format!("{stem}.fisher"))) {
             assert!((own - reference * 16.0 / 12.0).abs() <= 1e-6 + 1e-4 * own, "{own} {reference}");
         }
-        let fisher = common::score(&model, "fisher", &[], &sites, &mut case.texts());
+        let fisher = crate::common::score(&model, "fisher", &[], &sites, &mut case.texts());
         for (own, group) in layers(&fisher, kind).iter().zip(layers(&paper, kind)) {
             assert_eq!(*own, group * 0.5);
         }
@@ -363,7 +364,7 @@ fn rescoring_removes_a_tenth_at_a_time() {
     use prunectl_recipe::plan::{Amount, Scope, Share};
     let case = Case::open("02_michel_bert");
     let dense = case.model("text-classification");
-    let sites = common::all(&dense, &[SiteKind::Heads]);
+    let sites = crate::common::all(&dense, &[SiteKind::Heads]);
     let amount = Amount::Share { share: Share::from_fraction(0.4), each: false };
     let (protect, none) = (Sites::default(), Removed::default());
     let request = Request {
@@ -376,7 +377,7 @@ fn rescoring_removes_a_tenth_at_a_time() {
         removed: &none,
         step: Some(Share::from_fraction(0.1)),
     };
-    let criterion = common::build(CRITERIA, "loss_delta", &[]);
+    let criterion = crate::common::build(CRITERIA, "loss_delta", &[]);
     let run = |request: &Request<'_>| {
         let (mut model, mut removed) = (dense.clone(), Removed::default());
         rescore(&mut model, &mut removed, &*criterion, request, &mut case.classified(), &()).unwrap()
@@ -385,7 +386,7 @@ fn rescoring_removes_a_tenth_at_a_time() {
     let kept: usize = out.decision.sites.values().map(Vec::len).sum();
     // 9 of 24 go, 2 in a round; the sixth round finds nothing left to do.
     assert_eq!((kept, out.rounds.len()), (15, 6));
-    let first = common::score(&dense, "loss_delta", &[], &sites, &mut case.classified());
+    let first = crate::common::score(&dense, "loss_delta", &[], &sites, &mut case.classified());
     assert_eq!(out.rounds[0].sites, first.sites);
     let aligned = run(&Request { align: Some(4), ..request });
     for (key, kept) in &aligned.decision.sites {
@@ -404,7 +405,7 @@ fn flap_loses_nothing_on_constant_activations_and_its_biases_are_saved() {
     let case = Case::open("02_michel_llama");
     let dense = case.model("text-generation");
     let batch = Batch::new(Tensor::full(7u32, (2, 6), &candle_core::Device::Cpu).unwrap());
-    let sites = common::all(&dense, &[SiteKind::Neurons, SiteKind::KvGroups]);
+    let sites = crate::common::all(&dense, &[SiteKind::Neurons, SiteKind::KvGroups]);
     let amount = Amount::Share { share: Share::from_fraction(0.5), each: true };
     let (protect, none) = (Sites::default(), Removed::default());
     let request = Request {
@@ -417,7 +418,7 @@ fn flap_loses_nothing_on_constant_activations_and_its_biases_are_saved() {
         removed: &none,
         step: None,
     };
-    let flap = common::build(CRITERIA, "flap", &[]);
+    let flap = crate::common::build(CRITERIA, "flap", &[]);
     let (mut model, mut removed) = (dense.clone(), Removed::default());
     let mut data = InMemory::new(vec![batch.clone()]);
     let (decision, _) = flap.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut data, &()).unwrap();

@@ -42,7 +42,7 @@ fn loss_models() {
     let case = Case::open("04_loss_modelling_llama");
     let model = case.model("text-generation");
     let sites = all_weights(&model);
-    let run = |name, args: &[(&str, Value)], data: &mut InMemory| common::score(&model, name, args, &sites, data);
+    let run = |name, args: &[(&str, Value)], data: &mut InMemory| crate::common::score(&model, name, args, &sites, data);
     let linear = run("loss_model", &[], &mut case.texts());
     let first = run("loss_model", &[], &mut case.first_batch());
     let damage = run("obd", &[], &mut case.texts());
@@ -71,19 +71,19 @@ fn gauss_newton_of_a_classifier() {
     let model = case.model("text-classification");
     let sites = Sites { weights: ["layers.0.mlp.up.weight".to_owned()].into(), ..Sites::default() };
     let slot = sites.weights.first().unwrap();
-    let one = prunectl_prune::Batches::next(&mut common::one_by_one(&mut case.classified())).unwrap().unwrap();
+    let one = prunectl_prune::Batches::next(&mut crate::common::one_by_one(&mut case.classified())).unwrap().unwrap();
     let logits = model.forward(&one, &Gates::default(), &mut ()).unwrap().get(0).unwrap().to_vec1::<f32>().unwrap();
     let total: f32 = logits.iter().map(|z| z.exp()).sum();
     let mut expected = vec![0f32; model.params().get(slot).unwrap().elem_count()];
     for (class, z) in logits.iter().enumerate() {
         let mut labelled = one.clone();
         labelled.labels = Some(Labels::Classes(Tensor::new(&[class as i64], &candle_core::Device::Cpu).unwrap()));
-        let fisher = common::score(&model, "obd", &[], &sites, &mut InMemory::new(vec![labelled]));
+        let fisher = crate::common::score(&model, "obd", &[], &sites, &mut InMemory::new(vec![labelled]));
         for (sum, f) in expected.iter_mut().zip(flat(&fisher, slot)) {
             *sum += z.exp() / total * f;
         }
     }
-    let ggn = common::score(&model, "obd", &[("hessian", word("ggn"))], &sites, &mut InMemory::new(vec![one]));
+    let ggn = crate::common::score(&model, "obd", &[("hessian", word("ggn"))], &sites, &mut InMemory::new(vec![one]));
     let largest = expected.iter().copied().fold(0f32, f32::max);
     assert!(logits.len() == 3 && largest > 0.0);
     for (g, e) in flat(&ggn, slot).iter().zip(expected) {
@@ -107,9 +107,9 @@ fn snip_and_grasp() {
     let case = Case::open("06_init_pruning_llama");
     let model = case.model("text-generation");
     let sites = all_weights(&model);
-    let snip = shares(&common::score(&model, "snip", &[], &sites, &mut batch_of(&case)), |s| s);
+    let snip = shares(&crate::common::score(&model, "snip", &[], &sites, &mut batch_of(&case)), |s| s);
     let grasp = |t: f64| {
-        let scores = common::score(&model, "grasp", &[("temperature", Value::Number(t))], &sites, &mut batch_of(&case));
+        let scores = crate::common::score(&model, "grasp", &[("temperature", Value::Number(t))], &sites, &mut batch_of(&case));
         shares(&scores, |s| s.abs() + 1e-10)
     };
     let (cold, hot) = (grasp(1.0), grasp(200.0));
@@ -128,7 +128,7 @@ fn synflow_and_its_rounds() {
     let case = Case::open("06_init_pruning_llama");
     let dense = case.model("text-generation");
     let sites = all_weights(&dense);
-    let scores = common::score(&dense, "synflow", &[], &sites, &mut common::nothing());
+    let scores = crate::common::score(&dense, "synflow", &[], &sites, &mut crate::common::nothing());
     for (ours, theirs) in slots(&[0, 2]) {
         if ours.contains("attention.q") || ours.contains("attention.k") {
             assert!(flat(&scores, &ours).iter().all(|s| *s < 1e-6));
@@ -137,7 +137,7 @@ fn synflow_and_its_rounds() {
         }
     }
     worst("06_init_pruning_llama (synflow)");
-    let synflow = common::build(CRITERIA, "synflow", &[("rounds", Value::Number(5.0))]);
+    let synflow = crate::common::build(CRITERIA, "synflow", &[("rounds", Value::Number(5.0))]);
     let amount = Amount::Share { share: Share::from_fraction(0.6), each: false };
     let (protect, none) = (Sites::default(), Removed::default());
     let request = Request {
@@ -151,7 +151,8 @@ fn synflow_and_its_rounds() {
         step: None,
     };
     let (mut model, mut removed) = (dense.clone(), Removed::default());
-    let (decision, first) = synflow.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut common::nothing(), &()).unwrap();
+    let (decision, first) =
+        synflow.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut crate::common::nothing(), &()).unwrap();
     for (slot, keep) in &decision.weights {
         let keep = keep.flatten_all().unwrap().to_vec1::<u8>().unwrap();
         assert_eq!(keep.iter().filter(|k| **k == 0).count(), keep.len() * 3 / 5, "{slot}");
@@ -166,16 +167,16 @@ fn sensitivity_by_hand() {
     use prunectl_recipe::catalogue::SiteKind;
     let case = Case::open("02_michel_bert");
     let model = case.model("text-classification");
-    let sites = common::all(&model, &[SiteKind::Neurons]);
-    let batched = common::score(&model, "sensitivity", &[], &sites, &mut case.classified());
-    let one = common::score(&model, "sensitivity", &[], &sites, &mut common::one_by_one(&mut case.classified()));
+    let sites = crate::common::all(&model, &[SiteKind::Neurons]);
+    let batched = crate::common::score(&model, "sensitivity", &[], &sites, &mut case.classified());
+    let one = crate::common::score(&model, "sensitivity", &[], &sites, &mut crate::common::one_by_one(&mut case.classified()));
     assert_eq!(batched.sites.len(), one.sites.len());
     for (key, values) in &batched.sites {
         assert!(values.iter().zip(one.get(*key).unwrap()).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1e-6)));
     }
     // d/dt of the loss with all the neuron's weights and biases scaled by t, in f64.
     let model = model.to_dtype(DType::F64).unwrap();
-    let mut data = common::one_by_one(&mut case.classified());
+    let mut data = crate::common::one_by_one(&mut case.classified());
     let (mut sum, mut n) = (0f64, 0);
     let scaled = |t: f64| {
         let mut m = model.clone();
@@ -209,7 +210,7 @@ fn experts_are_scored() {
     use prunectl_model::LoadOptions;
     use prunectl_prune::Key;
     use prunectl_recipe::catalogue::SiteKind;
-    let model = prunectl_model::load(&common::golden("families/mixtral"), &LoadOptions::default()).unwrap();
+    let model = prunectl_model::load(&crate::common::golden("families/mixtral"), &LoadOptions::default()).unwrap();
     let mut sites = Sites::default();
     for (layer, d) in model.dims().iter().enumerate() {
         sites.add(Key::of(SiteKind::Experts, layer), 0..d.experts);
@@ -218,8 +219,8 @@ fn experts_are_scored() {
     let mut padded = Batch::new(ids(2));
     padded.keep = Some(Tensor::new(&[[1u8, 1, 1, 1, 1, 1], [0; 6]], &candle_core::Device::Cpu).unwrap());
     for name in ["reap", "frequency"] {
-        let with = common::score(&model, name, &[], &sites, &mut InMemory::new(vec![padded.clone()]));
-        let without = common::score(&model, name, &[], &sites, &mut InMemory::new(vec![Batch::new(ids(1))]));
+        let with = crate::common::score(&model, name, &[], &sites, &mut InMemory::new(vec![padded.clone()]));
+        let without = crate::common::score(&model, name, &[], &sites, &mut InMemory::new(vec![Batch::new(ids(1))]));
         for (key, values) in &with.sites {
             assert!(values.iter().zip(without.get(*key).unwrap()).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + a.abs())), "{name}");
             if name == "frequency" {
@@ -238,7 +239,7 @@ fn supermasks() {
     let names = ["layers.0.mlp.up.weight", "layers.1.mlp.up.weight"];
     let with = |which: &str| {
         let mut model =
-            prunectl_model::load(&common::golden("methods/models/llama-tiny"), &prunectl_model::LoadOptions::default()).unwrap();
+            prunectl_model::load(&crate::common::golden("methods/models/llama-tiny"), &prunectl_model::LoadOptions::default()).unwrap();
         let all = case.input(which);
         for (name, (start, rows, columns)) in names.iter().zip([(0, 20, 12), (260, 4, 20)]) {
             let w = all.narrow(0, start, rows * columns).unwrap().reshape((rows, columns)).unwrap();
@@ -261,10 +262,10 @@ fn supermasks() {
     let kept =
         |r: &Removed| -> Vec<u8> { names.iter().flat_map(|n| r.weights[*n].flatten_all().unwrap().to_vec1::<u8>().unwrap()).collect() };
     for kind in ["large_final", "small_final", "large_init", "magnitude_increase", "movement"] {
-        let mut method = common::build(CRITERIA, "supermask", &[("kind", word(kind)), ("initial", Value::Name("first".into()))]);
-        assert!(method.score(&last, &sites, &mut common::nothing(), &()).unwrap_err().to_string().contains("first"));
+        let mut method = crate::common::build(CRITERIA, "supermask", &[("kind", word(kind)), ("initial", Value::Name("first".into()))]);
+        assert!(method.score(&last, &sites, &mut crate::common::nothing(), &()).unwrap_err().to_string().contains("first"));
         method.set_snapshot(first.clone());
-        let scores = method.score(&last, &sites, &mut common::nothing(), &()).unwrap();
+        let scores = method.score(&last, &sites, &mut crate::common::nothing(), &()).unwrap();
         let share = |f| Amount::Share { share: Share::from_fraction(f), each: false };
         let once = choose(&scores, &share(0.4), &Removed::default());
         assert_eq!(kept(&once), masks(&format!("{kind}.power1")), "{kind}");
@@ -274,9 +275,9 @@ fn supermasks() {
     }
     // The authors' bisection can miss the count by a few: at their count the masks are the same.
     for kind in ["large_init_large_final", "small_init_small_final"] {
-        let mut method = common::build(CRITERIA, "supermask", &[("kind", word(kind)), ("initial", Value::Name("first".into()))]);
+        let mut method = crate::common::build(CRITERIA, "supermask", &[("kind", word(kind)), ("initial", Value::Name("first".into()))]);
         method.set_snapshot(first.clone());
-        let scores = method.score(&last, &sites, &mut common::nothing(), &()).unwrap();
+        let scores = method.score(&last, &sites, &mut crate::common::nothing(), &()).unwrap();
         for power in ["power1", "power3"] {
             let theirs = masks(&format!("{kind}.{power}"));
             for (slot, theirs) in names.iter().zip([&theirs[..240], &theirs[240..]]) {
@@ -303,14 +304,14 @@ fn sparsegpt_of_a_whole_model() {
         let none = Removed::default();
         let request = Request { sites: &sites, amount, scope, at_least: None, align: None, protect: &protect, removed: &none, step: None };
         let (mut model, mut removed) = (dense.clone(), Removed::default());
-        let method = common::build(CRITERIA, "sparsegpt", &[("block", Value::Number(16.0))]);
+        let method = crate::common::build(CRITERIA, "sparsegpt", &[("block", Value::Number(16.0))]);
         let pruned = method.layerwise().unwrap().prune(&mut model, &mut removed, &request, data, &());
         pruned.map(|(decision, _)| (model, decision))
     };
     let numbers = |t: &Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     for amount in [Amount::Share { share: Share::from_fraction(0.5), each: false }, Amount::NofM { removed: 2, group: 4 }] {
         let (model, decision) = prune(&amount, Scope::Matrix, &mut case.texts()).unwrap();
-        let (one, _) = prune(&amount, Scope::Matrix, &mut common::one_by_one(&mut case.texts())).unwrap();
+        let (one, _) = prune(&amount, Scope::Matrix, &mut crate::common::one_by_one(&mut case.texts())).unwrap();
         assert_eq!(decision.weights.len(), sites.weights.len());
         for (slot, keep) in &decision.weights {
             let (keep, w) = (numbers(keep), numbers(model.params().get(slot).unwrap()));

@@ -65,7 +65,7 @@ fn nll_of_every_protocol() {
             ("stride", Value::Quantity(f64::from(stride), Unit::Tokens)),
             ("bos", Value::Word(bos.into())),
         ];
-        let metric = common::build(METRICS, "perplexity", &args);
+        let metric = crate::common::build(METRICS, "perplexity", &args);
         let mut values = Vec::new();
         for batch in [1, 2, 8] {
             let mut inputs = Inputs { model: &model, batches: None, stream: Some(&stream), teacher: None, batch, progress: &() };

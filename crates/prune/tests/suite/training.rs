@@ -45,13 +45,13 @@ fn constant(value: f64) -> Schedule {
 }
 
 fn spec(length: When, optimizer: &str, args: &[(&str, Value)]) -> TrainSpec {
-    let term = Term { weight: constant(1.0), term: common::build(LOSSES, "task", &[]), teacher: None };
+    let term = Term { weight: constant(1.0), term: crate::common::build(LOSSES, "task", &[]), teacher: None };
     TrainSpec {
         length,
         batch: 4,
         accumulate: 1,
         clip: Some(1.0),
-        optimizer: common::build(OPTIMIZERS, optimizer, args),
+        optimizer: crate::common::build(OPTIMIZERS, optimizer, args),
         loss: vec![term],
         only: None,
         seed: 7,
@@ -190,12 +190,12 @@ fn distillation_of_oneself_costs_nothing_and_masked_lm_trains() {
     let teacher = model();
     let args = [("teacher", Value::Model("m".into())), ("temperature", Value::Number(2.0))];
     let mut spec = spec(When::Steps(2), "adamw", &adamw());
-    spec.loss = vec![Term { weight: constant(1.0), term: common::build(LOSSES, "distill", &args), teacher: Some(teacher) }];
+    spec.loss = vec![Term { weight: constant(1.0), term: crate::common::build(LOSSES, "distill", &args), teacher: Some(teacher) }];
     let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
     let first = trainer.advance(&mut data()).unwrap();
     assert!(first.loss.abs() < 1e-6 && first.grad_norm < 1e-4, "{first:?}");
     let args = [("mask", Value::Number(3.0)), ("p", Value::Number(0.3))];
-    spec.loss = vec![Term { weight: constant(1.0), term: common::build(LOSSES, "masked_lm", &args), teacher: None }];
+    spec.loss = vec![Term { weight: constant(1.0), term: crate::common::build(LOSSES, "masked_lm", &args), teacher: None }];
     let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
     let (a, b) = (trainer.advance(&mut data()).unwrap(), trainer.advance(&mut data()).unwrap());
     assert!(a.loss > 1.0 && b.loss > 1.0 && a.loss != b.loss);

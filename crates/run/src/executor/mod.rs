@@ -96,7 +96,6 @@ enum Flow {
 
 impl<'a> Executor<'a> {
     /// A run of `plan` in `dir`. `finished` are the steps that an earlier process journalled.
-    #[allow(clippy::too_many_arguments)]
     pub fn new(
         plan: &'a Plan,
         sources: &'a Sources,

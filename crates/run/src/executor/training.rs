@@ -71,11 +71,11 @@ impl Executor<'_> {
         let mut watch = Watch { curve: Curve { name: step.name.clone(), ..Curve::default() }, ..Watch::default() };
         let mut best = None;
         let mut trainer = match resumed {
-            Some((state_of, stored, best_weights)) => {
-                self.options.ui.note(format!("{}: goes on after step {}", step.name, state_of.meta.step));
-                watch = stored;
-                best = best_weights;
-                Trainer::resume(&state.model, &state.removed, &spec, &data, &state_of)?
+            Some(resumed) => {
+                self.options.ui.note(format!("{}: goes on after step {}", step.name, resumed.state.meta.step));
+                watch = resumed.watch;
+                best = resumed.best;
+                Trainer::resume(&state.model, &state.removed, &spec, &data, &resumed.state)?
             }
             None => Trainer::new(&state.model, &state.removed, &spec, &data)?,
         };
@@ -189,7 +189,7 @@ impl Executor<'_> {
         Ok(out)
     }
 
-    fn read_checkpoint(&self, path: &str) -> Result<Option<(TrainState, Watch, Option<BTreeMap<String, Tensor>>)>> {
+    fn read_checkpoint(&self, path: &str) -> Result<Option<Resumed>> {
         let full = self.dir.join(path);
         let bytes = match std::fs::read(&full) {
             Ok(bytes) => bytes,
@@ -212,13 +212,21 @@ impl Executor<'_> {
         }
         let watch = watch.ok_or_else(|| damaged("it has no record of the training".to_owned()))?;
         let meta = watch.meta.clone().ok_or_else(|| damaged("it has no step number".to_owned()))?;
-        Ok(Some((TrainState { tensors: state, meta }, watch, (!best.is_empty()).then_some(best))))
+        Ok(Some(Resumed { state: TrainState { tensors: state, meta }, watch, best: (!best.is_empty()).then_some(best) }))
     }
 }
 
 const STATE: &str = "state/";
 const BEST: &str = "best/";
 const WATCH: &str = "watch";
+
+/// What a checkpoint of a training holds.
+struct Resumed {
+    state: TrainState,
+    watch: Watch,
+    /// Weights of the best evaluation so far, by slot.
+    best: Option<BTreeMap<String, Tensor>>,
+}
 
 /// An `eval` inside `train`.
 struct InnerEval<'t> {
@@ -258,7 +266,7 @@ impl TrainObserver<'_, '_, '_> {
         self.bar.set_message(format!("loss {:.4}, {:.0} tokens/s", event.loss, event.tokens_per_second));
         let at = event.step as f64;
         let stride = event.steps.div_ceil(CURVE_POINTS).max(1);
-        if event.step % stride == 0 || event.step == 1 || event.step == event.steps {
+        if event.step.is_multiple_of(stride) || event.step == 1 || event.step == event.steps {
             self.watch.curve.loss.push((at, event.loss));
         }
         if event.step.is_multiple_of(stride.max(1) * 10) {
