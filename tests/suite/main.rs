@@ -6,6 +6,7 @@ mod common;
 mod first_recipe;
 #[cfg(unix)]
 mod kill;
+mod measure;
 mod recipes;
 mod stock;
 mod support;

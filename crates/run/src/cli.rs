@@ -78,6 +78,12 @@ pub enum Command {
     Resume(commands::run::Resume),
     /// What a run would do, from configs and headers alone.
     Plan(commands::plan::PlanCommand),
+    /// Measure a model, without a recipe.
+    Eval(commands::eval::Eval),
+    /// Score a model's units, without a recipe.
+    Score(commands::score::Score),
+    /// Models side by side: quality, size, speed, memory; the first is the one that the others are compared with.
+    Bench(commands::bench::Bench),
     /// Check a recipe: every mistake in one go.
     Check(commands::check::Check),
     /// Rewrite recipes in the canonical spelling.
@@ -107,6 +113,9 @@ impl Cli {
             Command::Run(c) => c.run(&options),
             Command::Resume(c) => c.run(&options),
             Command::Plan(c) => c.run(&options),
+            Command::Eval(c) => c.run(&options),
+            Command::Score(c) => c.run(&options),
+            Command::Bench(c) => c.run(&options),
             Command::Check(c) => c.run(&options),
             Command::Fmt(c) => c.run(&options),
             Command::Explain(c) => c.run(&options),

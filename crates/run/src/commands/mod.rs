@@ -1,8 +1,11 @@
 //! One file for each command: its arguments, and what it does.
 
+pub mod bench;
 pub mod check;
 pub mod completions;
 pub mod doctor;
+pub mod draft;
+pub mod eval;
 pub mod explain;
 pub mod fmt;
 pub mod inspect;
@@ -10,6 +13,7 @@ pub mod new;
 pub mod plan;
 pub mod run;
 pub mod schema;
+pub mod score;
 
 use std::io::Write;
 

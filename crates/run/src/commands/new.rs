@@ -8,8 +8,8 @@ use prunectl_model::Task;
 use prunectl_recipe::plan::{ModelDecl, ModelSource, Span};
 use prunectl_recipe::render::render;
 
-use crate::builtin;
 use crate::cli::DONE;
+use crate::commands::draft::{data_source, model_source, stem};
 use crate::commands::print;
 use crate::compile::compile;
 use crate::error::{Error, Result};
@@ -79,7 +79,7 @@ impl New {
                     .map_err(|_| Error::Usage { message: format!("found `{word}`, expected heads, neurons or weights") })?
             }
         };
-        let model_source = source("model", &model)?;
+        let source = model_source(&model)?;
         let decl = ModelDecl {
             name: "m".to_owned(),
             // Of a built-in model the config says enough.
@@ -96,7 +96,7 @@ impl New {
         if path.exists() {
             return Err(Error::Usage { message: format!("{} exists; give another name: prunectl new NAME.prune", path.display()) });
         }
-        let text = recipe(&model_source, &data_source(&data)?, facts.task, remove, self.share, &stem(&model), data == "builtin:tales");
+        let text = recipe(&source, &data_source(&data)?, facts.task, remove, self.share, &stem(&model), data == "builtin:tales");
         let formatted = prunectl_recipe::format::format(&text).unwrap_or(text);
         // Paths in a recipe start from its folder; those given here start from the working directory, so only a recipe in it is checked as it is.
         let draft = RecipeFile {
@@ -130,47 +130,6 @@ impl New {
         let line = line.trim();
         Ok(if line.is_empty() { default.to_owned() } else { line.to_owned() })
     }
-}
-
-fn stem(model: &str) -> String {
-    let name = model.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or("model");
-    let clean: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
-    if clean.is_empty() { "model".to_owned() } else { clean }
-}
-
-fn quoted(text: &str) -> Result<String> {
-    if text.contains(['"', '\\', '\n', '{', '}']) {
-        return Err(Error::Usage { message: format!("`{text}` holds a character that a recipe's string can't; rename it") });
-    }
-    Ok(format!("\"{text}\""))
-}
-
-fn source(what: &str, given: &str) -> Result<String> {
-    match given.strip_prefix("builtin:") {
-        Some(name) if what == "data" || builtin::model_files(name, None).is_some() => Ok(format!("builtin({})", quoted(name)?)),
-        Some(name) => Err(Error::Usage {
-            message: format!("there is no built-in model `{name}`; there are {}", builtin::model_names().collect::<Vec<_>>().join(", ")),
-        }),
-        None => Ok(format!("dir({})", quoted(given)?)),
-    }
-}
-
-fn data_source(given: &str) -> Result<String> {
-    if given.starts_with("builtin:") {
-        return source("data", given);
-    }
-    let kind = match Path::new(given).extension().and_then(|e| e.to_str()).unwrap_or_default() {
-        "csv" | "tsv" => "csv",
-        "jsonl" => "jsonl",
-        "safetensors" => "tokens",
-        "txt" | "raw" | "md" => "text",
-        other => {
-            return Err(Error::Usage {
-                message: format!("{given}: found the ending `{other}`, expected txt, csv, tsv, jsonl or safetensors"),
-            });
-        }
-    };
-    Ok(format!("{kind}({})", quoted(given)?))
 }
 
 fn recipe(model: &str, data: &str, task: Task, remove: Remove, share: u8, name: &str, splits: bool) -> String {
@@ -211,7 +170,7 @@ mod tests {
         for model in ["builtin:tiny-bert", "builtin:tiny-llama"] {
             let task = if model.ends_with("bert") { Task::Classification } else { Task::CausalLm };
             for remove in [Remove::Heads, Remove::Neurons, Remove::Weights] {
-                let text = recipe(&source("model", model).unwrap(), "builtin(\"tales\")", task, remove, 40, &stem(model), true);
+                let text = recipe(&model_source(model).unwrap(), "builtin(\"tales\")", task, remove, 40, &stem(model), true);
                 let file = RecipeFile { shown: "new.prune".into(), name: "new".into(), base: ".".into(), text: text.clone() };
                 let compiled = compile(&file, &[], crate::hub::Door::cache_only()).unwrap();
                 if let Err(mistakes) = compiled.result {
@@ -222,10 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn names_and_shares() {
-        assert_eq!(stem("/models/MiniLM-sst2/"), "minilm_sst2");
-        assert_eq!(stem("builtin:tiny-bert"), "tiny_bert");
+    fn shares() {
         assert!(parse_share("95%").is_err() && parse_share("x").is_err());
-        assert!(data_source("a.bin").is_err() && source("model", "a\"b").is_err());
+        assert_eq!(parse_share("40%"), Ok(40));
     }
 }

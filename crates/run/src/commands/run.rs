@@ -50,36 +50,59 @@ impl Run {
     pub fn run(&self, options: &Options) -> Result<u8> {
         let options = self.compute.over(options);
         let recipe = RecipeFile::open(&self.recipe.recipe)?;
-        let compiled = compile(&recipe, &self.recipe.set, options.hub.clone())?;
-        let plan = accepted(compiled.result, &compiled.sources, &options)?;
-        // A device that isn't there is told before a directory is made.
-        options.device.open()?;
-        let cwd = std::env::current_dir().map_err(Error::io("find", "the working directory"))?;
-        let start = Start {
-            format: FORMAT,
-            prunectl: env!("CARGO_PKG_VERSION").to_owned(),
-            recipe: recipe.shown.clone(),
-            name: recipe.name.clone(),
-            base: recipe.base.clone(),
-            cwd,
-            set: self.recipe.set.clone(),
-            device: options.device.to_string(),
-            dtype: options.dtype.map(|d| d.to_string()),
-            offline: options.offline,
-            recipe_sha256: sha256(recipe.text.as_bytes()),
-        };
-        let lock = Lock::new(&recipe.shown, &recipe.text, &compiled.uses);
-        let planned = serde_json::to_vec_pretty(&super::plan::outline(&plan, &compiled.sources, &options.hub))
-            .map_err(|e| Error::Internal(format!("the plan can't be written as JSON: {e}")))?;
-        let yaml = lock.to_yaml()?;
-        let first: [(&str, &[u8]); 3] = [(RECIPE, recipe.text.as_bytes()), (LOCK, yaml.as_bytes()), (PLAN, &planned)];
-        preflight(&plan, &compiled.sources, &options.hub)?;
-        let dir = RunDir::create(self.out.as_deref(), &start, &first, options.interrupt.clone())?;
-        options.ui.note(format!("run directory {}", dir.path().display()));
-        let path = dir.path().to_owned();
-        let ran = Executor::new(&plan, &compiled.sources, &options, dir, start, lock, BTreeMap::new()).and_then(Executor::run);
+        let (path, ran) = carry_out(&recipe, &self.recipe.set, self.out.as_deref(), &options)?;
         told(ran, &path, &options)
     }
+}
+
+/// Runs a recipe in a new run directory: `out`, or `runs/<recipe>-<n>`. An error before the directory is there is the outer one; the
+/// inner one is the run's.
+pub fn carry_out(
+    recipe: &RecipeFile,
+    set: &[(String, String)],
+    out: Option<&Path>,
+    options: &Options,
+) -> Result<(PathBuf, Result<Finished>)> {
+    let compiled = compile(recipe, set, options.hub.clone())?;
+    let plan = accepted(compiled.result, &compiled.sources, options)?;
+    // A device that isn't there is told before a directory is made.
+    options.device.open()?;
+    let cwd = std::env::current_dir().map_err(Error::io("find", "the working directory"))?;
+    let start = Start {
+        format: FORMAT,
+        prunectl: env!("CARGO_PKG_VERSION").to_owned(),
+        recipe: recipe.shown.clone(),
+        name: recipe.name.clone(),
+        base: recipe.base.clone(),
+        cwd,
+        set: set.to_vec(),
+        device: options.device.to_string(),
+        dtype: options.dtype.map(|d| d.to_string()),
+        offline: options.offline,
+        recipe_sha256: sha256(recipe.text.as_bytes()),
+    };
+    let lock = Lock::new(&recipe.shown, &recipe.text, &compiled.uses);
+    let planned = serde_json::to_vec_pretty(&super::plan::outline(&plan, &compiled.sources, &options.hub))
+        .map_err(|e| Error::Internal(format!("the plan can't be written as JSON: {e}")))?;
+    let yaml = lock.to_yaml()?;
+    let first: [(&str, &[u8]); 3] = [(RECIPE, recipe.text.as_bytes()), (LOCK, yaml.as_bytes()), (PLAN, &planned)];
+    preflight(&plan, &compiled.sources, &options.hub)?;
+    let dir = RunDir::create(out, &start, &first, options.interrupt.clone())?;
+    let path = dir.path().to_owned();
+    options.ui.note(format!("run directory {}", path.display()));
+    let ran = Executor::new(&plan, &compiled.sources, options, dir, start, lock, BTreeMap::new()).and_then(Executor::run);
+    Ok((path, ran))
+}
+
+/// Runs a recipe whose run directory nobody asked for: it lies among the temporary files and goes when this returns.
+pub fn carry_out_and_forget(recipe: &RecipeFile, options: &Options) -> Result<Finished> {
+    let temp = tempfile::Builder::new().prefix("prunectl-").tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
+    // The notes of the run would name that folder.
+    let inner = Options { ui: crate::ui::Ui { verbosity: options.ui.verbosity.min(-1), ..options.ui }, ..options.clone() };
+    let (_, ran) = carry_out(recipe, &[], Some(&temp.path().join("run")), &inner)?;
+    let finished = ran?;
+    options.interrupt.watch(None);
+    Ok(finished)
 }
 
 impl Resume {
