@@ -3,6 +3,7 @@
 
 mod cli;
 mod common;
+mod compare;
 mod first_recipe;
 #[cfg(unix)]
 mod kill;

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod calibrate;
+mod comparison;
 mod criterion;
 mod data;
 mod decision;
@@ -30,7 +31,8 @@ mod train;
 mod units;
 
 pub use adapter::{ADAPTERS, Adapter};
-pub use criterion::{CRITERIA, Criterion, Layerwise};
+pub use comparison::{Agreement, Margin, agreements, margin};
+pub use criterion::{CRITERIA, Criterion, Layerwise, Standing};
 pub use data::{Batches, Examples, InMemory, Progress, TokenStream};
 pub use decision::{Decision, Record, Removed, SiteRecord, UnitMap};
 pub use error::{PruneError, Result};

@@ -92,6 +92,8 @@ pub enum Command {
     Explain(commands::explain::Explain),
     /// Write a recipe for a model.
     New(commands::new::New),
+    /// Whether criteria agree, and which beat chance, from run directories.
+    Compare(commands::compare::Compare),
     /// What a model folder holds, from its headers alone.
     Inspect(commands::inspect::Inspect),
     /// Every method and its parameters as JSON.
@@ -120,6 +122,7 @@ impl Cli {
             Command::Fmt(c) => c.run(&options),
             Command::Explain(c) => c.run(&options),
             Command::New(c) => c.run(&options),
+            Command::Compare(c) => c.run(&options),
             Command::Inspect(c) => c.run(&options),
             Command::Schema(c) => c.run(),
             Command::Doctor(c) => c.run(&options),

@@ -39,6 +39,12 @@ pub enum Error {
         /// The messages of those that failed.
         failed: Vec<String>,
     },
+    /// Run directories without a single score.
+    #[error("{}: no step has scored anything; run a recipe with `score … as NAME` or `prune`, such as builtin:compare_heads", runs.join(", "))]
+    NothingScored {
+        /// The run directories.
+        runs: Vec<String>,
+    },
     /// A file operation failed.
     #[error("can't {action} {}: {}", path.display(), explain_io(source))]
     Io {

@@ -3,6 +3,7 @@
 pub mod builtin;
 pub mod cli;
 pub mod commands;
+pub mod compare;
 pub mod compile;
 pub mod data;
 pub mod error;

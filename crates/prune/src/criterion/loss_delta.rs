@@ -8,8 +8,8 @@ mod exact;
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind, Ty};
 
-use super::Criterion;
 use super::gate_gradients::{self, Of};
+use super::{Criterion, Standing};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
 use crate::row::{GATED_SITES, ON, criterion, needs_data, param, runs};
@@ -41,6 +41,10 @@ fn normalize(scores: &mut Scores) {
 impl Criterion for LossDelta {
     fn needs_data(&self) -> bool {
         true
+    }
+
+    fn standing(&self) -> Standing {
+        if self.exact && !self.absolute && !self.by_layer { Standing::Exact } else { Standing::Estimate }
     }
 
     fn passes(&self, units: usize) -> u64 {

@@ -31,6 +31,7 @@ mod weight_gradients;
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{Entry, SiteKind};
 use prunectl_recipe::plan::Scope;
+use serde::{Deserialize, Serialize};
 
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
@@ -76,10 +77,28 @@ pub trait Criterion: Send + Sync {
         let _ = model;
     }
 
+    /// What its scores are to a comparison of criteria.
+    fn standing(&self) -> Standing {
+        Standing::Estimate
+    }
+
     /// Whether pruning with it changes weights that stay: such a step can't be done again from its decision alone.
     fn updates_weights(&self) -> bool {
         false
     }
+}
+
+/// What scores are to a comparison: the measure itself, an estimate of it, or the floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// The loss without each unit, measured.
+    Exact,
+    /// Everything else that says something about the model.
+    #[default]
+    Estimate,
+    /// Says nothing about the model: what every method must beat.
+    Chance,
 }
 
 /// Prunes block by block: each block is scored on the inputs that its pruned predecessors give.

@@ -9,7 +9,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::Criterion;
+use super::{Criterion, Standing};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::row::{ALL_SITES, criterion, param, runs, within};
@@ -44,6 +44,10 @@ impl Criterion for Random {
             out.weights.insert(slot.clone(), Tensor::from_vec(values, shape, &Device::Cpu)?);
         }
         out.checked("random")
+    }
+
+    fn standing(&self) -> Standing {
+        Standing::Chance
     }
 }
 

@@ -10,6 +10,7 @@ mod teacher;
 pub use paired::paired_lower_bound;
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::Entry;
+pub(crate) use task::rank_correlation as spearman;
 
 use crate::data::{Batches, Progress, TokenStream};
 use crate::error::Result;

@@ -173,6 +173,14 @@ fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
     (va > 0.0 && vb > 0.0).then(|| cov / (va * vb).sqrt())
 }
 
+/// Spearman's ρ; None where a side is constant or there are fewer than two values.
+pub(crate) fn rank_correlation(a: &[f64], b: &[f64]) -> Option<f64> {
+    if a.len() < 2 || a.len() != b.len() {
+        return None;
+    }
+    pearson(&ranks(a), &ranks(b))
+}
+
 /// F1 of one class.
 fn f1(predicted: &[f64], truth: &[f64], class: f64) -> f64 {
     let (mut hit, mut said, mut is) = (0.0, 0.0, 0.0);

@@ -53,7 +53,9 @@ impl Executor<'_> {
             self.examples.insert(step.name.clone(), examples);
         }
         self.dir.write_json(crate::rundir::METRICS, &self.book.metrics())?;
-        let result = serde_json::to_value(&recorded).map_err(|e| Error::Internal(format!("a metric can't be written as JSON: {e}")))?;
+        let mut result = serde_json::to_value(&recorded).map_err(|e| Error::Internal(format!("a metric can't be written as JSON: {e}")))?;
+        // For whoever reads the journal: a comparison of criteria must know which way is good.
+        result["higher_is_better"] = json!(built.higher_is_better());
         Ok(Outcome { files, result, reused })
     }
 

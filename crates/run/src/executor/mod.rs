@@ -34,11 +34,12 @@ use crate::lock::Lock;
 use crate::rundir::{LOCK, METRICS, REPORT, RunDir};
 use crate::session::Options;
 
-pub use book::{Book, Size, SweepResult, unit_of};
+pub use book::{Book, Size, SweepResult, plain_name, unit_of};
 pub use preflight::preflight;
 pub use refused::refused;
 use state::State;
 pub use state::{model_of, to_sites};
+pub use store::from_bytes as scores_from_bytes;
 
 /// What a step left behind.
 #[derive(Debug, Default)]

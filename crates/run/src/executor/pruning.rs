@@ -6,7 +6,8 @@ use prunectl_model::Transformer;
 use prunectl_prune::{
     AtLeast, Batches, CRITERIA, Criterion, Decision, InMemory, Request, Scores, Shape, Sites, build, rescore, select, surgery,
 };
-use prunectl_recipe::plan::{CriterionRef, Goal, Method, Prune, Scope, Selector, Step, Value};
+use prunectl_recipe::plan::{Amount, CriterionRef, Goal, Method, Prune, Scope, Selector, Share, Step, Value};
+use serde_json::json;
 
 use crate::data::Need;
 use crate::error::{Error, Result};
@@ -37,29 +38,33 @@ impl Executor<'_> {
         let name = model_of(selector).to_owned();
         let state = self.state.model(&name)?.clone();
         let sites = state.sites(selector)?;
-        let (scores, call, reused) = match (done, criterion) {
+        let call = self.criterion_call(criterion);
+        let mut result = json!({"criterion": call, "model": name});
+        let (scores, reused) = match (done, criterion) {
             (Some(done), _) => {
-                (self.stored_scores(done)?, self.criterion_call(criterion), Some("finished before the interruption".to_owned()))
+                result = done.result.clone();
+                (self.stored_scores(done)?, Some("finished before the interruption".to_owned()))
             }
             (None, CriterionRef::Method(method)) => {
                 let mut ready = self.criterion(&state, method, batch)?;
                 let progress = self.progress(&method.name);
                 let scores = ready.criterion.score(&state.model, &sites, ready.data.as_mut(), &progress)?;
-                (scores, self.criterion_call(criterion), None)
+                result["standing"] = json!(ready.criterion.standing());
+                (scores, None)
             }
-            (None, CriterionRef::Stored(of)) => (self.scores_named(of)?, format!("using {of}"), Some(format!("the scores of `{of}`"))),
+            (None, CriterionRef::Stored(of)) => (self.scores_named(of)?, Some(format!("the scores of `{of}`"))),
             (None, CriterionRef::Run { dir, name: of }) => {
                 let (scores, path) = scores_of_run(dir, of.as_deref(), &step.name)?;
                 fits(&scores, &state.model, &sites, &path)?;
                 let reason = format!("the scores in {}", path.display());
-                (scores, self.criterion_call(criterion), Some(reason))
+                (scores, Some(reason))
             }
         };
         let file = write_scores(&self.dir, &step.name, &scores)?;
         self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name, scores: scores.clone(), map: state.map });
         self.state.scores.insert(step.name.clone(), scores.clone());
         self.state.scores.insert(super::book::plain_name(&step.name).to_owned(), scores);
-        Ok(Outcome { files: vec![file], reused, ..Outcome::default() })
+        Ok(Outcome { files: vec![file], result, reused })
     }
 
     pub(super) fn prune(&mut self, step: &Step, prune: &Prune, done: Option<&StepDone>) -> Result<Outcome> {
@@ -77,8 +82,8 @@ impl Executor<'_> {
             self.state.models.insert(name, state);
             return Ok(Outcome {
                 files: done.files.clone(),
+                result: done.result.clone(),
                 reused: Some("finished before the interruption".to_owned()),
-                ..Outcome::default()
             });
         }
         let sites = state.sites(&prune.selector)?;
@@ -100,6 +105,7 @@ impl Executor<'_> {
             removed: &before,
             step: prune.rescore,
         };
+        let mut result = json!({"criterion": call, "model": name, "amount": amount_text(amount)});
         let (decision, scores, reused) = match &prune.criterion {
             CriterionRef::Method(method) => {
                 let mut ready = self.criterion(&state, method, prune.batch)?;
@@ -107,6 +113,7 @@ impl Executor<'_> {
                 let progress = self.progress(&method.name);
                 let dense = state.model.clone();
                 let (decision, scores) = compute(&mut state, &dense, &mut ready, request, prune, &progress)?;
+                result["standing"] = json!(ready.criterion.standing());
                 (decision, scores, None)
             }
             stored => {
@@ -127,17 +134,20 @@ impl Executor<'_> {
         };
         let mut files = write_decision(&self.dir, &step.name, &decision, &state.map)?;
         files.push(write_scores(&self.dir, &step.name, &scores)?);
-        self.say_what_went(step, &sites, &state);
+        result["gone"] = self.say_what_went(step, &sites, &state);
         self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name.clone(), scores, map: state.map.clone() });
         state.changed = true;
         self.state.models.insert(name, state);
         // A step whose scores were reused has still decided and masked; it is the scoring that cost nothing.
-        let result = reused.map_or(serde_json::Value::Null, |r| serde_json::json!({"scores": r}));
+        if let Some(reason) = reused {
+            result["scores"] = json!(reason);
+        }
         Ok(Outcome { files, result, reused: None })
     }
 
-    /// `prune-1: 19 of 48 heads are masked`.
-    fn say_what_went(&self, step: &Step, sites: &Sites, state: &ModelState) {
+    /// `prune-1: 19 of 48 heads are masked`; the same as data, by kind: `{"attention.heads": [19, 48]}`.
+    fn say_what_went(&self, step: &Step, sites: &Sites, state: &ModelState) -> serde_json::Value {
+        let mut out = serde_json::Map::new();
         for kind in sites.kinds() {
             let total = sites.count(kind);
             if total == 0 {
@@ -145,10 +155,12 @@ impl Executor<'_> {
             }
             let gone: usize = sites.of_kind(kind).map(|(key, units)| units.iter().filter(|u| state.removed.has(key, **u)).count()).sum();
             self.options.ui.note(format!("{}: {gone} of {total} {} are masked", step.name, prunectl_prune::site::plural(kind)));
+            out.insert(prunectl_prune::site::part(kind).to_owned(), json!([gone, total]));
         }
         if !sites.weights.is_empty() {
             self.options.ui.note(format!("{}: weights of {} matrices are masked", step.name, sites.weights.len()));
         }
+        serde_json::Value::Object(out)
     }
 
     fn criterion(&self, state: &ModelState, method: &Method, batch: Option<u64>) -> Result<Ready> {
@@ -236,6 +248,22 @@ fn compute(
     let decision = select(&scores, &request, &Shape::of(dense, request.sites)?)?;
     surgery::mask(&mut state.model, &mut state.removed, &decision)?;
     Ok((decision, scores))
+}
+
+/// An amount as a recipe writes it.
+pub(super) fn amount_text(amount: &Amount) -> String {
+    let percent = |s: &Share| format!("{}%", s.0 as f64 / 1e7);
+    let each = |each: &bool| if *each { " each" } else { "" };
+    match amount {
+        Amount::Share { share, each: e } => format!("{}{}", percent(share), each(e)),
+        Amount::OfRemaining { share, each: e } => format!("{} of remaining{}", percent(share), each(e)),
+        Amount::OfParams(share) => format!("{} of params", percent(share)),
+        Amount::NofM { removed, group } => format!("{removed} of {group}"),
+        Amount::Units { n, unit } => format!("{n} {}", format!("{unit:?}").to_lowercase()),
+        Amount::PerLayer(list) => format!("[{}]", list.iter().map(amount_text).collect::<Vec<_>>().join(", ")),
+        Amount::AcrossLayers { from, to } => format!("linear({} -> {}, across = layers)", percent(from), percent(to)),
+        Amount::Scheduled { .. } => "a schedule".to_owned(),
+    }
 }
 
 fn at_least(value: Option<&Value>) -> Result<Option<AtLeast>> {

@@ -4,12 +4,13 @@ use prunectl_model::Transformer;
 use prunectl_prune::{Key, site};
 use prunectl_recipe::catalogue::SiteKind;
 
+use crate::compare::Comparison;
 use crate::error::Result;
 use crate::executor::Executor;
 use crate::executor::book::{Row, Scored, plain_name, unit_of};
 use crate::report::{
-    Chart, Expectation, FigureUnit, HeatRow, Heatmap, Histogram, MetricRow, ReportData, SavedModel, Series, ShapeRow, StepRow, SummaryRow,
-    Sweep, SweepCell, SweepMetric, figure,
+    Chart, Expectation, FigureUnit, FloorTable, HeatRow, Heatmap, Histogram, MetricRow, RankTable, ReportData, SavedModel, Series,
+    ShapeRow, StepRow, SummaryRow, Sweep, SweepCell, SweepMetric, figure,
 };
 use crate::session::device_name;
 
@@ -21,6 +22,7 @@ const SAMPLED: usize = 1 << 16;
 impl Executor<'_> {
     pub(super) fn report(&self, summary: &[SummaryRow], failed: &[String]) -> Result<ReportData> {
         let book = &self.book;
+        let (ranks, floors) = self.compared()?;
         Ok(ReportData {
             title: self.plan.name.clone(),
             doc: self.plan.doc.clone(),
@@ -38,7 +40,15 @@ impl Executor<'_> {
                     message: e.message.clone(),
                 })
                 .collect(),
-            heatmaps: book.scored.iter().flat_map(|s| self.heatmaps(s)).collect(),
+            // A prune by stored scores shows the map of those scores, once.
+            heatmaps: book
+                .scored
+                .iter()
+                .filter(|s| !book.scored.iter().any(|o| plain_name(&o.name) == s.criterion))
+                .flat_map(|s| self.heatmaps(s))
+                .collect(),
+            ranks,
+            floors,
             shapes: self.shapes(),
             histograms: self.histograms()?,
             sweeps: book.sweeps.iter().map(|s| self.sweep_table(s)).collect(),
@@ -57,6 +67,26 @@ impl Executor<'_> {
             environment: self.environment(),
             recipe: self.sources.get(0).map(|s| s.text.clone()).unwrap_or_default(),
         })
+    }
+
+    /// Scores beside one another, where the run made several.
+    fn compared(&self) -> Result<(Vec<RankTable>, Vec<FloorTable>)> {
+        if self.book.scored.len() < 2 {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let found = Comparison::read(&[self.dir.path().to_owned()])?;
+        let ranks = found.correlations.into_iter().map(|c| RankTable {
+            title: format!("{} units of {}", c.units, c.site),
+            names: c.scores,
+            exact: c.exact,
+            rho: c.overall,
+        });
+        let floors = found.metrics.into_iter().filter_map(|m| {
+            let floor = m.rows.iter().find(|r| r.floor)?.scores.clone();
+            let row = |r: crate::compare::MetricLine| r.margin.map(|g| (r.scores, g.mean, g.better, g.amounts));
+            Some(FloorTable { metric: m.name, floor, unit: m.unit, rows: m.rows.into_iter().filter_map(row).collect() })
+        });
+        Ok((ranks.collect(), floors.filter(|f| !f.rows.is_empty()).collect()))
     }
 
     /// Every `eval` as the report and the model card show it.

@@ -24,6 +24,12 @@ pub struct ReportData {
     pub shapes: Vec<ShapeRow>,
     /// Weights before and after.
     pub histograms: Vec<Histogram>,
+    /// Do criteria agree: one table for each kind of unit that several scored.
+    #[serde(default)]
+    pub ranks: Vec<RankTable>,
+    /// Do criteria beat chance: one table for each metric.
+    #[serde(default)]
+    pub floors: Vec<FloorTable>,
     /// Every `sweep`.
     pub sweeps: Vec<Sweep>,
     /// Training and validation curves.
@@ -199,6 +205,32 @@ impl Histogram {
         }
         Self { title: title.into(), edges, before: a, after: b, zeros_after }
     }
+}
+
+/// Rank correlations of scores of one kind of unit.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RankTable {
+    /// `48 units of attention.heads`.
+    pub title: String,
+    /// The scores' names.
+    pub names: Vec<String>,
+    /// The exact measure among them.
+    pub exact: Option<String>,
+    /// Spearman's ρ, one row and one column a name; `None`: nothing to compare.
+    pub rho: Vec<Vec<Option<f64>>>,
+}
+
+/// A metric's distance from random scores.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct FloorTable {
+    /// The metric's name.
+    pub metric: String,
+    /// The random scores' name.
+    pub floor: String,
+    /// How the distance is printed.
+    pub unit: FigureUnit,
+    /// Scores, mean improvement, amounts at which they are better, amounts compared.
+    pub rows: Vec<(String, f64, usize, usize)>,
 }
 
 /// One `sweep`.

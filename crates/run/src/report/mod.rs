@@ -1,5 +1,6 @@
 //! `report.html`: one file that explains a run to a person, with nothing fetched from anywhere and no script.
 
+mod compared;
 mod data;
 mod figures;
 mod html;

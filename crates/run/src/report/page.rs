@@ -78,6 +78,9 @@ fn sections(data: &ReportData) -> Vec<Section> {
     add(!data.metrics.is_empty(), "figures", "Figures and their protocol", |h, d| metrics(h, &d.metrics));
     add(!data.shapes.is_empty(), "shapes", "Shapes", |h, d| shapes(h, &d.shapes));
     add(!data.heatmaps.is_empty(), "importance", "Importance of each unit", |h, d| heatmaps(h, &d.heatmaps));
+    add(!(data.ranks.is_empty() && data.floors.is_empty()), "compared", "Criteria beside one another", |h, d| {
+        super::compared::compared(h, &d.ranks, &d.floors)
+    });
     add(!data.sweeps.is_empty(), "sweeps", "Sweeps", |h, d| sweeps(h, &d.sweeps));
     add(!data.curves.is_empty(), "curves", "Training", |h, d| curves(h, &d.curves));
     add(!data.histograms.is_empty(), "weights", "Weights", |h, d| histograms(h, &d.histograms));

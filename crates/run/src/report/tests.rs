@@ -53,7 +53,21 @@ fn sample(text: &str) -> ReportData {
             failed: (m == 3 && step > 5).then(|| "head pruning cost more than one point".into()),
         })
     });
+    let rank = RankTable {
+        title: format!("48 units of attention.heads{text}"),
+        names: vec![format!("exact{text}"), "chance".into()],
+        exact: Some(format!("exact{text}")),
+        rho: vec![vec![Some(1.0), Some(-0.125)], vec![Some(-0.125), None]],
+    };
+    let floor = FloorTable {
+        metric: "acc".into(),
+        floor: "chance".into(),
+        unit: FigureUnit::Percent,
+        rows: vec![(format!("exact{text}"), 0.031_25, 7, 8)],
+    };
     ReportData {
+        ranks: vec![rank],
+        floors: vec![floor],
         title: "bert_heads".into(),
         doc: format!("Remove the attention heads that BERT can best do without.{text}"),
         outcome: "done".into(),
@@ -234,6 +248,7 @@ fn every_number_is_on_the_page() {
         wanted.extend(h.before.iter().chain(&h.after).map(|n| figures::grouped(*n as f64)));
     }
     wanted.extend(data.expectations.iter().map(|e| html::escape(&e.detail)));
+    wanted.extend(["\u{2212}0.125".to_owned(), "7 of 8".to_owned(), figure(0.031_25, FigureUnit::Percent)]);
     wanted.push("1536".into());
     wanted.push("12 → 9".into());
     for text in wanted {

@@ -1,0 +1,87 @@
+//! `prunectl compare`: criteria beside one another, from stored scores that were made once.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::common::{run, stderr, stdout};
+
+/// The shipped recipe, small: nine criteria, three amounts.
+fn study(dir: &Path) -> std::path::PathBuf {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/compare_heads.prune");
+    let out = dir.join("heads");
+    let sizes = ["--set", "probe_size=8", "--set", "exam_size=32"];
+    let done = run(dir, &[&["run", recipe, "-q", "--out", "heads"][..], &sizes].concat());
+    assert!(done.status.success(), "{}", stderr(&done));
+    out
+}
+
+#[test]
+fn a_sweep_over_amounts_scores_once_and_is_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = study(dir.path());
+
+    let journal = std::fs::read_to_string(out.join("journal.jsonl")).unwrap();
+    let steps: Vec<Value> = journal.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).filter(|e| e["event"] == "step").collect();
+    let of = |kind: &str| steps.iter().filter(|s| s["kind"] == kind).collect::<Vec<_>>();
+    assert_eq!(of("score").len(), 9, "one scoring a criterion");
+    assert_eq!(of("prune").len(), 27);
+    for prune in of("prune") {
+        assert!(prune["result"]["scores"].as_str().unwrap().starts_with("the scores of `"), "{prune}");
+        let gone = &prune["result"]["gone"]["attention.heads"];
+        assert!(gone[0].as_u64().unwrap() > 0 && gone[1] == 48, "{prune}");
+    }
+
+    let json = run(dir.path(), &["compare", "heads", "--json"]);
+    assert!(json.status.success(), "{}", stderr(&json));
+    let found: Value = serde_json::from_str(&stdout(&json)).unwrap();
+    let ranks = &found["correlations"][0];
+    assert_eq!(
+        (&ranks["site"], &ranks["units"], &ranks["layers"], &ranks["exact"]),
+        (&"attention.heads".into(), &48.into(), &4.into(), &"exact".into())
+    );
+    let rho = |a: usize, b: usize| ranks["overall"][a][b].as_f64().unwrap();
+    for a in 0..9 {
+        assert!((rho(a, a) - 1.0).abs() < 1e-12);
+        for b in 0..9 {
+            assert!(rho(a, b) == rho(b, a) && rho(a, b).abs() <= 1.0 + 1e-12);
+        }
+    }
+    let table = &found["metrics"][0];
+    assert_eq!(table["amounts"], serde_json::json!(["20%", "40%", "60%"]));
+    assert_eq!(table["rows"].as_array().unwrap().len(), 9);
+    let metrics: Value = serde_json::from_slice(&std::fs::read(out.join("metrics.json")).unwrap()).unwrap();
+    for row in table["rows"].as_array().unwrap() {
+        let name = row["scores"].as_str().unwrap();
+        assert_eq!(row["floor"], name == "chance");
+        assert_eq!(row["margin"].is_null(), name == "chance");
+        for (amount, value) in ["20%", "40%", "60%"].iter().zip(row["values"].as_array().unwrap()) {
+            assert_eq!(*value, metrics[format!("acc[scores={name}, amount={amount}]")]["value"]);
+        }
+    }
+    assert_eq!(table["dense"], metrics["dense"]["value"]);
+
+    let text = stdout(&run(dir.path(), &["compare", "heads"]));
+    assert!(text.contains("chance (floor)") && text.contains("rank correlation (Spearman) over 48 units"), "{text}");
+    let md = stdout(&run(dir.path(), &["compare", "heads", "--format", "md"]));
+    assert!(md.contains("### scores") && md.contains("| exact"), "{md}");
+    let csv = stdout(&run(dir.path(), &["compare", "heads", "--format", "csv"]));
+    let line = format!("acc,chance,60%,{}", metrics["acc[scores=chance, amount=60%]"]["value"]);
+    assert!(csv.lines().any(|l| l == line), "{line} is missing:\n{csv}");
+
+    let report = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(report.contains("Criteria beside one another") && report.contains("Rank correlation over all units"));
+}
+
+#[test]
+fn runs_that_scored_nothing_are_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = run(dir.path(), &["compare", "nowhere"]);
+    assert_eq!(nowhere.status.code(), Some(2), "{}", stderr(&nowhere));
+    std::fs::write(dir.path().join("a.prune"), "edition 2026\nmodel m = init(\"builtin:tiny-bert\", seed = 1)\neval params() of m as p\n")
+        .unwrap();
+    assert!(run(dir.path(), &["run", "a.prune", "-q", "--out", "a"]).status.success());
+    let empty = run(dir.path(), &["compare", "a"]);
+    assert_eq!(empty.status.code(), Some(2));
+    assert!(stderr(&empty).contains("no step has scored anything"), "{}", stderr(&empty));
+}
