@@ -252,3 +252,54 @@ fn the_built_in_recipe_needs_only_the_binary() {
         assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
     }
 }
+
+/// `plan` reads configs and headers only: a checkpoint without its data is enough for it, and not for `run`.
+#[test]
+fn a_plan_needs_no_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    fs::create_dir(d.join("model")).unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        fs::copy(root().join("assets/tiny-bert").join(file), d.join("model").join(file)).unwrap();
+    }
+    let whole = fs::read(root().join("assets/tiny-bert/model.safetensors")).unwrap();
+    let header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    fs::write(d.join("model/model.safetensors"), &whole[..8 + header]).unwrap();
+    let recipe = "edition 2026\nmodel m = dir(\"model\")\nprune m.layers[*].attention.heads by 50% using magnitude()\ncompact m\n";
+    fs::write(d.join("a.prune"), recipe).unwrap();
+    let out = run(d, &["plan", "a.prune"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    for part in ["24 of 48 heads go", "331 970", "weight files"] {
+        assert!(stdout(&out).contains(part), "`{part}` is not in:\n{}", stdout(&out));
+    }
+    refused(d, &["run", "a.prune"], 2, &["cut short"]);
+}
+
+/// Scores and keep masks of weights lie under the names that the weights have in the model's files, and are found there again.
+#[test]
+fn weight_scores_are_named_as_in_the_model_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = "edition 2026\nmodel m = builtin(\"tiny-llama\")\nlet w = m.layers[*].linears\nscore w using magnitude() as s\n\
+                  prune w by 50% using s { scope = row } as cut\n";
+    fs::write(dir.path().join("a.prune"), recipe).unwrap();
+    let out = run(dir.path(), &["run", "a.prune", "--out", "one"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    let names = |file: &str| {
+        let bytes = fs::read(dir.path().join("one").join(file)).unwrap();
+        safetensors::SafeTensors::deserialize(&bytes)
+            .unwrap()
+            .tensors()
+            .into_iter()
+            .map(|(n, t)| (n, t.shape().to_vec()))
+            .collect::<Vec<_>>()
+    };
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    assert!(names("scores/s.safetensors").contains(&(q.to_owned(), vec![64, 64])), "{:?}", names("scores/s.safetensors"));
+    assert!(names("decisions/cut.safetensors").contains(&(q.to_owned(), vec![64, 8])), "{:?}", names("decisions/cut.safetensors"));
+    fs::write(dir.path().join("b.prune"), recipe.replace("using magnitude() as s", "using magnitude() from \"one\" as s")).unwrap();
+    let out = run(dir.path(), &["run", "b.prune", "--out", "two"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    for file in ["scores/s.safetensors", "decisions/cut.safetensors"] {
+        assert_eq!(fs::read(dir.path().join("one").join(file)).unwrap(), fs::read(dir.path().join("two").join(file)).unwrap(), "{file}");
+    }
+}

@@ -28,7 +28,7 @@ mod transformer;
 
 pub use batch::{Batch, IGNORED, Labels};
 pub use blueprint::*;
-pub use checkpoint::{Facts, LoadOptions, file_names, init, load, to_checkpoint};
+pub use checkpoint::{Facts, LoadOptions, file_shape, from_file_tensors, init, load, to_checkpoint, to_file_tensors};
 pub use dims::LayerDims;
 pub use error::{ModelError, Result};
 pub use family::{FAMILIES, Family, OWN_KEY};

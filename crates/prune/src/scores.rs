@@ -40,33 +40,4 @@ impl Scores {
     pub fn get(&self, key: Key) -> Option<&[f32]> {
         self.sites.get(&key).map(Vec::as_slice)
     }
-
-    /// The tensors of a scores file: `layers.{i}.attention.heads` and the slots of weights.
-    pub fn to_tensors(&self, device: &candle_core::Device) -> Result<BTreeMap<String, Tensor>> {
-        let mut out = BTreeMap::new();
-        for (key, values) in &self.sites {
-            out.insert(key.to_string(), Tensor::from_slice(values, values.len(), device)?);
-        }
-        for (slot, t) in &self.weights {
-            out.insert(slot.clone(), t.clone());
-        }
-        Ok(out)
-    }
-
-    /// Reads what [`Scores::to_tensors`] wrote; names that are no site are slots of weights.
-    pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<Self> {
-        let mut out = Self::default();
-        for (name, t) in tensors {
-            let t = t.to_dtype(candle_core::DType::F32)?;
-            match Key::parse(&name) {
-                Some(key) => {
-                    out.sites.insert(key, t.flatten_all()?.to_vec1()?);
-                }
-                None => {
-                    out.weights.insert(name, t);
-                }
-            }
-        }
-        out.checked("stored scores")
-    }
 }

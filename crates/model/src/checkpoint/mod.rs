@@ -247,24 +247,112 @@ pub(crate) fn assemble(
 pub fn to_checkpoint(model: &Transformer) -> Result<(serde_json::Value, BTreeMap<String, Tensor>)> {
     let origin = &model.origin;
     let config = family::write_config(origin.family, &origin.config, origin.task, &model.blueprint, &model.dims)?;
-    let names = (origin.family.names)(&model.blueprint);
     let mut tensors = BTreeMap::new();
-    for tensor in names.file_tensors(&model.blueprint, &model.dims)? {
+    for (name, tensor) in named_tensors(model)? {
         let parts = tensor.parts.iter().map(|slot| model.params.require(&slot.name).cloned()).collect::<Result<Vec<_>>>()?;
-        let mut name = tensor.name.as_str();
-        if origin.task == Task::Encoder {
-            name = name.strip_prefix(names.prefix).unwrap_or(name);
-        }
-        tensors.insert(name.to_owned(), tensor.join(&parts)?.contiguous()?);
+        tensors.insert(name, tensor.join(&parts)?.contiguous()?);
     }
     Ok((config, tensors))
 }
 
-/// File name and slots of each tensor of the model's files, in the order of the network: a slot's weights are found in its file by this.
-pub fn file_names(model: &Transformer) -> Result<Vec<(String, Vec<String>)>> {
+/// Matrices of slots (scores, keep masks) as the family's files hold their weights: under the tensor's name in the file, fused and transposed.
+/// Where only some parts of a fused tensor are given, each stands alone as `NAME[q]`.
+///
+/// # Errors
+/// A slot that the model does not have.
+pub fn to_file_tensors(model: &Transformer, by_slot: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    let mut out = BTreeMap::new();
+    let mut placed = 0;
+    for (name, tensor) in named_tensors(model)? {
+        let parts: Vec<Option<&Tensor>> = tensor.parts.iter().map(|slot| by_slot.get(&slot.name)).collect();
+        let given: Vec<Tensor> = parts.iter().flatten().map(|t| (*t).clone()).collect();
+        placed += given.len();
+        if given.is_empty() {
+            continue;
+        }
+        if given.len() == parts.len() {
+            out.insert(name, tensor.join(&given)?.contiguous()?);
+            continue;
+        }
+        for (slot, part) in tensor.parts.iter().zip(&parts) {
+            if let Some(part) = part {
+                out.insert(part_name(&name, &slot.name), tensor.turn(part)?.contiguous()?);
+            }
+        }
+    }
+    if placed == by_slot.len() {
+        return Ok(out);
+    }
+    Err(ModelError::Mismatch {
+        what: "matrices to be named as in the model's files".into(),
+        found: format!("{} of {} that the model has: {}", placed, by_slot.len(), by_slot.keys().cloned().collect::<Vec<_>>().join(", ")),
+        expected: "slots of this model".into(),
+    })
+}
+
+/// The inverse of [`to_file_tensors`].
+///
+/// # Errors
+/// A name that the model's files do not have, or another shape than theirs.
+pub fn from_file_tensors(model: &Transformer, by_name: impl IntoIterator<Item = (String, Tensor)>) -> Result<BTreeMap<String, Tensor>> {
+    let mut slots = BTreeMap::new();
+    for (name, tensor) in named_tensors(model)? {
+        for slot in &tensor.parts {
+            slots.insert(part_name(&name, &slot.name), (tensor.clone(), Some(slot.clone())));
+        }
+        slots.insert(name, (tensor, None));
+    }
+    let mut out = BTreeMap::new();
+    for (name, found) in by_name {
+        let mismatch = |found: String, expected: String| ModelError::Mismatch { what: format!("matrix `{name}`"), found, expected };
+        let (tensor, part) =
+            slots.get(&name).ok_or_else(|| mismatch("no such tensor in the model's files".into(), "a tensor of this model".into()))?;
+        let expected = match part {
+            None => tensor.shape(),
+            Some(slot) => tensor.turned(&slot.shape),
+        };
+        if found.dims() != expected.as_slice() {
+            return Err(mismatch(format!("{:?}", found.dims()), format!("{expected:?}")));
+        }
+        match part {
+            Some(slot) => {
+                out.insert(slot.name.clone(), tensor.turn(&found)?);
+            }
+            None => out.extend(tensor.parts.iter().map(|s| s.name.clone()).zip(tensor.split(&found)?)),
+        }
+    }
+    Ok(out)
+}
+
+/// Rows and columns of a matrix under the name that [`to_file_tensors`] gives it.
+pub fn file_shape(model: &Transformer, name: &str) -> Option<(usize, usize)> {
+    let tensors = named_tensors(model).ok()?;
+    let shape = tensors.iter().find_map(|(file, tensor)| {
+        if file == name {
+            return Some(tensor.shape());
+        }
+        tensor.parts.iter().find(|slot| part_name(file, &slot.name) == name).map(|slot| tensor.turned(&slot.shape))
+    })?;
+    match shape.as_slice() {
+        [rows, columns] => Some((*rows, *columns)),
+        _ => None,
+    }
+}
+
+/// The file's tensors with their names, as [`to_checkpoint`] writes them.
+fn named_tensors(model: &Transformer) -> Result<Vec<(String, FileTensor)>> {
     let names = (model.origin.family.names)(&model.blueprint);
-    let tensors = names.file_tensors(&model.blueprint, &model.dims)?;
-    Ok(tensors.into_iter().map(|t| (t.name, t.parts.into_iter().map(|s| s.name).collect())).collect())
+    let tensors = names.file_tensors(&model.blueprint, &model.dims)?.into_iter().map(|tensor| {
+        let bare = if model.origin.task == Task::Encoder { tensor.name.strip_prefix(names.prefix) } else { None };
+        (bare.unwrap_or(&tensor.name).to_owned(), tensor)
+    });
+    Ok(tensors.collect())
+}
+
+/// The name of one part of a fused tensor: `h.0.attn.c_attn.weight[q]`.
+fn part_name(file: &str, slot: &str) -> String {
+    let part = slot.rsplit('.').nth(1).unwrap_or(slot);
+    format!("{file}[{part}]")
 }
 
 /// A model with random weights in the shapes of a config (`init("config.json", seed = …)`).

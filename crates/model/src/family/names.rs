@@ -167,6 +167,12 @@ impl FileTensor {
         if let Some(rows) = shape.first_mut() {
             *rows = self.parts.iter().filter_map(|s| s.shape.first()).sum();
         }
+        self.turned(&shape)
+    }
+
+    /// A part's shape as it lies in the file.
+    pub fn turned(&self, shape: &[usize]) -> Vec<usize> {
+        let mut shape = shape.to_vec();
         if matches!(self.how, How::Transposed | How::QkvTransposed(_)) {
             shape.reverse();
         }
@@ -220,7 +226,8 @@ impl FileTensor {
         self.turn(&joined)
     }
 
-    fn turn(&self, tensor: &Tensor) -> Result<Tensor> {
+    /// Between a slot's matrix and the same matrix as it lies in the file; its own inverse.
+    pub fn turn(&self, tensor: &Tensor) -> Result<Tensor> {
         if matches!(self.how, How::Transposed | How::QkvTransposed(_)) && tensor.rank() == 2 {
             return Ok(tensor.t()?.contiguous()?);
         }

@@ -1,10 +1,10 @@
 //! Folders that load, and folders that lie: each of those gets one error that names the file, the place and the way out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Facts, Gates, LoadOptions, ModelError, Task, header::Header, load};
+use prunectl_model::{Facts, Gates, LoadOptions, ModelError, Task, file_shape, from_file_tensors, header::Header, load, to_file_tensors};
 use serde_json::{Value, json};
 
 use crate::pack::*;
@@ -316,4 +316,38 @@ fn random_models_repeat_by_seed() {
     let std = up.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
     assert!((std - 0.02).abs() < 0.001, "{std}");
     assert_eq!(model.parameter_count(), Facts::of_config(&config, None).unwrap().parameters);
+}
+
+/// Scores of weights lie in files under the names and in the shapes of the weights themselves, whatever is fused and transposed there.
+#[test]
+fn matrices_of_slots_have_their_places_in_the_files() {
+    for family in ["bert_cls", "llama", "gpt2", "gpt_neox", "falcon", "codegen", "phi3", "mixtral"] {
+        let model = model(family, "config.json", DType::F32);
+        let stored = golden_tensors(family);
+        let slots: BTreeMap<String, Tensor> = (0..model.n_layers())
+            .flat_map(|l| model.linears(l).unwrap())
+            .map(|slot| (slot.clone(), model.params().require(&slot).unwrap().clone()))
+            .collect();
+        assert!(!slots.is_empty(), "{family}");
+        let named = to_file_tensors(&model, &slots).unwrap();
+        for (name, tensor) in &named {
+            let there = stored.get(name).unwrap_or_else(|| panic!("{family}: {name} is in no file"));
+            let difference = (tensor - there.to_dtype(DType::F32).unwrap()).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            assert_eq!(difference.to_scalar::<f32>().unwrap(), 0.0, "{family}: {name}");
+            assert_eq!(file_shape(&model, name), Some(tensor.dims2().unwrap()), "{family}: {name}");
+        }
+        let back = from_file_tensors(&model, named).unwrap();
+        assert_eq!(back.keys().collect::<Vec<_>>(), slots.keys().collect::<Vec<_>>(), "{family}");
+        // A part of a fused tensor alone keeps its place, too.
+        let (slot, tensor) = slots.iter().find(|(s, _)| s.ends_with("attention.k.weight")).unwrap();
+        let part = to_file_tensors(&model, &BTreeMap::from([(slot.clone(), tensor.clone())])).unwrap();
+        let again = from_file_tensors(&model, part).unwrap();
+        assert_eq!(again.keys().collect::<Vec<_>>(), [slot]);
+        assert_eq!(again[slot].to_vec2::<f32>().unwrap(), tensor.to_vec2::<f32>().unwrap(), "{family}");
+    }
+    let model = model("llama", "config.json", DType::F32);
+    let alien = BTreeMap::from([("layers.9.attention.q.weight".to_owned(), Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap())]);
+    assert!(to_file_tensors(&model, &alien).unwrap_err().to_string().contains("layers.9.attention.q.weight"));
+    let alien = [("nobody".to_owned(), Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap())];
+    assert!(from_file_tensors(&model, alien).unwrap_err().to_string().contains("nobody"));
 }

@@ -6,6 +6,8 @@
 //! The label needs several skills at once: which sentences speak of the hero and which of the animal beside them (names, pronouns,
 //! "the one with the kite"), which came last, negation, counting, and the outcome of a contest. The text itself asks a language
 //! model for agreement, counting and recall over distance.
+#[cfg(test)]
+mod baselines;
 mod story;
 pub mod vocabulary;
 mod words;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::executor::book::Scored;
 use crate::executor::inputs::{Wanted, batches};
 use crate::executor::state::{ModelState, model_of};
-use crate::executor::store::{from_bytes, read_decision, write_decision, write_scores};
+use crate::executor::store::{read_decision, read_scores, write_decision, write_scores};
 use crate::executor::{Executor, Outcome};
 use crate::files::file_name_of;
 use crate::journal::StepDone;
@@ -43,7 +43,7 @@ impl Executor<'_> {
         let (scores, reused) = match (done, criterion) {
             (Some(done), _) => {
                 result = done.result.clone();
-                (self.stored_scores(done)?, Some("finished before the interruption".to_owned()))
+                (self.stored_scores(done, &state.model)?, Some("finished before the interruption".to_owned()))
             }
             (None, CriterionRef::Method(method)) => {
                 let mut ready = self.criterion(&state, method, batch)?;
@@ -54,13 +54,13 @@ impl Executor<'_> {
             }
             (None, CriterionRef::Stored(of)) => (self.scores_named(of)?, Some(format!("the scores of `{of}`"))),
             (None, CriterionRef::Run { dir, name: of }) => {
-                let (scores, path) = scores_of_run(dir, of.as_deref(), &step.name)?;
+                let (scores, path) = scores_of_run(dir, of.as_deref(), &step.name, &state.model)?;
                 fits(&scores, &state.model, &sites, &path)?;
                 let reason = format!("the scores in {}", path.display());
                 (scores, Some(reason))
             }
         };
-        let file = write_scores(&self.dir, &step.name, &scores)?;
+        let file = write_scores(&self.dir, &step.name, &scores, &state.model)?;
         self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name, scores: scores.clone(), map: state.map });
         self.state.scores.insert(step.name.clone(), scores.clone());
         self.state.scores.insert(super::book::plain_name(&step.name).to_owned(), scores);
@@ -73,9 +73,8 @@ impl Executor<'_> {
         let call = self.criterion_call(&prune.criterion);
         // Weights that a method updated stand in no decision: such a step is done again.
         if let Some(done) = done.filter(|_| !updates_weights(prune)) {
-            let shapes = |slot: &str| state.model.params().get(slot).and_then(|t| t.dims2().ok());
-            let decision = read_decision(&self.dir, &done.files, &state.map, state.model.n_layers(), shapes)?;
-            let scores = self.stored_scores(done)?;
+            let decision = read_decision(&self.dir, &done.files, &state.map, &state.model)?;
+            let scores = self.stored_scores(done, &state.model)?;
             self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name.clone(), scores, map: state.map.clone() });
             surgery::mask(&mut state.model, &mut state.removed, &decision)?;
             state.changed = true;
@@ -119,7 +118,7 @@ impl Executor<'_> {
             stored => {
                 let (scores, reason) = match stored {
                     CriterionRef::Run { dir, name: of } => {
-                        let (scores, path) = scores_of_run(dir, of.as_deref(), &step.name)?;
+                        let (scores, path) = scores_of_run(dir, of.as_deref(), &step.name, &state.model)?;
                         fits(&scores, &state.model, &sites, &path)?;
                         (scores, format!("the scores in {}", path.display()))
                     }
@@ -132,8 +131,8 @@ impl Executor<'_> {
                 (decision, scores, Some(reason))
             }
         };
-        let mut files = write_decision(&self.dir, &step.name, &decision, &state.map)?;
-        files.push(write_scores(&self.dir, &step.name, &scores)?);
+        let mut files = write_decision(&self.dir, &step.name, &decision, &state.map, &state.model)?;
+        files.push(write_scores(&self.dir, &step.name, &scores, &state.model)?);
         result["gone"] = self.say_what_went(step, &sites, &state);
         self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name.clone(), scores, map: state.map.clone() });
         state.changed = true;
@@ -204,14 +203,14 @@ impl Executor<'_> {
         found.ok_or_else(|| Error::Internal(format!("scores `{name}` are used before they are made")))
     }
 
-    fn stored_scores(&self, done: &StepDone) -> Result<Scores> {
+    fn stored_scores(&self, done: &StepDone, model: &Transformer) -> Result<Scores> {
         let found = done.files.iter().find(|(f, _)| f.starts_with(SCORES));
         let (file, hash) = found.ok_or_else(|| Error::Damaged {
             path: self.dir.join(crate::journal::JOURNAL),
             what: format!("step {} has no scores", done.index),
         })?;
         let bytes = self.dir.read_checked(file, hash)?;
-        Ok(Scores::from_tensors(from_bytes(&bytes, &self.dir.join(file))?)?)
+        read_scores(&bytes, &self.dir.join(file), model)
     }
 }
 
@@ -288,7 +287,7 @@ fn default_scope(sites: &Sites) -> Scope {
 }
 
 /// Scores in another run's directory: by name, by the same step's name, or the only ones there.
-fn scores_of_run(dir: &Path, name: Option<&str>, step: &str) -> Result<(Scores, std::path::PathBuf)> {
+fn scores_of_run(dir: &Path, name: Option<&str>, step: &str, model: &Transformer) -> Result<(Scores, std::path::PathBuf)> {
     let folder = dir.join(SCORES);
     let mut names: Vec<String> = std::fs::read_dir(&folder)
         .map_err(Error::io("read", &folder))?
@@ -313,7 +312,7 @@ fn scores_of_run(dir: &Path, name: Option<&str>, step: &str) -> Result<(Scores, 
     };
     let path = folder.join(format!("{chosen}.safetensors"));
     let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-    Ok((Scores::from_tensors(from_bytes(&bytes, &path)?)?, path))
+    Ok((read_scores(&bytes, &path, model)?, path))
 }
 
 /// Refuses stored scores that lack a selected site or have another shape.

@@ -1,9 +1,12 @@
 //! Scores and decisions in files, as the run directory's layout says.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_prune::{Decision, Record, Scores};
+use prunectl_model::{Transformer, file_shape, from_file_tensors, to_file_tensors};
+use prunectl_prune::{Decision, Key, Record, Scores, UnitMap};
+use prunectl_recipe::catalogue::SiteKind;
 
 use crate::error::{Error, Result};
 use crate::files::file_name_of;
@@ -21,25 +24,54 @@ pub fn to_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
 }
 
 /// The tensors of a safetensors file.
-pub fn from_bytes(bytes: &[u8], path: &std::path::Path) -> Result<BTreeMap<String, Tensor>> {
+pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let damaged = |what: String| Error::Damaged { path: path.to_owned(), what };
     let map = candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| damaged(e.to_string()))?;
     Ok(map.into_iter().collect())
 }
 
-/// Writes `scores/NAME.safetensors`; returns its name in the run directory and its hash.
-pub fn write_scores(dir: &RunDir, name: &str, scores: &Scores) -> Result<(String, String)> {
+/// Writes `scores/NAME.safetensors`: units under `layers.{i}.attention.heads` and the like, `[units]` (neurons of experts `[experts, ffn]`), weights
+/// under the names and in the shapes that they have in the model's files. Returns its name in the run directory and its hash.
+pub fn write_scores(dir: &RunDir, name: &str, scores: &Scores, model: &Transformer) -> Result<(String, String)> {
     let file = format!("{SCORES}/{}.safetensors", file_name_of(name));
-    let hash = dir.write(&file, &to_bytes(&scores.to_tensors(&Device::Cpu)?)?)?;
+    let mut tensors = to_file_tensors(model, &scores.weights)?;
+    for (key, values) in &scores.sites {
+        let flat = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
+        let experts = key.layer.and_then(|l| model.dims().get(l)).map_or(0, |d| d.experts);
+        let by_expert = key.kind == SiteKind::Neurons && experts > 0 && values.len().is_multiple_of(experts);
+        tensors.insert(key.to_string(), if by_expert { flat.reshape((experts, values.len() / experts))? } else { flat });
+    }
+    let hash = dir.write(&file, &to_bytes(&tensors)?)?;
     Ok((file, hash))
 }
 
-/// Writes `decisions/NAME.json`, and the keep masks of single weights beside it.
-pub fn write_decision(dir: &RunDir, name: &str, decision: &Decision, map: &prunectl_prune::UnitMap) -> Result<Vec<(String, String)>> {
+/// Reads what [`write_scores`] wrote. The caller looks whether a site has as many units as the model.
+pub fn read_scores(bytes: &[u8], path: &Path, model: &Transformer) -> Result<Scores> {
+    let mut scores = Scores::default();
+    let mut matrices = Vec::new();
+    for (name, tensor) in from_bytes(bytes, path)? {
+        let tensor = tensor.to_dtype(DType::F32)?;
+        match Key::parse(&name) {
+            Some(key) => {
+                scores.sites.insert(key, tensor.flatten_all()?.to_vec1()?);
+            }
+            None => matrices.push((name, tensor)),
+        }
+    }
+    scores.weights = from_file_tensors(model, matrices).map_err(|e| Error::Refused {
+        what: format!("{}: {e}", path.display()),
+        remedy: "score again on this model, with this selector".to_owned(),
+    })?;
+    Ok(scores.checked("stored scores")?)
+}
+
+/// Writes `decisions/NAME.json`, and the keep masks of single weights beside it, under their names in the model's files.
+pub fn write_decision(dir: &RunDir, name: &str, decision: &Decision, map: &UnitMap, model: &Transformer) -> Result<Vec<(String, String)>> {
     let stem = format!("{DECISIONS}/{}", file_name_of(name));
     let mut files = Vec::new();
     if !decision.weights.is_empty() {
-        let packed = decision.weights.iter().map(|(slot, keep)| Ok((slot.clone(), pack(keep)?))).collect::<Result<BTreeMap<_, _>>>()?;
+        let masks = to_file_tensors(model, &decision.weights)?;
+        let packed = masks.into_iter().map(|(name, keep)| Ok((name, pack(&keep)?))).collect::<Result<BTreeMap<_, _>>>()?;
         let file = format!("{stem}.safetensors");
         let hash = dir.write(&file, &to_bytes(&packed)?)?;
         files.push((file, hash));
@@ -50,14 +82,8 @@ pub fn write_decision(dir: &RunDir, name: &str, decision: &Decision, map: &prune
     Ok(files)
 }
 
-/// Reads a decision back; `shapes` gives the matrix shapes of slots.
-pub fn read_decision(
-    dir: &RunDir,
-    files: &[(String, String)],
-    map: &prunectl_prune::UnitMap,
-    layers: usize,
-    shapes: impl Fn(&str) -> Option<(usize, usize)>,
-) -> Result<Decision> {
+/// Reads a decision back.
+pub fn read_decision(dir: &RunDir, files: &[(String, String)], map: &UnitMap, model: &Transformer) -> Result<Decision> {
     let mut weights = BTreeMap::new();
     let mut record = None;
     for (file, hash) in files.iter().filter(|(f, _)| f.starts_with(DECISIONS)) {
@@ -68,13 +94,15 @@ pub fn read_decision(
             record = Some(serde_json::from_slice::<Record>(&bytes).map_err(|e| damaged(e.to_string()))?);
             continue;
         }
-        for (slot, packed) in from_bytes(&bytes, &path)? {
-            let (rows, columns) = shapes(&slot).ok_or_else(|| damaged(format!("the model has no matrix `{slot}`")))?;
-            weights.insert(slot, unpack(&packed, rows, columns)?);
+        let mut masks = Vec::new();
+        for (name, packed) in from_bytes(&bytes, &path)? {
+            let (rows, columns) = file_shape(model, &name).ok_or_else(|| damaged(format!("the model has no matrix `{name}`")))?;
+            masks.push((name, unpack(&packed, rows, columns)?));
         }
+        weights = from_file_tensors(model, masks).map_err(|e| damaged(e.to_string()))?;
     }
     let record = record.ok_or_else(|| Error::Damaged { path: dir.join(DECISIONS), what: "a decision has no JSON file".to_owned() })?;
-    Ok(Decision::from_record(&record, weights, map, layers)?)
+    Ok(Decision::from_record(&record, weights, map, model.n_layers())?)
 }
 
 /// u8 `[out, in]` of 0 and 1 to u8 `[out, ⌈in / 8⌉]`, the first column in the lowest bit.
