@@ -269,7 +269,8 @@ fn a_plan_needs_no_weights() {
     fs::write(d.join("a.prune"), recipe).unwrap();
     let out = run(d, &["plan", "a.prune"]);
     assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
-    for part in ["24 of 48 heads go", "331 970", "weight files"] {
+    // Thousands are parted by a narrow space.
+    for part in ["24 of 48 heads go", "331\u{202f}970", "weight files"] {
         assert!(stdout(&out).contains(part), "`{part}` is not in:\n{}", stdout(&out));
     }
     refused(d, &["run", "a.prune"], 2, &["cut short"]);
@@ -279,8 +280,8 @@ fn a_plan_needs_no_weights() {
 #[test]
 fn weight_scores_are_named_as_in_the_model_files() {
     let dir = tempfile::tempdir().unwrap();
-    let recipe = "edition 2026\nmodel m = builtin(\"tiny-llama\")\nlet w = m.layers[*].linears\nscore w using magnitude() as s\n\
-                  prune w by 50% using s { scope = row } as cut\n";
+    let recipe = "edition 2026\nmodel m = builtin(\"tiny-llama\")\nlet w = m.layers[*].linears.weights\nscore w using magnitude() as s\n\
+                  prune w by 50% using s { scope = row }\n";
     fs::write(dir.path().join("a.prune"), recipe).unwrap();
     let out = run(dir.path(), &["run", "a.prune", "--out", "one"]);
     assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
@@ -295,11 +296,11 @@ fn weight_scores_are_named_as_in_the_model_files() {
     };
     let q = "model.layers.0.self_attn.q_proj.weight";
     assert!(names("scores/s.safetensors").contains(&(q.to_owned(), vec![64, 64])), "{:?}", names("scores/s.safetensors"));
-    assert!(names("decisions/cut.safetensors").contains(&(q.to_owned(), vec![64, 8])), "{:?}", names("decisions/cut.safetensors"));
+    assert!(names("decisions/prune-1.safetensors").contains(&(q.to_owned(), vec![64, 8])), "{:?}", names("decisions/prune-1.safetensors"));
     fs::write(dir.path().join("b.prune"), recipe.replace("using magnitude() as s", "using magnitude() from \"one\" as s")).unwrap();
     let out = run(dir.path(), &["run", "b.prune", "--out", "two"]);
     assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
-    for file in ["scores/s.safetensors", "decisions/cut.safetensors"] {
+    for file in ["scores/s.safetensors", "decisions/prune-1.safetensors"] {
         assert_eq!(fs::read(dir.path().join("one").join(file)).unwrap(), fs::read(dir.path().join("two").join(file)).unwrap(), "{file}");
     }
 }
