@@ -193,7 +193,7 @@ impl Reader {
         if found != *hash {
             return Err(Error::Damaged { path, what: format!("found sha256 {found}, the journal has {hash}") });
         }
-        let scores = Scores::from_tensors(crate::executor::scores_from_bytes(&bytes, &path)?)?;
+        let scores = crate::executor::named_scores(&bytes, &path)?;
         let criterion = done.result.get("criterion").and_then(Value::as_str).unwrap_or(step).to_owned();
         let standing = done.result.get("standing").and_then(|s| serde_json::from_value(s.clone()).ok()).unwrap_or_default();
         self.sets.push(ScoreSet {

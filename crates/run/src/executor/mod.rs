@@ -39,7 +39,7 @@ pub use preflight::preflight;
 pub use refused::refused;
 use state::State;
 pub use state::{model_of, to_sites};
-pub use store::from_bytes as scores_from_bytes;
+pub use store::named_scores;
 
 /// What a step left behind.
 #[derive(Debug, Default)]

@@ -45,24 +45,31 @@ pub fn write_scores(dir: &RunDir, name: &str, scores: &Scores, model: &Transform
     Ok((file, hash))
 }
 
-/// Reads what [`write_scores`] wrote. The caller looks whether a site has as many units as the model.
-pub fn read_scores(bytes: &[u8], path: &Path, model: &Transformer) -> Result<Scores> {
+/// Scores as [`write_scores`] wrote them, weights under their names in the model's files.
+pub fn named_scores(bytes: &[u8], path: &Path) -> Result<Scores> {
     let mut scores = Scores::default();
-    let mut matrices = Vec::new();
     for (name, tensor) in from_bytes(bytes, path)? {
         let tensor = tensor.to_dtype(DType::F32)?;
         match Key::parse(&name) {
             Some(key) => {
                 scores.sites.insert(key, tensor.flatten_all()?.to_vec1()?);
             }
-            None => matrices.push((name, tensor)),
+            None => {
+                scores.weights.insert(name, tensor);
+            }
         }
     }
-    scores.weights = from_file_tensors(model, matrices).map_err(|e| Error::Refused {
+    Ok(scores.checked("stored scores")?)
+}
+
+/// Reads what [`write_scores`] wrote, weights by slot. The caller looks whether a site has as many units as the model.
+pub fn read_scores(bytes: &[u8], path: &Path, model: &Transformer) -> Result<Scores> {
+    let named = named_scores(bytes, path)?;
+    let weights = from_file_tensors(model, named.weights).map_err(|e| Error::Refused {
         what: format!("{}: {e}", path.display()),
         remedy: "score again on this model, with this selector".to_owned(),
     })?;
-    Ok(scores.checked("stored scores")?)
+    Ok(Scores { sites: named.sites, weights })
 }
 
 /// Writes `decisions/NAME.json`, and the keep masks of single weights beside it, under their names in the model's files.
