@@ -12,7 +12,7 @@ use crate::common::{QUICK, prunectl, run, stderr, stdout};
 const KILLS: [usize; 6] = [1, 4, 8, 11, 15, 22];
 
 /// Content of everything that a run leaves but its journal and report, which tell times.
-fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+pub fn content(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     fn walk(dir: &Path, base: &Path, out: &mut BTreeMap<String, Vec<u8>>) {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -34,7 +34,7 @@ fn lines(journal: &Path) -> usize {
 }
 
 /// Starts the recipe and kills it with SIGKILL as soon as its journal has so many lines. False if it ended before.
-fn killed_after(dir: &Path, args: &[&str], journal: &Path, n: usize) -> bool {
+pub fn killed_after(dir: &Path, args: &[&str], journal: &Path, n: usize) -> bool {
     let mut child = prunectl(dir, args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let clock = Instant::now();
     while clock.elapsed() < Duration::from_secs(120) {

@@ -9,5 +9,7 @@ mod first_recipe;
 mod kill;
 mod measure;
 mod recipes;
+#[cfg(unix)]
+mod recovery;
 mod stock;
 mod support;

@@ -222,6 +222,10 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
             plain(step, vec![format!("{}{on}", call(metric.span))])
         }
         StepKind::Train(train) => plain(step, vec![format!("on {} for {}", describe_data(&train.data), length(train.length))]),
+        StepKind::Reconstruct { selector, data, length: each, .. } => {
+            let of = sites_of(selector, sims).map_or_else(|| "blocks of a model that is not at hand".to_owned(), |s| named(&s));
+            plain(step, vec![format!("{of}, each trained alone on {} for {}", describe_data(data), length(*each))])
+        }
         StepKind::Save { to, layout, .. } => {
             plain(step, vec![format!("to {to}{}", if layout == "padded" { ", removed units as zeros" } else { "" })])
         }
@@ -333,8 +337,29 @@ fn prune_notes(prune: &Prune, sims: &mut BTreeMap<String, Sim>, sources: &Source
     if let CriterionRef::Method(m) = &prune.criterion {
         notes.push(format!("using {}", sources.slice(m.span).split_whitespace().collect::<Vec<_>>().join(" ")));
     }
-    let passes = passes(&prune.criterion, &sites, prune.rescore, total_removed);
+    let mut passes = passes(&prune.criterion, &sites, prune.rescore, total_removed);
+    if let Some(method) = prune.options.word("reconstruct").ok().filter(|w| *w != "none") {
+        let sublayers = [&[SiteKind::Heads, SiteKind::KvGroups][..], &[SiteKind::Neurons]];
+        let fitted = sublayers.iter().filter(|kinds| kinds.iter().any(|k| sites.count(*k) > 0)).count() as u64;
+        // Each sublayer's statistics, and the way to the next block, are a forward pass of the dense and one of the pruned model.
+        let own = 2 * (fitted + 1);
+        let by = if method == "bias" { "their writers get biases" } else { "their writers are fitted by least squares" };
+        notes.push(format!("{by}, block by block, in {own} passes over {}", fitted_on(prune)));
+        passes = passes.map(|n| n + own);
+    }
     (notes, passes)
+}
+
+/// The data of `reconstruct`.
+fn fitted_on(prune: &Prune) -> String {
+    let own = match &prune.criterion {
+        CriterionRef::Method(m) => m.args.get("on"),
+        _ => None,
+    };
+    match prune.options.get("on").or(own) {
+        Some(Value::Data(d)) => describe_data(d),
+        _ => "the data".to_owned(),
+    }
 }
 
 /// Units gone after a prune of `n` selected ones of which `before` were gone; `None` where only the run knows.

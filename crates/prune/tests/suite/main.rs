@@ -5,5 +5,6 @@ mod common;
 mod golden_methods;
 mod golden_weights;
 mod perplexity;
+mod recovery;
 mod surgery;
 mod training;

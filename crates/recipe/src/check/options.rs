@@ -3,6 +3,7 @@
 use crate::ast::{Block, Entry, Expr, ExprKind, Ident, Stmt, StmtKind};
 use crate::catalogue::{Args, Param, Ty};
 use crate::diagnostic::Diagnostic;
+use crate::plan::Span;
 use crate::syntax_error::nearest;
 
 use super::{Binding, Checker, Cx};
@@ -82,8 +83,9 @@ pub(super) const PRUNE_EXTRA: &[Param] = &[
     option(
         "reconstruct",
         Ty::OneOf(&["none", "bias", "least_squares"]),
-        "What makes up for the removed units: nothing, the bias, or a least-squares fit of the consumer.",
+        "What makes up for removed heads, KV groups and neurons: nothing (the default), the bias of the matrix that they write through (`o`, `down`), or a least-squares fit of that matrix, on the pruned model's inputs, block by block. A bias that is missing is added.",
     ),
+    option("on", Ty::Data, "Data that `reconstruct` fits on; left out, the criterion's. Labels are not used."),
     option("seed", Ty::Count, "Seed of whatever is drawn."),
 ];
 pub(super) const TRAIN_FIELDS: &[Param] = &[
@@ -142,6 +144,11 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    /// Where a field's value stands.
+    pub fn span(&self, name: &str) -> Option<Span> {
+        self.fields.iter().find(|(n, ..)| n.name == name).map(|(_, e, _)| e.span)
+    }
+
     pub fn take(&mut self, name: &str) -> Option<(&'a Expr, Cx)> {
         let i = self.fields.iter().position(|(n, ..)| n.name == name)?;
         let (_, e, cx) = self.fields.swap_remove(i);

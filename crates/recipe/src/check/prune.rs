@@ -1,7 +1,7 @@
 //! `score` and `prune`: selector, amount and criterion, and whether the three go together.
 
 use crate::ast::{Block, Expr, ExprKind, Ident, PruneStmt};
-use crate::catalogue::{Kind, SiteKind};
+use crate::catalogue::{Args, Kind, SiteKind};
 use crate::diagnostic::Diagnostic;
 use crate::plan::{Amount, Bound, CriterionRef, Goal, Part, Prune, Scope, Selector, Share, Span, StepKind, Unit, Value};
 use crate::syntax_error::nearest;
@@ -197,6 +197,7 @@ impl<'a> Checker<'a> {
             None => None,
         };
         let options = self.take_options(&mut fields, PRUNE_FIELDS);
+        let refit = fields.span("reconstruct");
         let extra = self.take_options(&mut fields, PRUNE_EXTRA);
         let known = ["scope", "at_least", "every"].into_iter().chain(PRUNE_FIELDS.iter().chain(PRUNE_EXTRA).map(|p| p.name)).collect();
         self.leftover(fields, known, "prune");
@@ -206,6 +207,11 @@ impl<'a> Checker<'a> {
             return None;
         }
         let (selector, options) = (selector?, options?);
+        if let (Some(at), Some(extra)) = (refit, &extra)
+            && extra.word("reconstruct").is_ok_and(|w| w != "none")
+        {
+            self.refit(at, extra, &selector, criterion.as_ref(), train.is_some());
+        }
         let words = |v: &Value| match v {
             Value::List(items) => items.iter().filter_map(|i| if let Value::Word(w) = i { Some(w.clone()) } else { None }).collect(),
             _ => Vec::new(),
@@ -237,6 +243,25 @@ impl<'a> Checker<'a> {
             options: extra?,
             selector,
         })
+    }
+
+    /// Whether `reconstruct = …` has something to fit, and data to fit it on.
+    fn refit(&mut self, at: Span, extra: &Args, selector: &Selector, criterion: Option<&CriterionRef>, in_train: bool) {
+        let fitted = [SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons];
+        if in_train {
+            let d = Diagnostic::error("P0513", "`reconstruct` makes up for a one-shot prune", at, "the training recovers by itself");
+            self.report(d.hint("leave it out, or prune before the `train`"));
+        } else if let Some(kind) = kinds_of(selector).into_iter().find(|k| !fitted.contains(k)) {
+            let message = format!("`reconstruct` has nothing to fit where {} go", kind_word(kind));
+            let d = Diagnostic::error("P0513", message, at, "for heads, kv_groups and neurons");
+            self.report(d.hint(match kind {
+                SiteKind::Weights => "`sparsegpt` updates the weights that stay; a `reconstruct` or `train` step recovers, too",
+                _ => "recover with a `reconstruct` or `train` step",
+            }));
+        } else if extra.get("on").is_none() && !matches!(criterion, Some(CriterionRef::Method(m)) if m.args.get("on").is_some()) {
+            let d = Diagnostic::error("P0410", "`reconstruct` is fitted on data, and the criterion has none", at, "`on` is missing");
+            self.report(d.hint("write `on = d.train.sample(128)` beside it"));
+        }
     }
 
     fn scope(&mut self, e: &'a Expr, cx: Cx) -> Option<Scope> {

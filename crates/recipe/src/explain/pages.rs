@@ -533,6 +533,13 @@ save m to "out/x"
         good: "train m on d.train for 1 epochs {\n    optimizer = adamw(lr = 1e-4)\n    keep = lowest(val)\n    eval loss() on d.validation as val { every = 10 steps }\n}\n",
     },
     Page {
+        code: "P0513",
+        title: "nothing for `reconstruct` to fit",
+        cause: "`reconstruct = …` fits the matrices that heads, KV groups and neurons write through, after a one-shot prune. Where single weights, sublayers, layers or channels go, and inside `train`, something else recovers.",
+        bad: "prune m.layers[*] by 1 layers using magnitude() { reconstruct = least_squares  on = d.train.sample(64, seed = 0) }\n",
+        good: "prune m.layers[*].mlp.neurons by 40% using magnitude() { reconstruct = least_squares  on = d.train.sample(64, seed = 0) }\n",
+    },
+    Page {
         code: "P0601",
         title: "can't open the used recipe",
         cause: "The path of a `use` starts from the folder of the recipe that names it.",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use prunectl_prune::Scores;
+use prunectl_prune::{Fitted, Rebuilt, Scores};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -127,6 +127,32 @@ pub struct StepTime {
     pub elapsed_ms: u64,
 }
 
+/// What `reconstruct = …` of a prune did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recovered {
+    /// The step's name.
+    pub name: String,
+    /// `bias` or `least_squares`.
+    pub method: String,
+    /// The matrices that were fitted, in order.
+    pub writers: Vec<Fitted>,
+}
+
+impl Recovered {
+    /// By how much the residual stream behind the fitted matrices was off before and after, as a share of its square, their mean; None where
+    /// nothing was fitted.
+    pub fn lost(&self) -> Option<(f64, f64)> {
+        let n = self.writers.len() as f64;
+        let mean = |of: fn(&Fitted) -> f64| self.writers.iter().map(of).sum::<f64>() / n;
+        (n > 0.0).then(|| (mean(|w| w.before), mean(|w| w.after)))
+    }
+
+    /// For the journal and `metrics.json`.
+    pub fn to_json(&self) -> Value {
+        json!({"method": self.method, "writers": self.writers})
+    }
+}
+
 /// One `save`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SavedFolder {
@@ -189,6 +215,10 @@ pub struct Book {
     pub saves: Vec<SavedFolder>,
     /// Every training.
     pub curves: Vec<Curve>,
+    /// Every `reconstruct = …` of a prune.
+    pub recovered: Vec<Recovered>,
+    /// Every `reconstruct` step's blocks, by its name.
+    pub rebuilt: Vec<(String, Vec<Rebuilt>)>,
     /// Warnings, in order.
     pub warnings: Vec<String>,
     /// Models' sizes, by name.
@@ -201,7 +231,8 @@ pub fn plain_name(name: &str) -> &str {
 }
 
 impl Book {
-    /// `metrics.json`: every recorded name, the plain names of those inside `repeat` and `sweep` (the last), and `model`.
+    /// `metrics.json`: every recorded name, the plain names of those inside `repeat` and `sweep` (the last), `model`, and `reconstruct` where
+    /// matrices were fitted or blocks trained.
     pub fn metrics(&self) -> Value {
         let mut out = Map::new();
         for row in &self.rows {
@@ -220,6 +251,12 @@ impl Book {
             (name.clone(), value)
         });
         out.insert("model".to_owned(), Value::Object(sizes.collect()));
+        let fitted = self.recovered.iter().map(|r| (r.name.clone(), r.to_json()));
+        let rebuilt = self.rebuilt.iter().map(|(name, blocks)| (name.clone(), json!({"method": "blocks", "blocks": blocks})));
+        let recovered: Map<String, Value> = fitted.chain(rebuilt).collect();
+        if !recovered.is_empty() {
+            out.insert("reconstruct".to_owned(), Value::Object(recovered));
+        }
         Value::Object(out)
     }
 }

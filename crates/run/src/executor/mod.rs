@@ -10,6 +10,7 @@ mod measure;
 mod plain;
 mod preflight;
 mod pruning;
+mod reconstruct;
 mod refused;
 mod report;
 mod saving;
@@ -272,12 +273,13 @@ impl<'a> Executor<'a> {
             StepKind::Train(train) => self.train(step, train, done),
             StepKind::Save { model, to, format, layout, dtype } => self.save(model, to, format, layout, dtype.as_deref(), done),
             StepKind::Adopt { model, grid, filter, rank, lowest } => self.adopt(model, grid, filter.as_ref(), rank, *lowest),
-            StepKind::Reconstruct { .. } | StepKind::Attach { .. } | StepKind::Fuse { .. } | StepKind::Quantize { .. } => {
-                Err(Error::Refused {
-                    what: format!("`{}` is not carried out by this build", kind_name(&step.kind)),
-                    remedy: "leave it out".to_owned(),
-                })
+            StepKind::Reconstruct { selector, teacher, data, length, options } => {
+                self.reconstruct(step, selector, teacher, data, (*length, options), done)
             }
+            StepKind::Attach { .. } | StepKind::Fuse { .. } | StepKind::Quantize { .. } => Err(Error::Refused {
+                what: format!("`{}` is not carried out by this build", kind_name(&step.kind)),
+                remedy: "leave it out".to_owned(),
+            }),
             StepKind::Repeat { .. } | StepKind::Sweep { .. } | StepKind::Expect { .. } => {
                 Err(Error::Internal(format!("`{}` reached the wrong place", kind_name(&step.kind))))
             }

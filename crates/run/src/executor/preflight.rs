@@ -44,11 +44,17 @@ impl<'p> Found<'p> {
                 StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| self.steps(r)),
                 StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| self.steps(&c.steps)),
                 StepKind::Score { criterion, .. } => self.criterion(criterion),
-                StepKind::Prune(prune) => self.criterion(&prune.criterion),
+                StepKind::Prune(prune) => {
+                    self.criterion(&prune.criterion);
+                    if let Some(Value::Data(expr)) = prune.options.get("on") {
+                        self.data.push((step.span, expr));
+                    }
+                }
                 StepKind::Eval { metric, data, .. } => {
                     self.data.extend(data.iter().map(|d| (step.span, d)));
                     self.method(metric);
                 }
+                StepKind::Reconstruct { data, .. } => self.data.push((step.span, data)),
                 StepKind::Train(train) => {
                     self.data.push((step.span, &train.data));
                     train.loss.iter().for_each(|(_, m)| self.method(m));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prunectl_model::Transformer;
 use prunectl_prune::{
-    AtLeast, Batches, CRITERIA, Criterion, Decision, InMemory, Request, Scores, Shape, Sites, build, rescore, select, surgery,
+    AtLeast, Batches, CRITERIA, Criterion, Decision, Fit, InMemory, Request, Scores, Shape, Sites, build, rescore, select, surgery,
 };
 use prunectl_recipe::plan::{Amount, CriterionRef, Goal, Method, Prune, Scope, Selector, Share, Step, Value};
 use serde_json::json;
@@ -94,6 +94,8 @@ impl Executor<'_> {
             });
         };
         let before = state.removed.clone();
+        let dense = state.model.clone();
+        let fit = refit(prune);
         let request = Request {
             sites: &sites,
             amount,
@@ -105,15 +107,14 @@ impl Executor<'_> {
             step: prune.rescore,
         };
         let mut result = json!({"criterion": call, "model": name, "amount": amount_text(amount)});
-        let (decision, scores, reused) = match &prune.criterion {
+        let (decision, scores, reused, data) = match &prune.criterion {
             CriterionRef::Method(method) => {
                 let mut ready = self.criterion(&state, method, prune.batch)?;
                 let request = Request { scope: scope(prune, &*ready.criterion, &sites), ..request };
                 let progress = self.progress(&method.name);
-                let dense = state.model.clone();
                 let (decision, scores) = compute(&mut state, &dense, &mut ready, request, prune, &progress)?;
                 result["standing"] = json!(ready.criterion.standing());
-                (decision, scores, None)
+                (decision, scores, None, ready.data)
             }
             stored => {
                 let (scores, reason) = match stored {
@@ -128,9 +129,15 @@ impl Executor<'_> {
                 let request = Request { scope: prune.scope.unwrap_or_else(|| default_scope(&sites)), step: None, ..request };
                 let decision = select(&scores, &request, &Shape::of(&state.model, &sites)?)?;
                 surgery::mask(&mut state.model, &mut state.removed, &decision)?;
-                (decision, scores, Some(reason))
+                let none: Box<dyn Batches> = Box::new(InMemory::default());
+                (decision, scores, Some(reason), none)
             }
         };
+        if let Some(fit) = fit {
+            let fitted = self.refit(step, prune, fit, &dense, &mut state, &decision, data)?;
+            result["reconstruct"] = fitted.to_json();
+            self.book.recovered.push(fitted);
+        }
         let mut files = write_decision(&self.dir, &step.name, &decision, &state.map, &state.model)?;
         files.push(write_scores(&self.dir, &step.name, &scores, &state.model)?);
         result["gone"] = self.say_what_went(step, &sites, &state);
@@ -214,8 +221,16 @@ impl Executor<'_> {
     }
 }
 
-/// Whether the method changes weights that stay.
+/// What `reconstruct = …` asks for.
+fn refit(prune: &Prune) -> Option<Fit> {
+    prune.options.word("reconstruct").ok().and_then(Fit::of)
+}
+
+/// Whether the step changes weights that stay.
 fn updates_weights(prune: &Prune) -> bool {
+    if refit(prune).is_some() {
+        return true;
+    }
     match &prune.criterion {
         CriterionRef::Method(m) => {
             prune.dense_inputs != Some(true) && build(CRITERIA, &m.name, &m.args).is_ok_and(|criterion| criterion.updates_weights())

@@ -34,7 +34,7 @@ fn no(what: &str, span: Span, hint: &str) -> Diagnostic {
 fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
     for step in all {
         match &step.kind {
-            StepKind::Reconstruct { .. } => out.push(no("`reconstruct`", step.span, "use `train` for recovery")),
+            StepKind::Reconstruct { data, .. } => chat(data, step.span, out),
             StepKind::Attach { adapter, .. } => {
                 out.push(no(&format!("`attach {}`", adapter.name), step.span, "train the weights themselves"))
             }

@@ -52,7 +52,7 @@ impl Executor<'_> {
             shapes: self.shapes(),
             histograms: self.histograms()?,
             sweeps: book.sweeps.iter().map(|s| self.sweep_table(s)).collect(),
-            curves: book.curves.iter().flat_map(charts).collect(),
+            curves: book.curves.iter().flat_map(charts).chain(book.recovered.iter().filter_map(fitted)).collect(),
             saves: book
                 .saves
                 .iter()
@@ -254,4 +254,26 @@ fn charts(curve: &super::book::Curve) -> Vec<Chart> {
         out.push(chart(name, vec![Series { name: name.clone(), points: points.clone() }]));
     }
     out
+}
+
+/// The error of the residual stream behind each fitted matrix before and after, over the layers.
+fn fitted(recovered: &super::book::Recovered) -> Option<Chart> {
+    recovered.lost()?;
+    let mut series = Vec::new();
+    for (part, name) in [(".attention.", "attention"), (".mlp.", "MLP")] {
+        let own = || recovered.writers.iter().filter(|w| w.slot.contains(part));
+        let at = |slot: &str| slot.split('.').nth(1).and_then(|l| l.parse::<f64>().ok()).unwrap_or(f64::NAN);
+        for (when, of) in [("before", (|w| w.before) as fn(&prunectl_prune::Fitted) -> f64), ("after", |w| w.after)] {
+            let points: Vec<(f64, f64)> = own().map(|w| (at(&w.slot), of(w))).collect();
+            if !points.is_empty() {
+                series.push(Series { name: format!("{name}, {when}"), points });
+            }
+        }
+    }
+    Some(Chart {
+        title: format!("{}: reconstruct = {}", recovered.name, recovered.method),
+        x: "layer".to_owned(),
+        y: "error of the residual stream, share of its square".to_owned(),
+        series,
+    })
 }

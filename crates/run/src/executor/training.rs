@@ -110,7 +110,7 @@ impl Executor<'_> {
         Ok(Outcome { files: vec![(file, hash)], result, reused: None })
     }
 
-    fn put_weights(&mut self, name: &str, tensors: BTreeMap<String, Tensor>) -> Result<()> {
+    pub(super) fn put_weights(&mut self, name: &str, tensors: BTreeMap<String, Tensor>) -> Result<()> {
         let device = self.device.clone();
         let state = self.state.model_mut(name)?;
         let dtype = state.model.dtype();
