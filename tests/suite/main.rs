@@ -5,6 +5,7 @@ mod cli;
 mod common;
 mod compare;
 mod first_recipe;
+mod golden_runs;
 #[cfg(unix)]
 mod kill;
 mod measure;

@@ -79,13 +79,16 @@ impl TokenTable {
         };
         let needed = || wrong(format!("no tensor `input_ids`; found: {}", names()));
         let ids_info = metadata.info("input_ids").ok_or_else(needed)?;
-        let &[rows, width] = ids_info.shape.as_slice() else {
-            return Err(wrong(format!("`input_ids` has shape {:?}; expected [rows, tokens]", ids_info.shape)));
+        let (lead, rows, width) = match ids_info.shape.as_slice() {
+            [rows, width] => (vec![*rows], *rows, *width),
+            // Batches that somebody formed are rows like any others.
+            [batches, rows, width] => (vec![*batches, *rows], batches * rows, *width),
+            other => return Err(wrong(format!("`input_ids` has shape {other:?}; expected [rows, tokens] or [batches, rows, tokens]"))),
         };
         if rows == 0 || width == 0 {
             return Err(DataError::Empty { what: path.display().to_string(), hint: format!("`input_ids` has shape [{rows}, {width}]") });
         }
-        let field = |name: &str, whole: bool| field(&metadata, name, data, rows, width, whole).map_err(wrong);
+        let field = |name: &str, whole: bool| field(&metadata, name, data, &lead, width, whole).map_err(wrong);
         let ids = field("input_ids", true)?.ok_or_else(needed)?;
         let record = FileRecord { path: path.to_owned(), bytes: file.bytes(), sha256: hex(&Sha256::digest(&map[..])) };
         let (keep, types) = (field("attention_mask", true)?, field("token_type_ids", true)?);
@@ -198,13 +201,13 @@ fn size_of_dtype(d: Dtype) -> usize {
 }
 
 /// A tensor of the file: as large as `input_ids` if `whole`, otherwise one number a row (`[rows]`, `[rows, 1]`) or as large.
-fn field(m: &Metadata, name: &str, data: usize, rows: usize, width: usize, whole: bool) -> Result<Option<Field>, String> {
+fn field(m: &Metadata, name: &str, data: usize, lead: &[usize], width: usize, whole: bool) -> Result<Option<Field>, String> {
     let Some(info) = m.info(name) else { return Ok(None) };
-    let wide = info.shape == [rows, width];
-    let narrow = !whole && (info.shape == [rows] || info.shape == [rows, 1]);
+    let wide = info.shape == [lead, &[width]].concat();
+    let narrow = !whole && (info.shape == lead || info.shape == [lead, &[1]].concat());
     if !wide && !narrow {
-        let or = if whole { String::new() } else { format!(" or [{rows}]") };
-        return Err(format!("`{name}` has shape {:?}; expected [{rows}, {width}]{or}, as `input_ids` has", info.shape));
+        let or = if whole { String::new() } else { format!(" or {lead:?}") };
+        return Err(format!("`{name}` has shape {:?}; expected {:?}{or}, as `input_ids` has", info.shape, [lead, &[width]].concat()));
     }
     let known = is_float(info.dtype)
         || matches!(
