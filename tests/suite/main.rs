@@ -8,6 +8,8 @@ mod first_recipe;
 mod golden_runs;
 #[cfg(unix)]
 mod kill;
+#[cfg(unix)]
+mod kill_training;
 mod measure;
 mod recipes;
 #[cfg(unix)]

@@ -168,9 +168,7 @@ pub enum PruneError {
     },
 
     /// The loss of a training step is NaN or infinite.
-    #[error(
-        "the loss is {loss} at step {step} (learning rate {lr:e}); start from the last checkpoint with a smaller learning rate, a longer warm-up, or `clip = 1`"
-    )]
+    #[error("the loss is {loss} at step {step} (learning rate {lr:e}); try a smaller learning rate, a longer warm-up, or `clip = 1`")]
     Diverged {
         /// The step, from 1.
         step: u64,
@@ -181,7 +179,9 @@ pub enum PruneError {
     },
 
     /// A gradient that is NaN or infinite although the loss is not.
-    #[error("the gradient norm is {norm} at step {step} (learning rate {lr:e}); use a smaller learning rate, a longer warm-up, or f32")]
+    #[error(
+        "the gradient norm is {norm} at step {step} (learning rate {lr:e}); try a smaller learning rate, a longer warm-up, `clip = 1`, or f32"
+    )]
     GradientDiverged {
         /// The step, from 1.
         step: u64,

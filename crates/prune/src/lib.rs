@@ -15,6 +15,7 @@ mod error;
 mod eval;
 mod groups;
 mod labels;
+pub mod learned;
 mod linalg;
 mod loss;
 mod optimizer;
@@ -48,7 +49,7 @@ pub use schedule::{Clock, SCHEDULES};
 pub use scores::Scores;
 pub use selection::{AtLeast, Request, Shape, select};
 pub use site::{Key, Sites};
-pub use train::{Flow, Observer, StepEvent, Term, TrainMeta, TrainSpec, TrainState, Trainer};
+pub use train::{Flow, InnerPrune, Measure, Observer, StepEvent, Term, TrainMeta, TrainSpec, TrainState, Trainer};
 
 use prunectl_recipe::catalogue::{Args, Catalogue, Entry};
 

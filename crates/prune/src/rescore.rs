@@ -100,7 +100,7 @@ fn last_gone(key: Key, order: &mut Vec<usize>, model: &Transformer) -> Vec<usize
 }
 
 /// Selected units that are still there: nothing else needs a score.
-fn left(sites: &Sites, removed: &Removed) -> Sites {
+pub(crate) fn left(sites: &Sites, removed: &Removed) -> Sites {
     let mut out = Sites { weights: sites.weights.clone(), ..Sites::default() };
     for (key, units) in &sites.units {
         out.add(*key, units.iter().copied().filter(|u| !removed.has(*key, *u)));
@@ -109,7 +109,7 @@ fn left(sites: &Sites, removed: &Removed) -> Sites {
 }
 
 /// Sites whose units are all gone have no scores; selection wants one for each site.
-fn filled(mut scores: Scores, sites: &Sites, shape: &Shape) -> Scores {
+pub(crate) fn filled(mut scores: Scores, sites: &Sites, shape: &Shape) -> Scores {
     for key in sites.units.keys() {
         scores.sites.entry(*key).or_insert_with(|| vec![0.0; shape.count(*key)]);
     }

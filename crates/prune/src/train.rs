@@ -1,5 +1,7 @@
 //! The one training loop: recovery, gradual pruning, learned masks and adapters all run on it.
 
+mod inner;
+
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -19,6 +21,8 @@ use crate::loss::{LossInput, LossTerm};
 use crate::optimizer::{Memory, Optimizer, Update};
 use crate::schedule::Clock;
 use crate::surgery;
+
+pub use inner::{InnerPrune, Measure};
 
 /// A loss term with its weight and, where it needs one, its teacher.
 pub struct Term {
@@ -48,6 +52,8 @@ pub struct TrainSpec {
     pub only: Option<BTreeSet<String>>,
     /// Seed of the data order and of everything random inside a step.
     pub seed: u64,
+    /// `prune … inside`, in order.
+    pub prunes: Vec<InnerPrune>,
 }
 
 /// One optimiser step, for curves and progress.
@@ -69,6 +75,8 @@ pub struct StepEvent {
     pub tokens: u64,
     /// Tokens a second, of this step.
     pub tokens_per_second: f64,
+    /// Share of the selected units that are masked; None without a `prune` inside.
+    pub sparsity: Option<f64>,
 }
 
 /// What an observer wants after a step.
@@ -124,6 +132,10 @@ struct Slot {
     matrix: bool,
     /// 0 where the weight is masked: it stays zero, and its gradient does not count.
     keep: Option<Vec<u8>>,
+    /// What the forward pass multiplies it by: 0 where a learner hides it. There the weight keeps its value, without a gradient.
+    factor: Option<Vec<f32>>,
+    /// Whether it trains; otherwise only its gradient is wanted.
+    trains: bool,
 }
 
 impl Slot {
@@ -135,6 +147,22 @@ impl Slot {
 
     fn hold(&mut self) {
         zero_masked(&mut self.weights, self.keep.as_deref());
+    }
+
+    /// The weights as the forward pass uses them.
+    fn seen(&self) -> std::borrow::Cow<'_, [f32]> {
+        match &self.factor {
+            None => (&self.weights).into(),
+            Some(factor) => self.weights.iter().zip(factor).map(|(w, f)| w * f).collect(),
+        }
+    }
+}
+
+/// Cuts a group of gradients of that norm down to `limit`.
+fn clip<'g>(limit: Option<f64>, norm: f64, gradients: impl Iterator<Item = &'g mut Vec<f32>>) {
+    if let Some(limit) = limit.filter(|c| norm > *c) {
+        let scale = (limit / (norm + CLIP_EPS)) as f32;
+        gradients.flatten().for_each(|g| *g *= scale);
     }
 }
 
@@ -156,6 +184,10 @@ pub struct Trainer<'a> {
     steps_per_epoch: u64,
     /// The order of one epoch.
     order: (u64, Vec<usize>),
+    /// What is masked for good.
+    removed: Removed,
+    inner: Vec<inner::Inner<'a>>,
+    finished: bool,
 }
 
 /// Where a state's tensor holds the parameter itself.
@@ -185,22 +217,29 @@ impl<'a> Trainer<'a> {
             }
             length => (clock.at(length) - 1e-9).ceil().max(1.0) as u64,
         };
+        let inner = spec.prunes.iter().map(|p| inner::Inner::new(model, p)).collect::<Result<Vec<_>>>()?;
+        let wanted: BTreeSet<&String> = inner.iter().flat_map(inner::Inner::slots).collect();
+        if wanted.is_empty() && spec.loss.iter().any(|t| t.term.of_scores()) {
+            let needs = "a `prune` inside this `train` that learns its scores, such as `movement()`".into();
+            return Err(PruneError::Missing { method: "l1", needs });
+        }
         let mut slots = BTreeMap::new();
         for (slot, t) in model.params().iter() {
-            if spec.only.as_ref().is_some_and(|only| !only.contains(slot)) {
+            let trains = spec.only.as_ref().is_none_or(|only| only.contains(slot));
+            if !trains && !wanted.contains(&slot.to_owned()) {
                 continue;
             }
             let weights = t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            let entry = Slot { shape: t.dims().to_vec(), weights, memory: Memory::new(), matrix: t.rank() > 1, keep: None };
-            slots.insert(slot.to_owned(), entry);
+            let (shape, matrix) = (t.dims().to_vec(), t.rank() > 1);
+            slots.insert(slot.to_owned(), Slot { shape, weights, memory: Memory::new(), matrix, keep: None, factor: None, trains });
         }
         if slots.is_empty() {
             return Err(PruneError::NothingToTrain);
         }
         let clock = Clock { steps, ..clock };
-        let mut trainer =
-            Self { spec, model: model.clone(), slots, clock, step: 0, examples, steps_per_epoch, order: (u64::MAX, Vec::new()) };
-        trainer.mask(removed)?;
+        let (model, removed, order) = (model.clone(), removed.clone(), (u64::MAX, Vec::new()));
+        let mut trainer = Self { spec, model, slots, clock, step: 0, examples, steps_per_epoch, order, removed, inner, finished: false };
+        trainer.hold()?;
         Ok(trainer)
     }
 
@@ -215,7 +254,7 @@ impl<'a> Trainer<'a> {
         trainer.step = state.meta.step;
         let wrong = |what: &str, found: String, expected: String| PruneError::State { what: format!("tensor `{what}`"), found, expected };
         let buffers = spec.optimizer.buffers();
-        for (slot, own) in &mut trainer.slots {
+        for (slot, own) in trainer.slots.iter_mut().filter(|(_, s)| s.trains) {
             for part in std::iter::once(&WEIGHTS).chain(buffers) {
                 let name = format!("{part}/{slot}");
                 let Some(t) = state.tensors.get(&name) else {
@@ -236,12 +275,18 @@ impl<'a> Trainer<'a> {
                 }
             }
         }
+        trainer.load_inner(state)?;
         Ok(trainer)
     }
 
     /// Masks more (or other) units and weights from here on.
     pub fn mask(&mut self, removed: &Removed) -> Result<()> {
-        let mut keeps = surgery::keeps(&self.model, removed)?;
+        self.removed = removed.clone();
+        self.hold()
+    }
+
+    fn hold(&mut self) -> Result<()> {
+        let mut keeps = surgery::keeps(&self.model, &self.removed)?;
         for (slot, own) in &mut self.slots {
             own.mask(keeps.remove(slot).as_ref())?;
         }
@@ -268,7 +313,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn tensor(&self, slot: &Slot) -> Result<Tensor> {
-        let t = Tensor::from_slice(&slot.weights, slot.shape.as_slice(), self.model.device())?;
+        let t = Tensor::from_slice(&slot.seen(), slot.shape.as_slice(), self.model.device())?;
         Ok(t.to_dtype(self.model.dtype())?)
     }
 
@@ -279,13 +324,14 @@ impl<'a> Trainer<'a> {
     /// What a resume needs.
     pub fn state(&self) -> Result<TrainState> {
         let mut tensors = BTreeMap::new();
-        for (slot, own) in &self.slots {
+        for (slot, own) in self.slots.iter().filter(|(_, s)| s.trains) {
             let save = |values: &[f32]| Tensor::from_slice(values, own.shape.as_slice(), &Device::Cpu);
             tensors.insert(format!("{WEIGHTS}/{slot}"), save(&own.weights)?);
             for (name, values) in &own.memory {
                 tensors.insert(format!("{name}/{slot}"), save(values)?);
             }
         }
+        self.save_inner(&mut tensors)?;
         Ok(TrainState { tensors, meta: self.meta() })
     }
 
@@ -297,7 +343,11 @@ impl<'a> Trainer<'a> {
                 break;
             }
         }
-        Ok(())
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.finished, true) { Ok(()) } else { self.finish() }
     }
 
     /// One optimiser step.
@@ -316,7 +366,10 @@ impl<'a> Trainer<'a> {
                 None => batch.input_ids.elem_count() as u64,
             };
         }
+        self.prune(step, &batches)?;
         let (loss, mut gradients) = self.gradients(&batches, step)?;
+        let (learned, penalty) = self.learn(&gradients, step)?;
+        let loss = loss + penalty;
         let lr = self.clock.value(self.spec.optimizer.lr(), step);
         if !loss.is_finite() {
             return Err(PruneError::Diverged { step: step + 1, loss, lr });
@@ -325,14 +378,12 @@ impl<'a> Trainer<'a> {
         if !grad_norm.is_finite() {
             return Err(PruneError::GradientDiverged { step: step + 1, norm: grad_norm, lr });
         }
-        if let Some(clip) = self.spec.clip.filter(|c| grad_norm > *c) {
-            let scale = (clip / (grad_norm + CLIP_EPS)) as f32;
-            for g in gradients.values_mut().flatten() {
-                *g *= scale;
-            }
-        }
+        clip(self.spec.clip, grad_norm, gradients.values_mut());
+        self.observe(&batches, step)?;
+        self.update_learned(learned, step)?;
         for (slot, gradient) in &gradients {
             let Some(own) = self.slots.get_mut(slot) else { continue };
+            let before = own.factor.is_some().then(|| own.weights.clone());
             self.spec.optimizer.update(Update {
                 weights: &mut own.weights,
                 gradient,
@@ -340,10 +391,21 @@ impl<'a> Trainer<'a> {
                 step: step + 1,
                 lr,
                 matrix: own.matrix,
+                decays: true,
             })?;
+            // What is hidden waits as it is: neither momentum nor decay moves it.
+            for ((w, f), old) in own.weights.iter_mut().zip(own.factor.iter().flatten()).zip(before.iter().flatten()) {
+                if *f == 0.0 {
+                    *w = *old;
+                }
+            }
             own.hold();
         }
         self.step += 1;
+        match self.step == self.clock.steps {
+            true => self.end()?,
+            false => self.hide(step, false)?,
+        }
         Ok(StepEvent {
             step: self.step,
             steps: self.clock.steps,
@@ -353,6 +415,7 @@ impl<'a> Trainer<'a> {
             grad_norm,
             tokens,
             tokens_per_second: tokens as f64 / start.elapsed().as_secs_f64().max(1e-9),
+            sparsity: self.sparsity(),
         })
     }
 
@@ -376,7 +439,8 @@ impl<'a> Trainer<'a> {
     fn gradients(&self, batches: &[Batch], step: u64) -> Result<(f64, BTreeMap<String, Vec<f32>>)> {
         let seed = |micro: usize| mix(self.spec.seed, step, micro as u64);
         let mut scales = Vec::with_capacity(self.spec.loss.len());
-        for term in &self.spec.loss {
+        let terms: Vec<&Term> = self.spec.loss.iter().filter(|t| !t.term.of_scores()).collect();
+        for term in &terms {
             let mut count = 0.0;
             for (i, batch) in batches.iter().enumerate() {
                 count += term.term.count(&self.model, batch, seed(i))?;
@@ -395,9 +459,9 @@ impl<'a> Trainer<'a> {
         let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for (i, batch) in batches.iter().enumerate() {
             let outputs = OnceCell::new();
-            let alone = self.spec.loss.len() == 1;
+            let alone = terms.len() == 1;
             let mut total: Option<Tensor> = None;
-            for (term, scale) in self.spec.loss.iter().zip(&scales).filter(|(_, s)| **s != 0.0) {
+            for (term, scale) in terms.iter().zip(&scales).filter(|(_, s)| **s != 0.0) {
                 let input = LossInput::new(&model, batch, term.teacher.as_ref(), seed(i), alone, &outputs);
                 let sum = (term.term.sum(&input, &self.clock, step)?.to_dtype(DType::F32)? * *scale)?;
                 total = Some(match total {
@@ -425,11 +489,14 @@ impl<'a> Trainer<'a> {
         Ok((loss, gradients))
     }
 
-    /// The norm of all gradients, those of masked weights taken out. Summed in f64 in a fixed order.
+    /// The norm of the trained weights' gradients, those of masked and hidden weights taken out. Summed in f64 in a fixed order.
     fn norm(&self, gradients: &mut BTreeMap<String, Vec<f32>>) -> f64 {
+        gradients.retain(|slot, _| self.slots.get(slot).is_some_and(|s| s.trains));
         let mut sum = 0.0;
         for (slot, gradient) in gradients {
-            zero_masked(gradient, self.slots.get(slot).and_then(|s| s.keep.as_deref()));
+            let own = self.slots.get(slot);
+            zero_masked(gradient, own.and_then(|s| s.keep.as_deref()));
+            gradient.iter_mut().zip(own.and_then(|s| s.factor.as_ref()).into_iter().flatten()).for_each(|(g, f)| *g *= f);
             sum += gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
         }
         sum.sqrt()

@@ -221,7 +221,13 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
             let on = data.as_ref().map(|d| format!(" on {}", describe_data(d))).unwrap_or_default();
             plain(step, vec![format!("{}{on}", call(metric.span))])
         }
-        StepKind::Train(train) => plain(step, vec![format!("on {} for {}", describe_data(&train.data), length(train.length))]),
+        StepKind::Train(train) => {
+            let mut notes = vec![format!("on {} for {}", describe_data(&train.data), length(train.length))];
+            for prune in &train.prunes {
+                notes.extend(prune_notes(&at_the_end(prune), sims, sources).0);
+            }
+            plain(step, notes)
+        }
         StepKind::Reconstruct { selector, data, length: each, .. } => {
             let of = sites_of(selector, sims).map_or_else(|| "blocks of a model that is not at hand".to_owned(), |s| named(&s));
             plain(step, vec![format!("{of}, each trained alone on {} for {}", describe_data(data), length(*each))])
@@ -232,6 +238,16 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
         StepKind::Expect { .. } => plain(step, vec![call(step.span)]),
         _ => plain(step, Vec::new()),
     }
+}
+
+/// A `prune` inside `train` as what it comes to when the training is over.
+fn at_the_end(prune: &Prune) -> Prune {
+    let mut prune = prune.clone();
+    if let Goal::By(Amount::Scheduled { schedule, each }) = &prune.goal {
+        let share = prunectl_recipe::plan::Share::from_fraction(prunectl_prune::schedule::last_value(schedule));
+        prune.goal = Goal::By(Amount::Share { share, each: *each });
+    }
+    prune
 }
 
 fn length(when: prunectl_recipe::plan::When) -> String {

@@ -28,6 +28,8 @@ pub enum Event {
     Step(StepDone),
     /// The run goes on after an interruption; the steps after this line are numbered from 0 again.
     Resume { finished_steps: usize },
+    /// A training goes on after that optimiser step, from its last checkpoint.
+    Continue { name: String, step: u64, of: u64 },
     /// Ctrl-C or a termination signal.
     Interrupted,
     /// The run ended; `status` is `done`, `expect` (an expectation was not met) or `error`.

@@ -8,12 +8,15 @@ mod experts;
 mod fisher;
 mod flap;
 mod gate_gradients;
+mod gates;
 mod grasp;
 mod group_fisher;
+mod gum;
 mod hrank;
 mod loss_delta;
 mod loss_model;
 mod magnitude;
+mod movement;
 mod planned_data;
 mod planned_layerwise;
 mod planned_learned;
@@ -36,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::Result;
+use crate::learned::Learner;
 use crate::scores::Scores;
 use crate::selection::Request;
 use crate::site::Sites;
@@ -64,6 +68,11 @@ pub trait Criterion: Send + Sync {
 
     /// The layer-wise form, for methods that decide block by block or update the weights that stay.
     fn layerwise(&self) -> Option<&dyn Layerwise> {
+        None
+    }
+
+    /// The form that learns its scores inside `train`.
+    fn learner(&self) -> Option<&dyn Learner> {
         None
     }
 
@@ -129,11 +138,11 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     flap::ENTRY,
     planned_layerwise::THINET,
     hrank::ENTRY,
-    planned_learned::SLIMMING,
-    planned_learned::PSP,
-    planned_learned::MOVEMENT,
-    planned_learned::LEARNED_SCORES,
-    planned_learned::GUM,
+    gates::SLIMMING,
+    gates::PSP,
+    movement::MOVEMENT,
+    movement::LEARNED_SCORES,
+    gum::ENTRY,
     uniqueness::UNIQUENESS,
     uniqueness::SENSITIVITY,
     snip::ENTRY,
@@ -145,7 +154,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     planned_learned::SERENE,
     planned_learned::LOBSTER,
     supermask::ENTRY,
-    planned_learned::HARD_CONCRETE,
+    gates::HARD_CONCRETE,
     activation_norm::ENTRY,
     experts::REAP,
     experts::FREQUENCY,

@@ -1,6 +1,7 @@
 //! Terms of a training loss: one file each, ending in its row.
 
 mod distill;
+mod l1;
 mod masked_lm;
 mod planned;
 mod task;
@@ -59,6 +60,10 @@ pub trait LossTerm: Send + Sync {
     fn teacher(&self) -> Option<&Value> {
         None
     }
+    /// Whether it is a penalty on learned scores, which the training loop computes itself: `count` and `sum` are never asked then.
+    fn of_scores(&self) -> bool {
+        false
+    }
     /// Scored tokens (or examples) of a micro-batch: what its sum will be divided by, together with the step's other micro-batches.
     fn count(&self, model: &Transformer, batch: &Batch, seed: u64) -> Result<f64>;
     /// The sum over scored tokens (or examples): a scalar in the graph. `clock` and `step` are for schedules.
@@ -71,7 +76,7 @@ pub static LOSSES: &[Entry<dyn LossTerm>] = &[
     task::NEXT_TOKEN,
     masked_lm::ENTRY,
     distill::ENTRY,
-    planned::L1,
+    l1::ENTRY,
     planned::HIDDEN,
     planned::ATTENTION_MAPS,
     planned::MINILM,

@@ -14,16 +14,6 @@ macro_rules! planned {
 }
 
 planned!(
-    L1,
-    other(
-        Kind::Loss,
-        "l1",
-        "Sanh et al., Movement Pruning (2020), eq. 5",
-        &[param("of", Ty::OneOf(&["scores"]), "scores", "`scores`: every learned score of this `train`.")],
-        "Mean of σ(S) over learned scores, or of |γ| over learned gates; the mean over matrices, each divided by its own size.",
-    )
-);
-planned!(
     HIDDEN,
     other(
         Kind::Loss,

@@ -33,7 +33,7 @@ impl Optimizer for AdamW {
     }
 
     fn update(&self, u: Update<'_>) -> Result<()> {
-        let weight_decay = if u.matrix || self.decay_all { self.weight_decay } else { 0.0 };
+        let weight_decay = if u.decays && (u.matrix || self.decay_all) { self.weight_decay } else { 0.0 };
         let options = Options { lr: u.lr, beta1: self.beta1, beta2: self.beta2, eps: self.eps, weight_decay };
         let n = u.weights.len();
         let mut m = u.memory.remove(FIRST).unwrap_or_else(|| vec![0.0; n]);

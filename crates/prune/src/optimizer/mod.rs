@@ -27,6 +27,8 @@ pub struct Update<'a> {
     pub lr: f64,
     /// Whether it is a matrix (or table): biases and norms are not decayed by default.
     pub matrix: bool,
+    /// Whether weight decay applies at all; never to learned scores.
+    pub decays: bool,
 }
 
 /// An update rule.

@@ -26,7 +26,8 @@ impl Optimizer for Sgd {
     }
 
     fn update(&self, u: Update<'_>) -> Result<()> {
-        let (lr, decay, mu) = (u.lr as f32, self.weight_decay as f32, self.momentum as f32);
+        let decay = if u.decays { self.weight_decay as f32 } else { 0.0 };
+        let (lr, mu) = (u.lr as f32, self.momentum as f32);
         if mu == 0.0 {
             for (w, g) in u.weights.iter_mut().zip(u.gradient) {
                 *w -= lr * (g + decay * *w);

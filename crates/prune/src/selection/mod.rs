@@ -36,7 +36,7 @@ pub enum AtLeast {
 }
 
 impl AtLeast {
-    fn of(self, total: usize) -> usize {
+    pub(crate) fn of(self, total: usize) -> usize {
         match self {
             Self::Units(n) => n,
             Self::Share(s) => total - Share(Share::ONE.0 - s.0).of(total).min(total),

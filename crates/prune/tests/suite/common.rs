@@ -44,6 +44,10 @@ impl Case {
         self.inputs[name].clone()
     }
 
+    pub fn has(&self, input: &str) -> bool {
+        self.inputs.contains_key(input)
+    }
+
     pub fn expected(&self, name: &str) -> Vec<f32> {
         let t = self.expected.get(name).unwrap_or_else(|| panic!("no {name}"));
         t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+mod golden_learned;
 mod golden_methods;
 mod golden_weights;
+mod inside;
 mod perplexity;
 mod recovery;
 mod surgery;
+mod tickets;
 mod training;

@@ -11,7 +11,7 @@ use prunectl_prune::{
 };
 use prunectl_recipe::plan::{Curve, Schedule, Value, When};
 
-struct Rows(Tensor);
+pub struct Rows(Tensor);
 
 impl Examples for Rows {
     fn len(&self) -> usize {
@@ -32,11 +32,11 @@ fn expected() -> std::collections::HashMap<String, Tensor> {
     candle_core::safetensors::load(golden("adamw/expected.safetensors"), &Device::Cpu).unwrap()
 }
 
-fn model() -> Transformer {
+pub fn model() -> Transformer {
     prunectl_model::load(&golden("methods/models/llama-tiny"), &LoadOptions::default()).unwrap()
 }
 
-fn data() -> Rows {
+pub fn data() -> Rows {
     Rows(expected()["input_ids"].to_dtype(DType::U32).unwrap())
 }
 
@@ -44,7 +44,7 @@ fn constant(value: f64) -> Schedule {
     Schedule::Hold { value, length: None }
 }
 
-fn spec(length: When, optimizer: &str, args: &[(&str, Value)]) -> TrainSpec {
+pub fn spec(length: When, optimizer: &str, args: &[(&str, Value)]) -> TrainSpec {
     let term = Term { weight: constant(1.0), term: crate::common::build(LOSSES, "task", &[]), teacher: None };
     TrainSpec {
         length,
@@ -55,10 +55,11 @@ fn spec(length: When, optimizer: &str, args: &[(&str, Value)]) -> TrainSpec {
         loss: vec![term],
         only: None,
         seed: 7,
+        prunes: Vec::new(),
     }
 }
 
-fn adamw() -> Vec<(&'static str, Value)> {
+pub fn adamw() -> Vec<(&'static str, Value)> {
     vec![("lr", Value::Number(3e-4)), ("decay", Value::Word("all".into()))]
 }
 
@@ -80,11 +81,11 @@ impl Observer for Record {
     }
 }
 
-fn values(t: &Tensor) -> Vec<f32> {
+pub fn values(t: &Tensor) -> Vec<f32> {
     t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn bits(model: &Transformer) -> BTreeMap<String, Vec<u32>> {
+pub fn bits(model: &Transformer) -> BTreeMap<String, Vec<u32>> {
     model.params().iter().map(|(slot, t)| (slot.to_owned(), values(t).iter().map(|v| v.to_bits()).collect())).collect()
 }
 

@@ -177,6 +177,9 @@ pub struct Curve {
     pub name: String,
     /// Step and loss.
     pub loss: Vec<(f64, f64)>,
+    /// Step and share of the selected units that were masked; empty without a `prune` inside.
+    #[serde(default)]
+    pub sparsity: Vec<(f64, f64)>,
     /// Evals inside, by name: step and value.
     pub evals: BTreeMap<String, Vec<(f64, f64)>>,
 }

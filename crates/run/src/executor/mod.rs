@@ -5,6 +5,7 @@
 
 mod adopt;
 mod book;
+mod inner;
 mod inputs;
 mod measure;
 mod plain;

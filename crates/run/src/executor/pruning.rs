@@ -21,9 +21,9 @@ use crate::journal::StepDone;
 use crate::rundir::SCORES;
 
 /// A criterion ready to be called, and its data.
-struct Ready {
-    criterion: Box<dyn Criterion>,
-    data: Box<dyn Batches>,
+pub(super) struct Ready {
+    pub criterion: Box<dyn Criterion>,
+    pub data: Box<dyn Batches>,
 }
 
 impl Executor<'_> {
@@ -46,7 +46,7 @@ impl Executor<'_> {
                 (self.stored_scores(done, &state.model)?, Some("finished before the interruption".to_owned()))
             }
             (None, CriterionRef::Method(method)) => {
-                let mut ready = self.criterion(&state, method, batch)?;
+                let mut ready = self.criterion(&state, method, batch, false)?;
                 let progress = self.progress(&method.name);
                 let scores = ready.criterion.score(&state.model, &sites, ready.data.as_mut(), &progress)?;
                 result["standing"] = json!(ready.criterion.standing());
@@ -109,7 +109,7 @@ impl Executor<'_> {
         let mut result = json!({"criterion": call, "model": name, "amount": amount_text(amount)});
         let (decision, scores, reused, data) = match &prune.criterion {
             CriterionRef::Method(method) => {
-                let mut ready = self.criterion(&state, method, prune.batch)?;
+                let mut ready = self.criterion(&state, method, prune.batch, false)?;
                 let request = Request { scope: scope(prune, &*ready.criterion, &sites), ..request };
                 let progress = self.progress(&method.name);
                 let (decision, scores) = compute(&mut state, &dense, &mut ready, request, prune, &progress)?;
@@ -140,7 +140,7 @@ impl Executor<'_> {
         }
         let mut files = write_decision(&self.dir, &step.name, &decision, &state.map, &state.model)?;
         files.push(write_scores(&self.dir, &step.name, &scores, &state.model)?);
-        result["gone"] = self.say_what_went(step, &sites, &state);
+        result["gone"] = self.say_what_went(&step.name, &sites, &state);
         self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name.clone(), scores, map: state.map.clone() });
         state.changed = true;
         self.state.models.insert(name, state);
@@ -152,7 +152,7 @@ impl Executor<'_> {
     }
 
     /// `prune-1: 19 of 48 heads are masked`; the same as data, by kind: `{"attention.heads": [19, 48]}`.
-    fn say_what_went(&self, step: &Step, sites: &Sites, state: &ModelState) -> serde_json::Value {
+    pub(super) fn say_what_went(&self, name: &str, sites: &Sites, state: &ModelState) -> serde_json::Value {
         let mut out = serde_json::Map::new();
         for kind in sites.kinds() {
             let total = sites.count(kind);
@@ -160,16 +160,17 @@ impl Executor<'_> {
                 continue;
             }
             let gone: usize = sites.of_kind(kind).map(|(key, units)| units.iter().filter(|u| state.removed.has(key, **u)).count()).sum();
-            self.options.ui.note(format!("{}: {gone} of {total} {} are masked", step.name, prunectl_prune::site::plural(kind)));
+            self.options.ui.note(format!("{name}: {gone} of {total} {} are masked", prunectl_prune::site::plural(kind)));
             out.insert(prunectl_prune::site::part(kind).to_owned(), json!([gone, total]));
         }
         if !sites.weights.is_empty() {
-            self.options.ui.note(format!("{}: weights of {} matrices are masked", step.name, sites.weights.len()));
+            self.options.ui.note(format!("{name}: weights of {} matrices are masked", sites.weights.len()));
         }
         serde_json::Value::Object(out)
     }
 
-    fn criterion(&self, state: &ModelState, method: &Method, batch: Option<u64>) -> Result<Ready> {
+    /// `inside` a `train` the batches of the training stand in for data that the recipe doesn't give.
+    pub(super) fn criterion(&self, state: &ModelState, method: &Method, batch: Option<u64>, inside: bool) -> Result<Ready> {
         let mut criterion = build(CRITERIA, &method.name, &method.args)?;
         if let Some(name) = criterion.snapshot().map(str::to_owned) {
             let taken = self.state.snapshots.get(&name);
@@ -186,7 +187,7 @@ impl Executor<'_> {
                 }
                 Box::new(batches)
             }
-            _ if criterion.needs_data() => {
+            _ if criterion.needs_data() && !inside => {
                 return Err(Error::Refused {
                     what: format!("`{}` is measured on data, and none is given", method.name),
                     remedy: format!("write {}(on = DATA)", method.name),
@@ -197,7 +198,7 @@ impl Executor<'_> {
         Ok(Ready { criterion, data })
     }
 
-    fn criterion_call(&self, criterion: &CriterionRef) -> String {
+    pub(super) fn criterion_call(&self, criterion: &CriterionRef) -> String {
         match criterion {
             CriterionRef::Method(m) => self.call(m.span, &m.name),
             CriterionRef::Stored(name) => name.clone(),
@@ -205,12 +206,12 @@ impl Executor<'_> {
         }
     }
 
-    fn scores_named(&self, name: &str) -> Result<Scores> {
+    pub(super) fn scores_named(&self, name: &str) -> Result<Scores> {
         let found = self.state.scores.get(name).cloned();
         found.ok_or_else(|| Error::Internal(format!("scores `{name}` are used before they are made")))
     }
 
-    fn stored_scores(&self, done: &StepDone, model: &Transformer) -> Result<Scores> {
+    pub(super) fn stored_scores(&self, done: &StepDone, model: &Transformer) -> Result<Scores> {
         let found = done.files.iter().find(|(f, _)| f.starts_with(SCORES));
         let (file, hash) = found.ok_or_else(|| Error::Damaged {
             path: self.dir.join(crate::journal::JOURNAL),
@@ -280,7 +281,7 @@ pub(super) fn amount_text(amount: &Amount) -> String {
     }
 }
 
-fn at_least(value: Option<&Value>) -> Result<Option<AtLeast>> {
+pub(super) fn at_least(value: Option<&Value>) -> Result<Option<AtLeast>> {
     match value {
         None => Ok(None),
         Some(Value::Percent(share)) => Ok(Some(AtLeast::Share(*share))),
@@ -291,13 +292,13 @@ fn at_least(value: Option<&Value>) -> Result<Option<AtLeast>> {
     }
 }
 
-fn scope(prune: &Prune, criterion: &dyn Criterion, sites: &Sites) -> Scope {
+pub(super) fn scope(prune: &Prune, criterion: &dyn Criterion, sites: &Sites) -> Scope {
     let first = sites.kinds().into_iter().next();
     prune.scope.unwrap_or_else(|| first.map_or(Scope::Global, |kind| criterion.default_scope(kind)))
 }
 
 /// The scope where neither the recipe nor a criterion says.
-fn default_scope(sites: &Sites) -> Scope {
+pub(super) fn default_scope(sites: &Sites) -> Scope {
     if sites.weights.is_empty() { Scope::Global } else { Scope::Matrix }
 }
 

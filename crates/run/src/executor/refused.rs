@@ -42,13 +42,7 @@ fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
             StepKind::Quantize { method, .. } => out.push(no(&format!("`quantize … using {}`", method.name), step.span, "leave it out")),
             StepKind::Prune(prune) => self::prune(prune, step.span, out),
             StepKind::Train(train) => {
-                if let Some(inner) = train.prunes.first() {
-                    let name = match &inner.criterion {
-                        prunectl_recipe::plan::CriterionRef::Method(m) => format!("`prune … using {}` inside `train`", m.name),
-                        _ => "`prune` inside `train`".to_owned(),
-                    };
-                    out.push(no(&name, step.span, "prune before the `train`, and train to recover"));
-                }
+                train.prunes.iter().for_each(|p| self::prune(p, step.span, out));
                 chat(&train.data, step.span, out);
             }
             StepKind::Eval { data: Some(data), .. } => chat(data, step.span, out),

@@ -250,6 +250,9 @@ fn charts(curve: &super::book::Curve) -> Vec<Chart> {
         series,
     };
     let mut out = vec![chart("loss", vec![Series { name: "loss".to_owned(), points: curve.loss.clone() }])];
+    if !curve.sparsity.is_empty() {
+        out.push(chart("share masked", vec![Series { name: "masked".to_owned(), points: curve.sparsity.clone() }]));
+    }
     for (name, points) in &curve.evals {
         out.push(chart(name, vec![Series { name: name.clone(), points: points.clone() }]));
     }

@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use crate::data::Need;
 use crate::error::{Error, Result};
 use crate::executor::book::{Curve, plain_name};
+use crate::executor::inner::{KEPT, choose, kept, stopped};
 use crate::executor::inputs::{Wanted, batches, rows_at_once};
 use crate::executor::state::ModelState;
 use crate::executor::store::{from_bytes, to_bytes};
 use crate::executor::{Executor, Outcome};
 use crate::files::file_name_of;
-use crate::journal::StepDone;
+use crate::journal::{Event, StepDone};
 use crate::rundir::CHECKPOINTS;
 
 /// Seconds between checkpoints where the recipe doesn't say.
@@ -45,17 +46,11 @@ impl Executor<'_> {
             let tensors = from_bytes(&self.dir.read_checked(file, hash)?, &self.dir.join(file))?;
             self.book.curves.push(serde_json::from_value(done.result.clone()).unwrap_or_default());
             self.put_weights(&train.model, tensors)?;
+            self.replay_inner(step, train, done)?;
             return Ok(Outcome {
                 files: done.files.clone(),
                 result: done.result.clone(),
                 reused: Some("trained before the interruption".to_owned()),
-            });
-        }
-        if let Some(prune) = train.prunes.first() {
-            let what = format!("`prune` inside `train` ({:?})", prune.criterion);
-            return Err(Error::Refused {
-                what: format!("{} is not carried out by this build", what.split('{').next().unwrap_or("it").trim()),
-                remedy: "prune before the training".to_owned(),
             });
         }
         let spec = self.train_spec(train, &state)?;
@@ -72,7 +67,9 @@ impl Executor<'_> {
         let mut best = None;
         let mut trainer = match resumed {
             Some(resumed) => {
-                self.options.ui.note(format!("{}: goes on after step {}", step.name, resumed.state.meta.step));
+                let (at, of) = (resumed.state.meta.step, resumed.state.meta.steps);
+                self.options.ui.note(format!("{}: goes on after step {at} of {of}", step.name));
+                self.dir.log(&Event::Continue { name: step.name.clone(), step: at, of })?;
                 watch = resumed.watch;
                 best = resumed.best;
                 Trainer::resume(&state.model, &state.removed, &spec, &data, &resumed.state)?
@@ -92,11 +89,14 @@ impl Executor<'_> {
             best: &mut best,
             bar: progress,
         };
-        trainer.run(&mut data, &mut observer)?;
+        let ran = trainer.run(&mut data, &mut observer);
         observer.bar.finish_and_clear();
+        ran.map_err(|e| stopped(e, watch.meta.as_ref()))?;
         let mut model = trainer.model()?;
+        let mut decisions = trainer.decisions();
         if let Some(best) = best {
-            for (slot, tensor) in best {
+            choose(&mut decisions, &best)?;
+            for (slot, tensor) in best.into_iter().filter(|(slot, _)| !slot.starts_with(KEPT)) {
                 let tensor = tensor.to_device(model.device())?.to_dtype(model.dtype())?;
                 model.params_mut().set(slot, tensor);
             }
@@ -107,7 +107,9 @@ impl Executor<'_> {
         let result = serde_json::to_value(&watch.curve).map_err(|e| Error::Internal(format!("a curve can't be written as JSON: {e}")))?;
         self.book.curves.push(watch.curve);
         self.put_weights(&train.model, trained)?;
-        Ok(Outcome { files: vec![(file, hash)], result, reused: None })
+        let mut files = vec![(file, hash)];
+        files.extend(self.put_decisions(step, train, decisions)?);
+        Ok(Outcome { files, result, reused: None })
     }
 
     pub(super) fn put_weights(&mut self, name: &str, tensors: BTreeMap<String, Tensor>) -> Result<()> {
@@ -143,6 +145,7 @@ impl Executor<'_> {
             loss,
             only,
             seed: count("seed").unwrap_or(0),
+            prunes: self.inner_prunes(train, state)?,
         })
     }
 
@@ -263,14 +266,17 @@ impl TrainObserver<'_, '_, '_> {
     fn after(&mut self, trainer: &Trainer<'_>, event: &StepEvent) -> Result<Flow> {
         self.bar.set_length(event.steps);
         self.bar.set_position(event.step);
-        self.bar.set_message(format!("loss {:.4}, {:.0} tokens/s", event.loss, event.tokens_per_second));
+        let gone = event.sparsity.map_or_else(String::new, |s| format!(", {:.1}% masked", s * 100.0));
+        self.bar.set_message(format!("loss {:.4}{gone}, lr {:.1e}, {:.0} tokens/s", event.loss, event.lr, event.tokens_per_second));
         let at = event.step as f64;
         let stride = event.steps.div_ceil(CURVE_POINTS).max(1);
         if event.step.is_multiple_of(stride) || event.step == 1 || event.step == event.steps {
             self.watch.curve.loss.push((at, event.loss));
+            self.watch.curve.sparsity.extend(event.sparsity.map(|s| (at, s)));
         }
         if event.step.is_multiple_of(stride.max(1) * 10) {
-            self.executor.options.ui.detail(format!("step {}/{}: loss {:.4}, lr {:.2e}", event.step, event.steps, event.loss, event.lr));
+            let line = format!("step {}/{}: loss {:.4}{gone}, lr {:.2e}", event.step, event.steps, event.loss, event.lr);
+            self.executor.options.ui.detail(line);
         }
         let mut flow = Flow::Continue;
         for i in 0..self.evals.len() {
@@ -289,12 +295,12 @@ impl TrainObserver<'_, '_, '_> {
     fn evaluate(&mut self, i: usize, trainer: &Trainer<'_>, at: f64) -> Result<Flow> {
         let Some(eval) = self.evals.get(i) else { return Ok(Flow::Continue) };
         let model = trainer.model()?;
-        let trained: BTreeMap<String, Tensor> = model.params().iter().map(|(k, t)| (k.to_owned(), t.clone())).collect();
+        let mut trained: BTreeMap<String, Tensor> = model.params().iter().map(|(k, t)| (k.to_owned(), t.clone())).collect();
         // The metric sees the model as it is now under its own name; other models are as they were.
         let before = self.executor.state.model(&self.train.model)?.model.clone();
         self.executor.state.model_mut(&self.train.model)?.model = model;
         let measured = self.executor.measure(&*eval.built, eval.metric, eval.model, eval.data, eval.batch);
-        self.executor.state.model_mut(&self.train.model)?.model = before;
+        self.executor.state.model_mut(&self.train.model)?.model = before.clone();
         let value = measured?.value;
         self.executor.options.ui.note(format!(
             "step {at}: {} = {}",
@@ -303,11 +309,16 @@ impl TrainObserver<'_, '_, '_> {
         ));
         self.watch.curve.evals.entry(eval.name.clone()).or_default().push((at, value));
         self.executor.metrics.insert(eval.name.clone(), value);
+        // What was measured before the last units went speaks of another model.
+        if !trainer.settled() {
+            return Ok(Flow::Continue);
+        }
         if let Some((name, lowest)) = &self.train.keep
             && plain_name(name) == eval.name
             && better(value, self.watch.best, *lowest)
         {
             self.watch.best = Some(value);
+            trained.extend(kept(&trainer.decisions(), &before)?);
             *self.best = Some(trained);
         }
         if let Some(stop) = &self.train.stop

@@ -1,0 +1,80 @@
+//! Rows of methods that train a gate on every unit; the formulas are in `learned`.
+
+use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
+use prunectl_recipe::plan::Value;
+
+use super::Criterion;
+use crate::learned::InTrain;
+use crate::learned::hard_concrete::HardConcrete;
+use crate::learned::psp::Psp;
+use crate::learned::slimming::Slimming;
+use crate::optimizer::schedule;
+use crate::row::{INNER_SITES, criterion, learns, optional, param, runs, within};
+
+fn slimming(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    Ok(Box::new(InTrain(Slimming { l1: schedule(args, "l1")? })))
+}
+
+fn psp(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    let squared = args.word("decay")? == "l2";
+    Ok(Box::new(InTrain(Psp { l1: schedule(args, "l1")?, threshold: args.float("threshold")?, squared })))
+}
+
+fn hard_concrete(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    let target = args.get("target").and_then(Value::as_f64);
+    Ok(Box::new(InTrain(HardConcrete { lr: schedule(args, "lr")?, target, temperature: args.float("temperature")? })))
+}
+
+pub(super) const SLIMMING: Entry<dyn Criterion> = Entry {
+    spec: runs(learns(criterion(
+        "slimming",
+        "Liu et al., Learning Efficient Convolutional Networks through Network Slimming (2017), eq. 1",
+        &[within(param("l1", Ty::Scheduled, "1e-4", "Weight of the l1 subgradient on the gates."), 0.0, 1e6)],
+        INNER_SITES,
+        "Trains with an l1 subgradient on a gate γ of every unit, and ranks |γ|; in the end γ is multiplied into the weights.\n\n\
+         Mind: the subgradient is added after backward, sign(0) = 0; a global threshold can empty a layer, so use `at_least`.",
+    ))),
+    build: Some(slimming),
+};
+
+pub(super) const PSP: Entry<dyn Criterion> = Entry {
+    spec: runs(learns(criterion(
+        "psp",
+        "Schindler et al., Parameterized Structured Pruning for Deep Neural Networks (2019), eq. 2-5",
+        &[
+            within(param("l1", Ty::Scheduled, "1e-4", "Decay of the structure parameters."), 0.0, 1e6),
+            within(param("threshold", Ty::Float, "1e-2", "ε: a smaller |α| switches its structure off."), 0.0, 1e6),
+            param("decay", Ty::OneOf(&["l1", "l2"]), "l1", "The regulariser on α."),
+        ],
+        INNER_SITES,
+        "Multiplies every structure by ν(α), zero where |α| < ε; ∂α is the sum of the structure's gradients, straight through the threshold.\n\n\
+         The amount is what must have gone in the end: the smallest |α| follow those under ε.\n\n\
+         Mind: dense weights stay, so a structure can return while the training lasts.",
+    ))),
+    build: Some(psp),
+};
+
+pub(super) const HARD_CONCRETE: Entry<dyn Criterion> = Entry {
+    spec: runs(learns(criterion(
+        "hard_concrete",
+        "Louizos et al., Learning Sparse Neural Networks through L0 Regularization (2018), eq. 10-12; Xia et al., CoFi (2022); Sheared LLaMA (2023)",
+        &[
+            within(param("lr", Ty::Scheduled, "1e-1", "Learning rate of the gates' log α and of the multipliers."), 0.0, 1e6),
+            within(
+                optional(
+                    "target",
+                    Ty::Percent,
+                    "Share of the selected units' parameters that may stay; the rest of the amount if left out.",
+                ),
+                0.0,
+                100.0,
+            ),
+            within(param("temperature", Ty::Float, "0.6667", "β of the concrete distribution, also at evaluation."), 1e-3, 10.0),
+        ],
+        INNER_SITES,
+        "L0 gates from a stretched, clamped concrete distribution, with a Lagrangian on the target size over any mix of sites.\n\n\
+         The target follows the amount's schedule; after the last step the lowest gates go, as many as the amount says, and the others are multiplied into the weights.\n\n\
+         Mind: evaluation uses the gates' deterministic value at the same temperature.",
+    ))),
+    build: Some(hard_concrete),
+};
