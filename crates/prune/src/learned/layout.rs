@@ -1,5 +1,6 @@
 //! Where the units of a selection stand in the matrices: all that a learner needs to know of a network.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use prunectl_model::{Slice, Transformer};
@@ -87,11 +88,10 @@ impl Layout {
             for slices in units {
                 let mut sum = 0.0;
                 for slice in slices.iter().filter(|s| counts(slices, s)) {
-                    let place = (slice.slot.as_str(), slice.dim);
-                    if !lines.contains_key(&place) {
-                        lines.insert(place, self.line_products(backward, &slice.slot, slice.dim)?);
-                    }
-                    let line = lines.get(&place).map(Vec::as_slice).unwrap_or_default();
+                    let line = match lines.entry((slice.slot.as_str(), slice.dim)) {
+                        Entry::Occupied(line) => line.into_mut(),
+                        Entry::Vacant(free) => free.insert(self.line_products(backward, &slice.slot, slice.dim)?),
+                    };
                     sum += line.iter().skip(slice.start).take(slice.len).sum::<f64>();
                 }
                 sums.push(sum as f32);

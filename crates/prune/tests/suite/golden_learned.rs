@@ -533,14 +533,14 @@ fn hard_concrete_gradients() {
     let (found, _) = learner.gradients(&layout, &learned, &backward, &moment).unwrap();
     let mut inside = 0;
     for (name, sign) in [(slot.as_str(), 1.0), ("multipliers", -1.0)] {
-        for i in 0..learned.params[name].len() {
+        for (i, ours) in found[name].iter().enumerate() {
             let at = |by: f32| {
                 let mut other = learned.clone();
                 other.params.get_mut(name).unwrap()[i] += by;
                 loss(&other)
             };
             let expected = sign * (at(1e-3) - at(-1e-3)) / 2e-3;
-            let ours = f64::from(found[name][i]);
+            let ours = f64::from(*ours);
             inside += usize::from(expected.abs() > 0.01);
             assert!((ours - expected).abs() < 1e-3 * expected.abs().max(0.1), "{name}[{i}]: {ours} {expected}");
         }
