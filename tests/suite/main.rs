@@ -1,6 +1,7 @@
 //! The program as its users meet it.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod bounds;
 mod cli;
 mod common;
 mod compare;

@@ -6,6 +6,7 @@
 //! Adding a method is one file and one row in its registry ([`CRITERIA`], [`METRICS`], [`LOSSES`], …).
 
 mod adapter;
+mod bound;
 mod calibrate;
 mod comparison;
 mod criterion;
@@ -33,6 +34,7 @@ mod train;
 mod units;
 
 pub use adapter::{ADAPTERS, Adapter};
+pub use bound::{Bounded, CURVE_POINTS, Limits, SensitivityCurve, to_limits, to_shape};
 pub use comparison::{Agreement, Margin, agreements, margin};
 pub use criterion::{CRITERIA, Criterion, Layerwise, Standing};
 pub use data::{Batches, Examples, InMemory, Progress, TokenStream};

@@ -5,16 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use prunectl_model::{Facts as ModelFile, LayerDims, cost};
-use prunectl_prune::{CRITERIA, Key, Sites, build, site};
+use prunectl_prune::{CRITERIA, CURVE_POINTS, Key, Sites, build, site};
 use prunectl_recipe::Sources;
 use prunectl_recipe::catalogue::SiteKind;
-use prunectl_recipe::plan::{Amount, CriterionRef, Goal, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Value};
+use prunectl_recipe::plan::{
+    Amount, Bound, CriterionRef, Goal, LimitValue, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Value,
+};
 use serde::Serialize;
 
 use crate::data::{AutoBatch, describe as describe_data, memory_bytes};
 use crate::executor::{kind_name, model_of, to_sites};
 use crate::hub::Door;
 use crate::models::{describe, facts_from_file, read_facts};
+use crate::report::figure;
 use crate::stock;
 
 /// Tokens of the sequence that FLOPs and the KV cache are stated for.
@@ -291,10 +294,9 @@ fn prune_notes(prune: &Prune, sims: &mut BTreeMap<String, Sim>, sources: &Source
     let Some(sim) = sims.get_mut(&name) else { return (Vec::new(), None) };
     let mut notes = vec![named(&sites)];
     sim.compacted = false;
-    let Goal::By(amount) = &prune.goal else {
-        sim.vague = true;
-        notes.push("down to a bound: what goes is decided by the run".to_owned());
-        return (notes, passes(&prune.criterion, &sites, prune.rescore, 0));
+    let amount = match &prune.goal {
+        Goal::By(amount) => amount,
+        Goal::To(bound) => return bound_notes(bound, prune, &sites, sim, notes, sources),
     };
     let mut total_removed = 0;
     for kind in sites.kinds().into_iter().filter(|k| *k != SiteKind::Weights) {
@@ -376,6 +378,62 @@ fn fitted_on(prune: &Prune) -> String {
         Some(Value::Data(d)) => describe_data(d),
         _ => "the data".to_owned(),
     }
+}
+
+/// What a bound asks for; a shape decides what is left, limits only the run.
+fn bound_notes(
+    bound: &Bound,
+    prune: &Prune,
+    sites: &Sites,
+    sim: &mut Sim,
+    mut notes: Vec<String>,
+    sources: &Sources,
+) -> (Vec<String>, Option<u64>) {
+    let scoring = passes(&prune.criterion, sites, None, 0);
+    let limits = match bound {
+        Bound::Limits(limits) => limits,
+        Bound::Shape(wanted) => {
+            for (kind, n) in wanted {
+                let mut gone = 0;
+                for (key, units) in sites.of_kind(*kind) {
+                    let own = units.len().saturating_sub(*n as usize);
+                    gone += own;
+                    let old = sim.ranges.get(&key).copied().unwrap_or((0, 0));
+                    sim.ranges.insert(key, (own.max(old.0), own.max(old.1)));
+                }
+                sim.gone.insert(*kind, gone);
+                let each = if matches!(kind, SiteKind::Layers | SiteKind::Hidden) { "" } else { " in each layer" };
+                notes.push(format!("{n} {} stay{each}, {gone} of {} go", site::plural(*kind), sites.count(*kind)));
+            }
+            return (notes, scoring);
+        }
+    };
+    sim.vague = true;
+    for limit in limits {
+        let dense = match limit.metric.name.as_str() {
+            "params" => Some(sim.file.parameters as f64),
+            "flops" => {
+                let length = limit.metric.args.count("length").ok().and_then(|n| usize::try_from(n).ok());
+                length.map(|n| cost::flops(&sim.file.blueprint, &sim.file.dims, n) as f64)
+            }
+            _ => None,
+        };
+        let text = sources.slice(limit.metric.span).split_whitespace().collect::<Vec<_>>().join(" ");
+        let unit = crate::executor::unit_of(&limit.metric.name);
+        notes.push(match (limit.value, dense) {
+            (LimitValue::Absolute(most), _) => format!("{text} at most {}", figure(most, unit)),
+            (LimitValue::OfDense(share), Some(dense)) => {
+                format!("{text} at most {} of {}", figure((dense * share.fraction()).floor(), unit), figure(dense, unit))
+            }
+            (LimitValue::OfDense(share), None) => {
+                format!("{text} at most {}% of what the run measures of the dense model", share.0 as f64 / 1e7)
+            }
+        });
+    }
+    let curves = sites.units.values().filter(|u| !u.is_empty()).count();
+    notes.push(format!("met from {curves} sensitivity curves of {CURVE_POINTS} points: how much each layer gives is decided by the run"));
+    // The dense loss, the curves, and the loss of the result and of the uniform baseline.
+    (notes, scoring.map(|n| n + (curves * CURVE_POINTS) as u64 + 3))
 }
 
 /// Units gone after a prune of `n` selected ones of which `before` were gone; `None` where only the run knows.

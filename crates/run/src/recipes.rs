@@ -9,7 +9,10 @@ use crate::error::{Error, Result};
 pub const BUILTIN: &str = "builtin:";
 
 /// Recipes inside the program, by name.
-pub const BUILTINS: &[(&str, &str)] = &[("bert_heads", include_str!("../../../recipes/bert_heads.prune"))];
+pub const BUILTINS: &[(&str, &str)] = &[
+    ("bert_heads", include_str!("../../../recipes/bert_heads.prune")),
+    ("compare_heads", include_str!("../../../recipes/compare_heads.prune")),
+];
 
 /// A recipe's text and where it came from.
 #[derive(Debug, Clone)]

@@ -23,7 +23,7 @@ use crate::error::{PruneError, Result};
 use crate::scores::Scores;
 use crate::site::{Key, Sites, plural};
 
-pub(crate) use units::select_together;
+pub(crate) use units::{chains, select_together};
 pub(crate) use weights::to_go as weights_to_go;
 
 /// The least that must stay in each layer (each matrix, for weights).
@@ -109,7 +109,7 @@ impl Shape {
         crate::decision::unit_count(key, &self.dims, self.hidden)
     }
 
-    fn cost(&self, key: Key, unit: usize) -> u64 {
+    pub(crate) fn cost(&self, key: Key, unit: usize) -> u64 {
         let costs = self.cost.get(&key).map(Vec::as_slice).unwrap_or_default();
         costs.get(unit).or(costs.first()).copied().unwrap_or_default()
     }

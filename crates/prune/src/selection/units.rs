@@ -81,6 +81,39 @@ pub(crate) fn select_together(scores: &Scores, request: &Request<'_>, shape: &Sh
     Ok(keys.into_iter().map(|key| (key, (0..shape.count(key)).filter(|u| stays(key, *u)).collect())).collect())
 }
 
+/// Of each selected site, the units that may go in the order in which they go, in steps that leave a legal model: of query heads that
+/// share keys and values one of each group, with `align` as many as the multiple asks for. `at_least` cuts the end off.
+pub(crate) fn chains(scores: &Scores, request: &Request<'_>, shape: &Shape) -> Result<BTreeMap<Key, Vec<Vec<usize>>>> {
+    if !request.sites.weights.is_empty() {
+        return Err(amount_error(request.amount, "whole units: zeros among single weights make no model smaller"));
+    }
+    let keys: Vec<Key> = request.sites.units.iter().filter(|(_, u)| !u.is_empty()).map(|(k, _)| *k).collect();
+    if keys.is_empty() {
+        return Err(PruneError::NothingSelected);
+    }
+    check(&keys, scores, request, shape)?;
+    let mut out = BTreeMap::new();
+    for key in keys {
+        let ranking = Ranking { kind: key.kind, keys: vec![key], amount: request.amount, what: key.to_string() };
+        let room = floors(&ranking, request, shape)?.get(&key).copied().unwrap_or(usize::MAX);
+        let left = (0..shape.count(key)).filter(|u| !request.removed.has(key, *u)).count();
+        let multiple = request.align.unwrap_or(1).max(1);
+        let (mut chain, mut open, mut gone) = (Vec::new(), Vec::new(), 0);
+        for item in items(&ranking, scores, request, shape, false) {
+            gone += item.units.len();
+            if gone > room {
+                break;
+            }
+            open.extend(item.units);
+            if (left - gone).is_multiple_of(multiple) {
+                chain.push(std::mem::take(&mut open));
+            }
+        }
+        out.insert(key, chain);
+    }
+    Ok(out)
+}
+
 fn check(keys: &[Key], scores: &Scores, request: &Request<'_>, shape: &Shape) -> Result<()> {
     for key in keys {
         let total = shape.count(*key);

@@ -85,7 +85,11 @@ pub(super) const PRUNE_EXTRA: &[Param] = &[
         Ty::OneOf(&["none", "bias", "least_squares"]),
         "What makes up for removed heads, KV groups and neurons: nothing (the default), the bias of the matrix that they write through (`o`, `down`), or a least-squares fit of that matrix, on the pruned model's inputs, block by block. A bias that is missing is added.",
     ),
-    option("on", Ty::Data, "Data that `reconstruct` fits on; left out, the criterion's. Labels are not used."),
+    option(
+        "on",
+        Ty::Data,
+        "Data that `reconstruct` fits on (labels are not used) and that a bound's sensitivity curves are measured on; left out, the criterion's.",
+    ),
     option("seed", Ty::Count, "Seed of whatever is drawn."),
 ];
 pub(super) const TRAIN_FIELDS: &[Param] = &[

@@ -212,6 +212,9 @@ impl<'a> Checker<'a> {
         {
             self.refit(at, extra, &selector, criterion.as_ref(), train.is_some());
         }
+        if let (Some(Goal::To(bound)), Some(extra)) = (&goal, &extra) {
+            self.can_be_met(bound, &selector, criterion.as_ref(), extra, p)?;
+        }
         let words = |v: &Value| match v {
             Value::List(items) => items.iter().filter_map(|i| if let Value::Word(w) = i { Some(w.clone()) } else { None }).collect(),
             _ => Vec::new(),
@@ -262,6 +265,38 @@ impl<'a> Checker<'a> {
             let d = Diagnostic::error("P0410", "`reconstruct` is fitted on data, and the criterion has none", at, "`on` is missing");
             self.report(d.hint("write `on = d.train.sample(128)` beside it"));
         }
+    }
+
+    /// Whether a bound's limits can be measured on the model alone, and its curves on data.
+    fn can_be_met(&mut self, bound: &Bound, s: &Selector, criterion: Option<&CriterionRef>, extra: &Args, p: &'a PruneStmt) -> Option<()> {
+        let to = p.to.as_ref()?;
+        if kinds_of(s).contains(&SiteKind::Weights) {
+            let d = Diagnostic::error(
+                "P0310",
+                "a bound counts whole units: zeros among single weights make no model smaller",
+                to.span,
+                "not for weights",
+            );
+            self.report(d.hint("say how many weights go: `by 50%`"));
+            return None;
+        }
+        let Bound::Limits(limits) = bound else { return Some(()) };
+        for limit in limits {
+            if self.spec(Kind::Metric, &limit.metric.name).is_some_and(|m| m.needs_data) {
+                let message = format!("`{}` is measured on data, a limit on the model alone", limit.metric.name);
+                let d = Diagnostic::error("P0311", message, limit.metric.span, "not a limit");
+                self.report(d.hint("limits are params, flops(…), memory(…), latency(…); test the quality with `eval` and `expect`"));
+                return None;
+            }
+        }
+        let own = matches!(criterion, Some(CriterionRef::Method(m)) if matches!(m.args.get("on"), Some(Value::Data(_))));
+        if criterion.is_some() && !own && extra.get("on").is_none() {
+            let message = "a bound is met from sensitivity curves, which are measured on data";
+            let d = Diagnostic::error("P0403", message, to.span, "on which data?");
+            self.report(d.hint("give it in the step's block: `{ on = d.train.sample(64, seed = 0) }`"));
+            return None;
+        }
+        Some(())
     }
 
     fn scope(&mut self, e: &'a Expr, cx: Cx) -> Option<Scope> {

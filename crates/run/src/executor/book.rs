@@ -222,6 +222,8 @@ pub struct Book {
     pub recovered: Vec<Recovered>,
     /// Every `reconstruct` step's blocks, by its name.
     pub rebuilt: Vec<(String, Vec<Rebuilt>)>,
+    /// How bounds were met, by the step's name, as the journal has it.
+    pub bounds: Vec<(String, Value)>,
     /// Warnings, in order.
     pub warnings: Vec<String>,
     /// Models' sizes, by name.

@@ -6,6 +6,7 @@
 mod adopt;
 mod book;
 mod inner;
+mod bound;
 mod inputs;
 mod measure;
 mod plain;

@@ -79,6 +79,9 @@ impl Executor<'_> {
             surgery::mask(&mut state.model, &mut state.removed, &decision)?;
             state.changed = true;
             self.state.models.insert(name, state);
+            if let Some(how) = done.result.get("bound") {
+                self.book.bounds.push((step.name.clone(), how.clone()));
+            }
             return Ok(Outcome {
                 files: done.files.clone(),
                 result: done.result.clone(),
@@ -87,11 +90,11 @@ impl Executor<'_> {
         }
         let sites = state.sites(&prune.selector)?;
         let protect = prune.protect.as_ref().map(|p| state.sites(p)).transpose()?.unwrap_or_default();
-        let Goal::By(amount) = &prune.goal else {
-            return Err(Error::Refused {
-                what: "`prune … to BOUND` is not carried out by this build".to_owned(),
-                remedy: "say how much goes: `by 40%`".to_owned(),
-            });
+        // Up to a bound anything selected may go.
+        let anything = Amount::Share { share: Share::ONE, each: true };
+        let (amount, bound) = match &prune.goal {
+            Goal::By(amount) => (amount, None),
+            Goal::To(bound) => (&anything, Some(bound)),
         };
         let before = state.removed.clone();
         let dense = state.model.clone();
@@ -106,13 +109,23 @@ impl Executor<'_> {
             removed: &before,
             step: prune.rescore,
         };
-        let mut result = json!({"criterion": call, "model": name, "amount": amount_text(amount)});
+        let mut result =
+            json!({"criterion": call, "model": name, "amount": bound.map_or_else(|| amount_text(amount), |_| self.goal_text(step))});
         let (decision, scores, reused, data) = match &prune.criterion {
             CriterionRef::Method(method) => {
                 let mut ready = self.criterion(&state, method, prune.batch, false)?;
                 let request = Request { scope: scope(prune, &*ready.criterion, &sites), ..request };
                 let progress = self.progress(&method.name);
-                let (decision, scores) = compute(&mut state, &dense, &mut ready, request, prune, &progress)?;
+                let (decision, scores) = match bound {
+                    Some(bound) => {
+                        let scores = ready.criterion.score(&dense, &sites, ready.data.as_mut(), &progress)?;
+                        let (decision, how) = self.bounded(&mut state, bound, &scores, &request, prune, Some(ready.data.as_mut()))?;
+                        self.book.bounds.push((step.name.clone(), how.clone()));
+                        result["bound"] = how;
+                        (decision, scores)
+                    }
+                    None => compute(&mut state, &dense, &mut ready, request, prune, &progress)?,
+                };
                 result["standing"] = json!(ready.criterion.standing());
                 (decision, scores, None, ready.data)
             }
@@ -127,8 +140,19 @@ impl Executor<'_> {
                     CriterionRef::Method(_) => return Err(Error::Internal("a method is no stored score".to_owned())),
                 };
                 let request = Request { scope: prune.scope.unwrap_or_else(|| default_scope(&sites)), step: None, ..request };
-                let decision = select(&scores, &request, &Shape::of(&state.model, &sites)?)?;
-                surgery::mask(&mut state.model, &mut state.removed, &decision)?;
+                let decision = match bound {
+                    Some(bound) => {
+                        let (decision, how) = self.bounded(&mut state, bound, &scores, &request, prune, None)?;
+                        self.book.bounds.push((step.name.clone(), how.clone()));
+                        result["bound"] = how;
+                        decision
+                    }
+                    None => {
+                        let decision = select(&scores, &request, &Shape::of(&state.model, &sites)?)?;
+                        surgery::mask(&mut state.model, &mut state.removed, &decision)?;
+                        decision
+                    }
+                };
                 let none: Box<dyn Batches> = Box::new(InMemory::default());
                 (decision, scores, Some(reason), none)
             }

@@ -1,7 +1,7 @@
 //! What the language has and this executor does not carry out, found before anything is loaded.
 
 use prunectl_recipe::diagnostic::Diagnostic;
-use prunectl_recipe::plan::{DataExpr, DataSource, Goal, Plan, Prune, Span, Step, StepKind, Value};
+use prunectl_recipe::plan::{DataExpr, DataSource, Plan, Prune, Span, Step, StepKind, Value};
 
 /// The code of a step that is checked and planned, but not carried out.
 const CODE: &str = "P0414";
@@ -57,9 +57,6 @@ fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
 }
 
 fn prune(prune: &Prune, span: Span, out: &mut Vec<Diagnostic>) {
-    if matches!(prune.goal, Goal::To(_)) {
-        out.push(no("`prune … to BOUND`", span, "say how much goes: `by 40%`"));
-    }
     if prune.options.0.values().any(|v| matches!(v, Value::Method(_))) {
         let names: Vec<&str> = prune.options.0.keys().map(String::as_str).collect();
         out.push(no(&format!("`prune … {{ {} }}`", names.join(", ")), span, "leave the option out"));

@@ -52,6 +52,7 @@ impl Executor<'_> {
             shapes: self.shapes(),
             histograms: self.histograms()?,
             sweeps: book.sweeps.iter().map(|s| self.sweep_table(s)).collect(),
+            sensitivity: book.bounds.iter().filter_map(|(name, how)| sensitivity(name, how)).collect(),
             curves: book.curves.iter().flat_map(charts).chain(book.recovered.iter().filter_map(fitted)).collect(),
             saves: book
                 .saves
@@ -240,6 +241,20 @@ fn weights(model: &Transformer) -> Result<Vec<Vec<f32>>> {
         }
     }
     Ok(out)
+}
+
+/// The sensitivity curves that a bound was met from.
+fn sensitivity(name: &str, how: &serde_json::Value) -> Option<Chart> {
+    let series = how.get("curves")?.as_array()?.iter().filter_map(|c| {
+        let points = c.get("points")?.as_array()?.iter().filter_map(|p| Some((p.get(0)?.as_f64()?, p.get(1)?.as_f64()?)));
+        Some(Series { name: c.get("site")?.as_str()?.to_owned(), points: points.collect() })
+    });
+    Some(Chart {
+        title: format!("{name}: loss with units of one layer gone"),
+        x: "units gone".to_owned(),
+        y: "loss".to_owned(),
+        series: series.collect(),
+    })
 }
 
 fn charts(curve: &super::book::Curve) -> Vec<Chart> {

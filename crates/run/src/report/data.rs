@@ -32,6 +32,9 @@ pub struct ReportData {
     pub floors: Vec<FloorTable>,
     /// Every `sweep`.
     pub sweeps: Vec<Sweep>,
+    /// Loss against units gone, one layer at a time.
+    #[serde(default)]
+    pub sensitivity: Vec<Chart>,
     /// Training and validation curves.
     pub curves: Vec<Chart>,
     /// Every `save`.

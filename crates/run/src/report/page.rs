@@ -82,7 +82,8 @@ fn sections(data: &ReportData) -> Vec<Section> {
         super::compared::compared(h, &d.ranks, &d.floors)
     });
     add(!data.sweeps.is_empty(), "sweeps", "Sweeps", |h, d| sweeps(h, &d.sweeps));
-    add(!data.curves.is_empty(), "curves", "Training", |h, d| curves(h, &d.curves));
+    add(!data.sensitivity.is_empty(), "sensitivity", "Sensitivity of each layer", |h, d| curves(h, &d.sensitivity, "sense"));
+    add(!data.curves.is_empty(), "curves", "Training", |h, d| curves(h, &d.curves, "curve"));
     add(!data.histograms.is_empty(), "weights", "Weights", |h, d| histograms(h, &d.histograms));
     add(!data.saves.is_empty(), "saved", "Saved", |h, d| saves(h, &d.saves));
     add(!data.recipe.is_empty(), "recipe", "Recipe", recipe);
@@ -383,10 +384,10 @@ fn figure_of(h: &mut Html, drawing: Option<String>, chart: &Chart, caption: &str
     });
 }
 
-fn curves(h: &mut Html, charts: &[Chart]) {
+fn curves(h: &mut Html, charts: &[Chart], id: &str) {
     for (i, chart) in charts.iter().enumerate() {
         h.el("h3", "", &chart.title);
-        figure_of(h, svg::lines(chart, &format!("curve{i}")), chart, "");
+        figure_of(h, svg::lines(chart, &format!("{id}{i}")), chart, "");
         h.within("details", "", |h| {
             h.el("summary", "", "The curve as a table");
             h.table("", &chart.title, &["line", &format!("#{}", chart.x), &format!("#{}", chart.y)], |h| {

@@ -68,6 +68,12 @@ fn sample(text: &str) -> ReportData {
     ReportData {
         ranks: vec![rank],
         floors: vec![floor],
+        sensitivity: vec![Chart {
+            title: format!("prune-1{text}"),
+            x: "units gone".into(),
+            y: "loss".into(),
+            series: vec![Series { name: format!("layers.0.mlp.neurons{text}"), points: vec![(0.0, 0.5), (8.0, 0.75)] }],
+        }],
         title: "bert_heads".into(),
         doc: format!("Remove the attention heads that BERT can best do without.{text}"),
         outcome: "done".into(),
