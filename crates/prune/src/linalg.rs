@@ -91,6 +91,19 @@ pub(crate) fn inverse_upper_factor(a: &[f64], n: usize) -> Option<Vec<f64>> {
     upper.iter().all(|u| u.is_finite()).then_some(upper)
 }
 
+/// x of `A x = b`, A symmetric, row by row; None where A is not positive definite.
+pub(crate) fn solve(a: &[f64], b: &[f64]) -> Option<Vec<f64>> {
+    let n = b.len();
+    // A⁻¹ = UᵀU.
+    let upper = inverse_upper_factor(a, n)?;
+    let half: Vec<f64> = upper.chunks(n.max(1)).map(|row| dot(row, b)).collect();
+    let mut x = vec![0.0; n];
+    for (row, h) in upper.chunks(n.max(1)).zip(&half) {
+        x.iter_mut().zip(row).for_each(|(x, u)| *x += u * h);
+    }
+    x.iter().all(|v| v.is_finite()).then_some(x)
+}
+
 /// Sweeps of Jacobi's method; it converges quadratically, in far fewer.
 const SWEEPS: usize = 60;
 
@@ -153,6 +166,10 @@ mod tests {
             assert!((a - b).abs() < 1e-15, "{u:?}");
         }
         assert!(inverse_upper_factor(&[1.0, 1.0, 1.0, 1.0], 2).is_none());
+        // 4x + 2y = 10, 2x + 2y = 6.
+        let x = solve(&[4.0, 2.0, 2.0, 2.0], &[10.0, 6.0]).unwrap();
+        assert!((x[0] - 2.0).abs() < 1e-14 && (x[1] - 1.0).abs() < 1e-14, "{x:?}");
+        assert!(solve(&[0.0], &[1.0]).is_none() && solve(&[], &[]).unwrap().is_empty());
         assert!(inverse_upper_factor(&[1.0, f64::NAN, f64::NAN, 1.0], 2).is_none());
     }
 

@@ -19,8 +19,8 @@ use crate::units::count;
 
 const NAME: &str = "activation";
 
-struct Activation {
-    p: f64,
+pub(super) struct Activation {
+    pub(super) p: f64,
 }
 
 /// Σ |a|^p over tokens, by site.

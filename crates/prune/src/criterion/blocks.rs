@@ -1,7 +1,7 @@
 //! Block by block: each block sees the inputs that its predecessors give, as they are by then.
 
 use candle_core::Tensor;
-use prunectl_model::{Batch, Context, Transformer};
+use prunectl_model::{Batch, Context, Tap, Transformer};
 
 use crate::calibrate::{Inputs, Statistic};
 use crate::data::{Batches, Progress};
@@ -22,6 +22,21 @@ impl Stream {
             model.block(layer, x, context, None, &mut stats)?;
         }
         Ok(stats)
+    }
+
+    /// Shows one block's activations to a tap; `begin` is called before each batch.
+    pub fn watch<T: Tap>(
+        &self,
+        model: &Transformer,
+        layer: usize,
+        tap: &mut T,
+        begin: impl Fn(&mut T, &Batch) -> Result<()>,
+    ) -> Result<()> {
+        for (batch, (x, context)) in self.batches.iter().zip(&self.states) {
+            begin(tap, batch)?;
+            model.block(layer, x, context, None, tap)?;
+        }
+        Ok(())
     }
 }
 

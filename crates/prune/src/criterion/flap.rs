@@ -45,12 +45,12 @@ struct Flap {
 }
 
 /// The matrix that reads a unit's activation, and the columns that are the unit's.
-struct Consumer {
-    slot: String,
-    columns: Vec<usize>,
+pub(super) struct Consumer {
+    pub(super) slot: String,
+    pub(super) columns: Vec<usize>,
 }
 
-fn consumer(model: &Transformer, key: Key, unit: usize) -> Result<Consumer> {
+pub(super) fn consumer(method: &'static str, model: &Transformer, key: Key, unit: usize) -> Result<Consumer> {
     let mut found: Option<Consumer> = None;
     for slice in group(model, key, unit)? {
         if slice.dim == 1 && (slice.slot.ends_with("attention.o.weight") || slice.slot.ends_with("mlp.down.weight")) {
@@ -58,7 +58,7 @@ fn consumer(model: &Transformer, key: Key, unit: usize) -> Result<Consumer> {
             own.columns.extend(slice.start..slice.start + slice.len);
         }
     }
-    found.ok_or(PruneError::Site { method: NAME, kind: key.kind, hint: "it scores heads, KV groups and the neurons of dense MLPs" })
+    found.ok_or(PruneError::Site { method, kind: key.kind, hint: "it scores heads, KV groups and the neurons of dense MLPs" })
 }
 
 fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
@@ -97,7 +97,7 @@ impl Flap {
         let mut slots = BTreeSet::new();
         for (key, units) in sites.units.iter().filter(|(_, u)| !u.is_empty()) {
             if let Some(unit) = units.first() {
-                slots.insert(consumer(model, *key, *unit)?.slot);
+                slots.insert(consumer(NAME, model, *key, *unit)?.slot);
             }
         }
         let mut stats = Inputs::new(model.blueprint().mlp.gated, None).only(&slots);
@@ -120,7 +120,7 @@ impl Flap {
         let mut out = Scores::default();
         for (key, units) in sites.units.iter().filter(|(_, u)| !u.is_empty()) {
             let Some(first) = units.first() else { continue };
-            let slot = consumer(model, *key, *first)?.slot;
+            let slot = consumer(NAME, model, *key, *first)?.slot;
             let missing = || PruneError::NoData { method: NAME, batches: 0 };
             let mut metric = self.metric(model, &slot, stats.get(&slot).ok_or_else(missing)?)?;
             if self.reference && key.kind != SiteKind::Neurons {
@@ -131,7 +131,7 @@ impl Flap {
             let standardised = |m: &f64| if deviation == 0.0 { 0.0 } else { (m - mean) / deviation };
             let mut scores = vec![0f32; count(model, *key)?];
             for unit in units {
-                let columns = consumer(model, *key, *unit)?.columns;
+                let columns = consumer(NAME, model, *key, *unit)?.columns;
                 let sum: f64 = columns.iter().filter_map(|c| metric.get(*c)).map(standardised).sum();
                 if let Some(score) = scores.get_mut(*unit) {
                     *score = (sum / columns.len().max(1) as f64) as f32;
@@ -147,7 +147,7 @@ impl Flap {
         let mut columns: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
         for (key, kept) in &decision.sites {
             for unit in (0..count(model, *key)?).filter(|u| kept.binary_search(u).is_err() && !removed.has(*key, *u)) {
-                let own = consumer(model, *key, unit)?;
+                let own = consumer(NAME, model, *key, unit)?;
                 columns.entry(own.slot).or_default().extend(own.columns);
             }
         }

@@ -2,6 +2,7 @@
 
 mod activation;
 mod activation_norm;
+mod adaptive;
 mod block_influence;
 mod blocks;
 mod experts;
@@ -18,7 +19,6 @@ mod loss_model;
 mod magnitude;
 mod movement;
 mod planned_data;
-mod planned_layerwise;
 mod planned_learned;
 mod random;
 mod snip;
@@ -26,6 +26,7 @@ mod sparsegpt;
 mod supermask;
 mod synflow;
 mod taylor;
+mod thinet;
 mod uniform;
 mod uniqueness;
 mod wanda;
@@ -136,7 +137,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     wanda::ENTRY,
     sparsegpt::ENTRY,
     flap::ENTRY,
-    planned_layerwise::THINET,
+    thinet::ENTRY,
     hrank::ENTRY,
     gates::SLIMMING,
     gates::PSP,
@@ -150,7 +151,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     synflow::ENTRY,
     planned_data::LRP,
     activation::ENTRY,
-    planned_data::ADAPTIVE,
+    adaptive::ENTRY,
     planned_learned::SERENE,
     planned_learned::LOBSTER,
     supermask::ENTRY,

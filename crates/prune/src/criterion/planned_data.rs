@@ -3,7 +3,7 @@
 use prunectl_recipe::catalogue::{Entry, SiteKind, Ty};
 
 use super::Criterion;
-use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, optional, param, within};
+use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, param};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
@@ -32,21 +32,5 @@ planned!(
         &[SiteKind::Hidden],
         "Rotates the residual stream onto its principal components and cuts the smallest directions.\n\n\
          Mind: layer norms are turned into RMS norms first; the rotation is orthogonal, so the uncut model's outputs do not change.",
-    ))
-);
-planned!(
-    ADAPTIVE,
-    needs_data(criterion(
-        "adaptive",
-        "Zhao et al., Adaptive Activation-based Structured Pruning (2023), algorithm 2",
-        &[
-            CALIBRATION,
-            param("target", Ty::OneOf(&["accuracy", "params", "flops"]), "accuracy", "What the loop aims at."),
-            within(param("step", Ty::Percent, "5%", "λ: how much the threshold grows in a round; halved after a miss."), 0.0, 100.0),
-            optional("bound", Ty::Percent, "The target's value: accuracy to keep, or share of parameters or FLOPs to reach."),
-        ],
-        INNER_SITES,
-        "Grows an activation threshold until the target is missed, rolls back to the last accepted weights and halves the step.\n\n\
-         Mind: written from the paper's description; each round restores the last accepted weights.",
     ))
 );

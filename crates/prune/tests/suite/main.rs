@@ -6,6 +6,7 @@ mod golden_learned;
 mod golden_methods;
 mod golden_weights;
 mod inside;
+mod holds;
 mod perplexity;
 mod recovery;
 mod surgery;

@@ -302,7 +302,7 @@ prune m.layers[*].attention.heads by sparsity using magnitude()
         title: "not a bound",
         cause: "Behind `to` stands what may stay: limits joined by `and`, or a shape.",
         bad: "prune m.layers[*].attention.heads to 60% using magnitude()\n",
-        good: "prune m.layers[*].attention.heads to params <= 60% of dense using magnitude()\n",
+        good: "prune m.layers[*].attention.heads to params <= 60% of dense using magnitude() { on = d.train.sample(64, seed = 0) }\n",
     },
     Page {
         code: "P0312",
