@@ -32,8 +32,8 @@ fn limits_are_met_from_measured_curves_and_hardly_overshot() {
     assert!(done.status.success(), "{}", stderr(&done));
 
     let journal = std::fs::read_to_string(dir.path().join("a/journal.jsonl")).unwrap();
-    let steps = journal.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
-    let prune = steps.filter(|e| e["event"] == "step" && e["kind"] == "prune").next().unwrap();
+    let mut steps = journal.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let prune = steps.find(|e| e["event"] == "step" && e["kind"] == "prune").unwrap();
     let how = &prune["result"]["bound"];
     let curves = how["curves"].as_array().unwrap();
     assert_eq!(curves.len(), 8, "four layers of heads, four of neurons");
