@@ -5,8 +5,8 @@
 
 mod adopt;
 mod book;
-mod inner;
 mod bound;
+mod inner;
 mod inputs;
 mod measure;
 mod plain;
