@@ -65,3 +65,15 @@ fn every_code_has_a_page_and_every_page_a_code() {
     assert!(PAGES.windows(2).all(|w| w[0].code < w[1].code), "pages are sorted");
     assert_eq!(page("p0207").map(|p| p.code), Some("P0207"));
 }
+
+/// What the terminal shows for the bad example of every code; `PRUNECTL_BLESS=1` writes it again.
+#[test]
+fn messages_are_as_they_were_read_last() {
+    let shown: String = PAGES.iter().map(|p| format!("==== {}\n{}\n", p.code, found(p.bad).1.trim_end())).collect();
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/codes.stderr");
+    if std::env::var_os("PRUNECTL_BLESS").is_some() {
+        std::fs::write(&path, &shown).unwrap();
+    }
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(stored == shown, "{} is out of date (PRUNECTL_BLESS=1 rewrites it); now:\n{shown}", path.display());
+}
