@@ -426,6 +426,9 @@ impl<'a> Checker<'a> {
             StmtKind::Prune(p) => {
                 if let Some(prune) = self.prune(span, p, cx, None) {
                     self.emit(span, None, "prune", StepKind::Prune(prune));
+                } else {
+                    // A prune with a mistake would have masked something: what follows is not to be blamed.
+                    self.states.values_mut().for_each(|state| state.touched = true);
                 }
             }
             StmtKind::Compact { model, block } => {
