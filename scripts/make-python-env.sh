@@ -4,6 +4,7 @@
 #   scripts/make-python-env.sh target/python-env
 #   PRUNECTL_TEST_PYTHON=$PWD/target/python-env/bin/python cargo test --release
 #
+# With `--llama-cpp` behind the folder llama-cpp-python is built from its source too, which takes minutes.
 # PYTHON names the interpreter to start from (3.10 or later), PIP_INDEX_URL and the like are obeyed.
 set -euo pipefail
 
@@ -20,6 +21,11 @@ CHECK
 # The versions that the loader table (crates/run/src/stock.rs) was tried with.
 "$folder/bin/python" -m pip install --quiet --disable-pip-version-check \
     'torch==2.15.0' 'transformers==5.23.0' 'safetensors==0.8.0' 'numpy>=1.26'
+
+if [ "${2:-}" = --llama-cpp ]; then
+    CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF" \
+        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-binary llama-cpp-python 'llama-cpp-python==0.3.36'
+fi
 
 "$folder/bin/python" - <<'CHECK'
 import safetensors, torch, transformers

@@ -2,8 +2,9 @@
 
     check_logits.py CASES.json
 
-CASES.json: [{"name", "dir", "expected", "auto_class", "trust_remote_code", "loads"}], where `expected` is a safetensors file with
-`input_ids`, `attention_mask`, `logits`, and for causal models optionally `generated`: the whole greedy continuation of `prompt`.
+CASES.json: [{"name", "dir", "expected", "auto_class", "trust_remote_code", "caches"}], where `expected` is a safetensors file with
+`input_ids`, `attention_mask`, `logits` (of a model without a head: the last hidden states), and for causal models optionally `generated`: the whole greedy continuation of `prompt`, tried
+with each of `caches` as `use_cache`.
 One JSON object a line on stdout: {"name", "loaded", "error", "difference", "missing", "generated"}.
 """
 
@@ -38,10 +39,22 @@ def check(case):
     model.eval()
     result["loaded"] = True
     result["missing"] = sorted(str(k) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for k in info[kind])
-    expected = load_file(case["expected"])
+    try:
+        compare(model, load_file(case["expected"]), case.get("caches", [True, False]), result)
+    except Exception as error:
+        result["error"] = f"{type(error).__name__}: {error}"[:500]
+    return result
+
+
+def compare(model, expected, caches, result):
+    """Adds the largest relative difference of the logits, and whether the greedy texts are the same."""
     with torch.no_grad():
         keep = expected["attention_mask"]
-        logits = model(input_ids=expected["input_ids"], attention_mask=keep).logits
+        out = model(input_ids=expected["input_ids"], attention_mask=keep)
+        if "start_logits" in out:
+            logits = torch.stack([out.start_logits, out.end_logits], dim=-1)
+        else:
+            logits = out.logits if "logits" in out else out.last_hidden_state
     wanted = expected["logits"]
     error = (logits - wanted).abs()
     if wanted.dim() == 3:
@@ -52,8 +65,8 @@ def check(case):
     if "generated" in expected:
         prompt, whole = expected["prompt"], expected["generated"]
         new = whole.shape[1] - prompt.shape[1]
-        same = []
-        for use_cache in (True, False):
+        result["generated"] = True
+        for use_cache in caches:
             with torch.no_grad():
                 out = model.generate(
                     prompt,
@@ -63,9 +76,7 @@ def check(case):
                     do_sample=False,
                     use_cache=use_cache,
                 )
-            same.append(torch.equal(out, whole))
-        result["generated"] = all(same)
-    return result
+            result["generated"] &= torch.equal(out, whole)
 
 
 def main():

@@ -5,6 +5,7 @@ mod bounds;
 mod cli;
 mod common;
 mod compare;
+mod families;
 mod first_recipe;
 mod golden_runs;
 #[cfg(unix)]
@@ -12,6 +13,7 @@ mod kill;
 #[cfg(unix)]
 mod kill_training;
 mod measure;
+mod llama_cpp;
 mod recipes;
 #[cfg(unix)]
 mod recovery;

@@ -43,7 +43,7 @@ fn llama_config(tied: bool) -> Value {
 
 /// What stays of one layer. The query heads of a group follow their key/value head.
 #[derive(Debug, Clone)]
-struct Keep {
+pub struct Keep {
     heads: Vec<usize>,
     groups: Vec<usize>,
     neurons: Vec<usize>,
@@ -119,7 +119,7 @@ fn masked(model: &Transformer, keeps: &[Keep]) -> Transformer {
 }
 
 /// Random weights; biases and norms, which `init` leaves at 0 and 1, get values too, so that losing one shows.
-fn random(folder: &Path, config: &Value, seed: u64) -> Transformer {
+pub fn random(folder: &Path, config: &Value, seed: u64) -> Transformer {
     let path = folder.join(format!("init-{seed}.json"));
     std::fs::write(&path, config.to_string()).unwrap();
     let mut model = init(&path, seed, &LoadOptions::default()).unwrap();
@@ -139,7 +139,7 @@ fn random(folder: &Path, config: &Value, seed: u64) -> Transformer {
     model
 }
 
-fn record(original: &Transformer, keeps: Option<&[Keep]>) -> PruneRecord {
+pub fn record(original: &Transformer, keeps: Option<&[Keep]>) -> PruneRecord {
     let run = RunRecord {
         recipe: RecipeRef { name: "stock".into(), sha256: "0".repeat(64) },
         prunectl: env!("CARGO_PKG_VERSION").into(),
@@ -164,7 +164,7 @@ fn record(original: &Transformer, keeps: Option<&[Keep]>) -> PruneRecord {
     PruneRecord::after(None, run, "compact", original.dims().to_vec(), layers, sites)
 }
 
-fn save(model: &Transformer, target: &Path, layout: Layout, record: &PruneRecord) -> Saved {
+pub fn save(model: &Transformer, target: &Path, layout: Layout, record: &PruneRecord) -> Saved {
     let card = CardFacts { task: "text-generation".into(), ..CardFacts::default() };
     let request = SaveRequest { target, layout, dtype: None, assets: Assets::None, record, card: &card, shard_bytes: SHARD_BYTES };
     save::write(model, &request).unwrap()
@@ -180,11 +180,11 @@ fn probe() -> Batch {
     }
 }
 
-fn logits(model: &Transformer, batch: &Batch) -> Tensor {
+pub fn logits(model: &Transformer, batch: &Batch) -> Tensor {
     model.forward(batch, &Gates::default(), &mut ()).unwrap()
 }
 
-fn difference(a: &Tensor, b: &Tensor) -> f64 {
+pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
     let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let (a, b) = (flat(a), flat(b));
@@ -321,7 +321,7 @@ fn candle_transformers_loads_what_the_table_says() {
 }
 
 /// The greedy continuation by our own network, without a cache.
-fn greedy(model: &Transformer, prompt: &[u32], new: usize) -> Vec<u32> {
+pub fn greedy(model: &Transformer, prompt: &[u32], new: usize) -> Vec<u32> {
     let mut ids = prompt.to_vec();
     for _ in 0..new {
         let batch = Batch::new(Tensor::from_vec(ids.clone(), (1, ids.len()), &Device::Cpu).unwrap());

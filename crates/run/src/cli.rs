@@ -96,6 +96,8 @@ pub enum Command {
     Compare(commands::compare::Compare),
     /// What a model folder holds, from its headers alone.
     Inspect(commands::inspect::Inspect),
+    /// Write a saved model in another format: a GGUF file for llama.cpp, or a folder of another dtype or layout.
+    Export(commands::export::Export),
     /// Every method and its parameters as JSON.
     Schema(commands::schema::Schema),
     /// Devices, features, threads and disk of this machine.
@@ -124,6 +126,7 @@ impl Cli {
             Command::New(c) => c.run(&options),
             Command::Compare(c) => c.run(&options),
             Command::Inspect(c) => c.run(&options),
+            Command::Export(c) => c.run(&options),
             Command::Schema(c) => c.run(),
             Command::Doctor(c) => c.run(&options),
             Command::Completions(c) => c.run(&mut Self::command()),

@@ -59,7 +59,13 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
     let facts = Facts::read(dir, None)?;
     let record = PruneRecord::read(dir)?;
     let remote_code = dir.join(crate::save::REMOTE_CODE_FILE).is_file();
-    let target = stock::Target { model_type: &facts.model_type, hidden: facts.blueprint.hidden, dims: &facts.dims, remote_code };
+    let target = stock::Target {
+        model_type: &facts.model_type,
+        blueprint: &facts.blueprint,
+        dims: &facts.dims,
+        own: facts.config.get(prunectl_model::OWN_KEY),
+        no_remote_code: (!remote_code).then_some("the folder has no modeling_prunectl.py"),
+    };
     let loaders = stock::loaders(&target);
     let original_of = |i: usize| record.as_ref().and_then(|r| r.layers.get(i).copied()).unwrap_or(i);
     let before = |i: usize| record.as_ref().and_then(|r| r.original.get(i).copied());

@@ -10,6 +10,7 @@ pub mod error;
 pub mod executor;
 pub mod files;
 pub mod forecast;
+pub mod gguf;
 pub mod hub;
 pub mod inspect;
 pub mod interrupt;

@@ -1,10 +1,13 @@
-//! Who can read a shape: family × loader, as data. A row says what a loader's unmodified code accepts; `tests/stock.rs` holds the rows
+//! Who can read a shape: family × loader, as data. A row says what a loader's unmodified code accepts; `tests/suite` holds the rows
 //! that are marked as tried against the loaders themselves.
 
 use std::fmt;
 
-use prunectl_model::LayerDims;
+use prunectl_model::{Blueprint, LayerDims};
 use serde::Serialize;
+use serde_json::Value;
+
+use crate::gguf;
 
 /// A program that reads our folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -60,6 +63,10 @@ enum HeadCounts {
     Derived,
     /// The width is read, but the hidden size must be a multiple of the count.
     Divisors,
+    /// The width is read, and any count is taken.
+    Any,
+    /// It has no such model, or one that computes something else.
+    Absent,
 }
 
 /// One cell of the table.
@@ -69,66 +76,77 @@ struct Row {
     heads: HeadCounts,
     /// Where the loader says so.
     source: &'static str,
-    /// Tried by tests/stock.rs, or read in the loader's source only.
+    /// Tried by our tests, or read in the loader's source only.
     tried: bool,
 }
 
-const ROWS: &[Row] = &[
-    Row {
-        model_type: "bert",
-        loader: Loader::Transformers,
-        heads: HeadCounts::Derived,
-        source: "BertSelfAttention: attention_head_size = hidden_size / num_attention_heads",
-        tried: true,
-    },
-    Row {
-        model_type: "bert",
-        loader: Loader::Candle,
-        heads: HeadCounts::Derived,
-        source: "models::bert: attention_head_size = hidden_size / num_attention_heads",
-        tried: true,
-    },
-    Row {
-        model_type: "bert",
-        loader: Loader::Vllm,
-        heads: HeadCounts::Derived,
-        source: "BertSelfAttention: head_dim = hidden_size // total_num_heads",
-        tried: false,
-    },
-    Row {
-        model_type: "llama",
-        loader: Loader::Transformers,
-        heads: HeadCounts::Divisors,
-        source: "LlamaAttention reads head_dim; LlamaConfig wants hidden_size % num_attention_heads == 0",
-        tried: true,
-    },
-    Row {
-        model_type: "llama",
-        loader: Loader::Candle,
-        heads: HeadCounts::Derived,
-        source: "models::llama: head_dim = hidden_size / num_attention_heads",
-        tried: true,
-    },
-    Row {
-        model_type: "llama",
-        loader: Loader::Vllm,
-        heads: HeadCounts::Divisors,
-        source: "LlamaAttention reads head_dim; the config is transformers' own",
-        tried: false,
-    },
-];
+const fn row(model_type: &'static str, loader: Loader, heads: HeadCounts, tried: bool, source: &'static str) -> Row {
+    Row { model_type, loader, heads, source, tried }
+}
+
+const BY_HIDDEN: &str = "head_dim = hidden_size // num_attention_heads";
+const READS_HEAD_DIM: &str = "the attention reads head_dim, and nothing checks it against hidden_size";
+const CHECKED: &str = "the attention reads head_dim; the config wants hidden_size % num_attention_heads == 0";
+const NO_CANDLE: &str = "it has no model of that type";
+
+#[rustfmt::skip] // A table.
+const ROWS: &[Row] = {
+    use HeadCounts::{Absent, Any, Derived, Divisors};
+    use Loader::{Candle, Transformers, Vllm};
+    &[
+        row("bert",        Transformers, Derived,  true,  BY_HIDDEN),
+        row("roberta",     Transformers, Derived,  true,  BY_HIDDEN),
+        row("xlm-roberta", Transformers, Derived,  true,  BY_HIDDEN),
+        row("distilbert",  Transformers, Derived,  true,  BY_HIDDEN),
+        row("electra",     Transformers, Derived,  true,  BY_HIDDEN),
+        row("gpt2",        Transformers, Derived,  true,  BY_HIDDEN),
+        row("gpt_neo",     Transformers, Derived,  true,  BY_HIDDEN),
+        row("gpt_neox",    Transformers, Derived,  true,  BY_HIDDEN),
+        row("codegen",     Transformers, Derived,  true,  BY_HIDDEN),
+        row("opt",         Transformers, Derived,  true,  BY_HIDDEN),
+        row("falcon",      Transformers, Derived,  true,  BY_HIDDEN),
+        row("llama",       Transformers, Divisors, true,  CHECKED),
+        row("gemma2",      Transformers, Divisors, true,  CHECKED),
+        row("gemma3_text", Transformers, Divisors, true,  CHECKED),
+        row("mistral",     Transformers, Any,      true,  READS_HEAD_DIM),
+        row("qwen2",       Transformers, Any,      true,  READS_HEAD_DIM),
+        row("qwen3",       Transformers, Any,      true,  READS_HEAD_DIM),
+        row("phi3",        Transformers, Any,      true,  READS_HEAD_DIM),
+        row("mixtral",     Transformers, Any,      true,  READS_HEAD_DIM),
+        row("qwen3_moe",   Transformers, Any,      true,  READS_HEAD_DIM),
+        row("bert",        Candle,       Derived,  true,  BY_HIDDEN),
+        row("llama",       Candle,       Derived,  true,  BY_HIDDEN),
+        row("roberta",     Candle,       Absent,   false, NO_CANDLE),
+        row("electra",     Candle,       Absent,   false, NO_CANDLE),
+        row("gpt2",        Candle,       Absent,   false, NO_CANDLE),
+        row("gpt_neo",     Candle,       Absent,   false, NO_CANDLE),
+        row("gpt_neox",    Candle,       Absent,   false, NO_CANDLE),
+        row("codegen",     Candle,       Absent,   false, NO_CANDLE),
+        row("opt",         Candle,       Absent,   false, NO_CANDLE),
+        row("bert",        Vllm,         Derived,  false, BY_HIDDEN),
+        row("llama",       Vllm,         Divisors, false, CHECKED),
+    ]
+};
+
+/// Rows of 16 bytes, in the narrowest dtype that we write.
+const GROUPED_ALIGN: usize = 8;
+
+/// Architectures that tests/suite/llama_cpp.rs runs.
+const TRIED_IN_LLAMA_CPP: &[&str] = &["llama", "deci", "qwen3", "qwen3moe", "gemma2", "gemma3", "gpt2"];
 
 /// What is asked of the table.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     /// The config's `model_type`.
     pub model_type: &'a str,
-    /// Width of the residual stream.
-    pub hidden: usize,
+    /// Its mechanisms.
+    pub blueprint: &'a Blueprint,
     /// Shapes as they will be written (of a padded layout: the original ones).
     pub dims: &'a [LayerDims],
-    /// Whether `modeling_prunectl.py` covers the family.
-    pub remote_code: bool,
+    /// What the config says beside the stock fields (`prunectl`), where it is there already.
+    pub own: Option<&'a Value>,
+    /// Why `modeling_prunectl.py` can't load the model either.
+    pub no_remote_code: Option<&'a str>,
 }
 
 /// What one loader makes of a shape.
@@ -138,6 +156,18 @@ pub enum Verdict {
     /// Loads as it is.
     Stock {
         /// Whether a test of ours loads such a shape there.
+        tried: bool,
+    },
+    /// Runs: the folder holds the GGUF file.
+    Gguf {
+        /// The architecture that the file has.
+        architecture: String,
+    },
+    /// Runs after `prunectl export`.
+    Export {
+        /// The architecture that the exported file has.
+        architecture: String,
+        /// Whether a test of ours runs such a file there.
         tried: bool,
     },
     /// Loads with the Python file beside the weights.
@@ -170,10 +200,10 @@ pub struct LoaderVerdict {
 }
 
 impl LoaderVerdict {
-    /// Whether the loader reads the folder, with or without the Python file.
+    /// Whether the loader reads the folder, with or without the Python file, or what `export` makes of it.
     #[must_use]
     pub fn loads(&self) -> bool {
-        matches!(self.verdict, Verdict::Stock { .. } | Verdict::RemoteCode { .. })
+        matches!(self.verdict, Verdict::Stock { .. } | Verdict::RemoteCode { .. } | Verdict::Export { .. } | Verdict::Gguf { .. })
     }
 }
 
@@ -183,6 +213,11 @@ impl fmt::Display for LoaderVerdict {
         match &self.verdict {
             Verdict::Stock { tried: true } => write!(f, "{loader}: loads as it is"),
             Verdict::Stock { tried: false } => write!(f, "{loader}: should load as it is (by its source; not tried by our tests)"),
+            Verdict::Gguf { architecture } => write!(f, "{loader}: runs model.gguf (architecture `{architecture}`)"),
+            Verdict::Export { architecture, tried } => {
+                let tried = if *tried { "" } else { ", by its source; not tried by our tests" };
+                write!(f, "{loader}: after `prunectl export DIR --format gguf` (architecture `{architecture}`{tried})")
+            }
             Verdict::RemoteCode { reason } => write!(f, "{loader}: loads with trust_remote_code=True ({reason})"),
             Verdict::Refused { reason, remedy } => write!(f, "{loader}: does not load: {reason}; {remedy}"),
             Verdict::Unknown { reason } => write!(f, "{loader}: unknown: {reason}"),
@@ -198,22 +233,29 @@ pub fn loaders(target: &Target<'_>) -> Vec<LoaderVerdict> {
 
 fn verdict(target: &Target<'_>, loader: Loader) -> Verdict {
     if loader == Loader::LlamaCpp {
-        return Verdict::Unknown { reason: "llama.cpp reads GGUF files, not this folder".into() };
+        return match gguf::architecture(target.blueprint, target.dims) {
+            Ok(architecture) => Verdict::Export { architecture: architecture.into(), tried: TRIED_IN_LLAMA_CPP.contains(&architecture) },
+            Err(gguf::Inexpressible { reason, remedy }) => Verdict::Refused { reason, remedy },
+        };
     }
     let Some(row) = ROWS.iter().find(|r| r.model_type == target.model_type && r.loader == loader) else {
         return Verdict::Unknown { reason: format!("no one has tried `{}` there yet", target.model_type) };
     };
     let Some((reason, remedy)) = obstacle(target, row) else { return Verdict::Stock { tried: row.tried } };
-    if loader == Loader::Transformers && target.remote_code {
-        return Verdict::RemoteCode { reason };
+    match target.no_remote_code {
+        _ if loader != Loader::Transformers => Verdict::Refused { reason, remedy },
+        None => Verdict::RemoteCode { reason },
+        Some(why) => Verdict::Refused { reason: format!("{reason}; remote code can't either: {why}"), remedy },
     }
-    Verdict::Refused { reason, remedy }
 }
 
 /// Why a shape is not stock, and what would make it so.
 fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
-    let first = target.dims.first()?;
     let padded = "`layout = padded` writes the removed units as zeros";
+    if row.heads == HeadCounts::Absent {
+        return Some((row.source.to_owned(), "another loader reads this family".to_owned()));
+    }
+    let first = target.dims.first()?;
     if let Some(layer) = target.dims.iter().position(|d| d.q_heads == 0 || d.ffn == 0) {
         return Some((format!("layer {layer} has lost a whole sublayer"), padded.into()));
     }
@@ -221,34 +263,51 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
         let reason = format!("layer 0 has {} heads, layer {layer} has {}", heads(first), heads(other));
         return Some((reason, format!("use `scope = layer` for equal counts, or {padded}")));
     }
-    if let Some((layer, other)) = target.dims.iter().enumerate().find(|(_, d)| d.ffn != first.ffn || d.experts != first.experts) {
-        let reason = format!("layer 0 has {} neurons, layer {layer} has {}", first.ffn, other.ffn);
-        return Some((reason, format!("use `scope = layer` for equal widths, or {padded}")));
-    }
-    let derived = target.hidden.checked_div(first.q_heads) == Some(first.head_dim) && target.hidden.is_multiple_of(first.q_heads.max(1));
-    let fits = match row.heads {
-        HeadCounts::Derived => derived,
-        HeadCounts::Divisors => target.hidden.is_multiple_of(first.q_heads),
-    };
-    if fits {
-        return None;
-    }
-    let reason = match row.heads {
-        HeadCounts::Derived => {
-            format!("it computes head_dim as {} / {}, which is not {} ({})", target.hidden, first.q_heads, first.head_dim, row.source)
+    // Layers with experts have their own width in configs.
+    for mixture in [false, true] {
+        let mut of_kind = target.dims.iter().enumerate().filter(|(_, d)| (d.experts > 0) == mixture);
+        let Some((a, one)) = of_kind.next() else { continue };
+        if let Some((b, other)) = of_kind.clone().find(|(_, d)| d.experts != one.experts) {
+            let reason = format!("layer {a} has {} experts, layer {b} has {}", one.experts, other.experts);
+            return Some((reason, "remove equally many experts from each layer".to_owned()));
         }
-        HeadCounts::Divisors => format!("{} is not a multiple of {} heads ({})", target.hidden, first.q_heads, row.source),
-    };
-    let remedy = match row.heads {
-        HeadCounts::Derived => padded.to_owned(),
-        HeadCounts::Divisors => {
-            match (1..first.q_heads).rev().find(|n| target.hidden.is_multiple_of(*n) && n.is_multiple_of(first.kv_heads.max(1))) {
+        if mixture && row.loader == Loader::Transformers && !one.ffn.is_multiple_of(GROUPED_ALIGN) {
+            let reason = format!("experts of {} neurons: torch's grouped product wants a multiple of {GROUPED_ALIGN}", one.ffn);
+            return Some((reason, format!("prune with `align = {GROUPED_ALIGN}`, or load it with experts_implementation=\"eager\"")));
+        }
+        if let Some((b, other)) = of_kind.find(|(_, d)| d.ffn != one.ffn) {
+            let reason = format!("layer {a} has {} neurons, layer {b} has {}", one.ffn, other.ffn);
+            return Some((reason, format!("use `scope = layer` for equal widths, or {padded}")));
+        }
+    }
+    let says = |key: &str| target.own.is_some_and(|own| own.get(key).is_some());
+    for (key, reason) in [
+        ("biases", "it has biases that the stock classes do not have"),
+        ("layers", "what a layer computes depends on its place in the original model (its window, or the factor on its scores)"),
+        ("embedding_scale", "the factor on the embeddings is not the one that follows from the hidden size"),
+    ] {
+        if says(key) {
+            return Some((reason.to_owned(), padded.to_owned()));
+        }
+    }
+    let hidden = target.blueprint.hidden;
+    let derived = hidden.checked_div(first.q_heads) == Some(first.head_dim) && hidden.is_multiple_of(first.q_heads.max(1));
+    match row.heads {
+        HeadCounts::Derived if !derived => {
+            let reason = format!("it computes head_dim as {} / {}, which is not {} ({})", hidden, first.q_heads, first.head_dim, row.source);
+            Some((reason, padded.to_owned()))
+        }
+        HeadCounts::Divisors if !hidden.is_multiple_of(first.q_heads.max(1)) => {
+            let reason = format!("{} is not a multiple of {} heads ({})", hidden, first.q_heads, row.source);
+            let fits = |n: &usize| hidden.is_multiple_of(*n) && n.is_multiple_of(first.kv_heads.max(1));
+            let remedy = match (1..first.q_heads).rev().find(fits) {
                 Some(n) => format!("{n} heads in every layer would load, and so would the original shape: {padded}"),
                 None => padded.to_owned(),
-            }
+            };
+            Some((reason, remedy))
         }
-    };
-    Some((reason, remedy))
+        _ => None,
+    }
 }
 
 fn heads(d: &LayerDims) -> String {
@@ -264,7 +323,20 @@ mod tests {
     }
 
     fn of(model_type: &str, counts: &[(usize, usize, usize)], loader: Loader, remote_code: bool) -> Verdict {
-        verdict(&Target { model_type, hidden: 64, dims: &dims(counts), remote_code }, loader)
+        let no_remote_code = (!remote_code).then_some("a test");
+        verdict(&Target { model_type, blueprint: &blueprint(), dims: &dims(counts), own: None, no_remote_code }, loader)
+    }
+
+    /// Of a Llama with a hidden size of 64.
+    fn blueprint() -> Blueprint {
+        let config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 8, "intermediate_size": 96, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        prunectl_model::Facts::of_config(&path, None).unwrap().blueprint
     }
 
     #[test]
@@ -284,6 +356,9 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        let export = |architecture: &str| Verdict::Export { architecture: architecture.into(), tried: true };
+        assert_eq!(of("llama", &[(5, 1, 96), (5, 1, 96)], Loader::LlamaCpp, false), export("llama"));
+        assert_eq!(of("llama", &[(5, 1, 96), (8, 8, 7)], Loader::LlamaCpp, false), export("deci"));
         for loader in Loader::ALL {
             assert_eq!(Loader::parse(loader.word()), Some(loader));
         }

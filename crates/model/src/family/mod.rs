@@ -49,6 +49,14 @@ pub struct Family {
     pub(crate) write_layers: fn(&mut Map<String, Value>, &Blueprint, &[LayerDims]),
 }
 
+impl Family {
+    /// The config field with the width of the residual stream.
+    #[must_use]
+    pub fn hidden_key(&self) -> &'static str {
+        self.keys.hidden
+    }
+}
+
 impl std::fmt::Debug for Family {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name)

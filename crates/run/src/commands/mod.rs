@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod draft;
 pub mod eval;
 pub mod explain;
+pub mod export;
 pub mod fmt;
 pub mod inspect;
 pub mod new;

@@ -3,6 +3,8 @@
 use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::{DataExpr, DataSource, Plan, Prune, Span, Step, StepKind, Value};
 
+use crate::session::Dtype;
+
 /// The code of a step that is checked and planned, but not carried out.
 const CODE: &str = "P0414";
 
@@ -46,7 +48,12 @@ fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
                 chat(&train.data, step.span, out);
             }
             StepKind::Eval { data: Some(data), .. } => chat(data, step.span, out),
-            StepKind::Save { format, .. } if !matches!(format.as_str(), "" | "hf") => {
+            StepKind::Save { format, dtype: Some(dtype), .. } if format != "gguf" && dtype.parse::<Dtype>().is_err() => {
+                let message = format!("`dtype = {dtype}` is a type of GGUF files");
+                let d = Diagnostic::error("P0414", message, step.span, "the Hugging Face layout has f32, f16 and bf16");
+                out.push(d.hint("add `format = gguf`, or choose another dtype"));
+            }
+            StepKind::Save { format, .. } if !matches!(format.as_str(), "" | "hf" | "gguf") => {
                 out.push(no(&format!("`format = {format}`"), step.span, "leave it out for the Hugging Face layout"))
             }
             StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| steps(r, out)),

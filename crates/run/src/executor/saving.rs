@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::executor::book::SavedFolder;
 use crate::executor::state::ModelState;
 use crate::executor::{Executor, Outcome};
+use crate::gguf::{self, Quantization};
 use crate::journal::StepDone;
 use crate::models::{Place, describe};
 use crate::save::record::{KeptSite, RecipeRef, RunRecord, SourceRef};
@@ -44,13 +45,20 @@ impl Executor<'_> {
         // Left out, a format is `hf` and a layout is `compact`.
         let layout = if layout.is_empty() { "compact" } else { layout };
         let layout = Layout::parse(layout).ok_or_else(|| Error::Internal(format!("layout `{layout}`")))?;
-        if !matches!(format, "" | "hf") {
-            return Err(Error::Refused {
-                what: format!("format = {format} is not carried out by this build"),
-                remedy: "leave it out for the Hugging Face layout".to_owned(),
-            });
-        }
-        let dtype = dtype.map(|d| d.parse::<Dtype>().map(|d| d.0)).transpose().map_err(|e| Error::Internal(format!("dtype: {e}")))?;
+        let gguf = match format {
+            "" | "hf" => None,
+            "gguf" => Some(dtype.map(str::parse::<Quantization>).transpose().map_err(|e| Error::Internal(format!("dtype: {e}")))?),
+            _ => {
+                return Err(Error::Refused {
+                    what: format!("format = {format} is not carried out by this build"),
+                    remedy: "leave it out for the Hugging Face layout".to_owned(),
+                });
+            }
+        };
+        let dtype = match (gguf, dtype) {
+            (None, Some(word)) => Some(word.parse::<Dtype>().map_err(|e| Error::Internal(format!("dtype: {e}")))?.0),
+            _ => None,
+        };
         let state = self.state.model(model)?;
         let record = self.record_of(state, layout);
         let card = CardFacts {
@@ -72,7 +80,11 @@ impl Executor<'_> {
             Place::Config(_) => Assets::None,
         };
         let request = SaveRequest { target: &target, layout, dtype, assets, record: &record, card: &card, shard_bytes: SHARD_BYTES };
-        let saved = self.dir.uninterrupted(|| write(&state.model, &request))?;
+        let stored = state.model.origin().stored_dtype;
+        let saved = self.dir.uninterrupted(|| match gguf {
+            None => write(&state.model, &request),
+            Some(quantization) => gguf::save(&state.model, &request, quantization.unwrap_or_else(|| Quantization::of(stored))),
+        })?;
         let saved = SavedFolder {
             model: model.to_owned(),
             dir: to.to_owned(),

@@ -47,6 +47,21 @@ pub enum Assets<'a> {
     None,
 }
 
+impl Assets<'_> {
+    /// One file, where it is there and not absurdly large.
+    pub(crate) fn read(self, name: &str) -> Option<Vec<u8>> {
+        match self {
+            Self::None => None,
+            Self::Bytes(files) => files.iter().find(|(known, _)| *known == name).map(|(_, bytes)| bytes.to_vec()),
+            Self::Folder(folder) => {
+                let path = folder.join(name);
+                let small = std::fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_ASSET_BYTES);
+                small.then(|| std::fs::read(path).ok()).flatten()
+            }
+        }
+    }
+}
+
 /// Copies what there is; a causal model without `generation_config.json` gets one from its config.
 pub(super) fn write(draft: &mut Draft, assets: Assets<'_>, config: &Value, task: Task) -> Result<(), SaveError> {
     let mut generation = false;

@@ -22,6 +22,12 @@ pub enum SaveError {
         /// The target.
         target: PathBuf,
     },
+    /// A file is in the way.
+    #[error("{} is there already; export writes over nothing. Move it away, or give another name with --out", .target.display())]
+    Exists {
+        /// The target.
+        target: PathBuf,
+    },
     /// No room.
     #[error("the disk is full: could not {doing} {}; free some space, or save to another disk", .path.display())]
     DiskFull {
@@ -70,6 +76,9 @@ pub enum SaveError {
         /// Why.
         reason: String,
     },
+    /// No architecture of llama.cpp computes what the model computes.
+    #[error("llama.cpp can't run this model: {0}")]
+    Inexpressible(#[from] crate::gguf::Inexpressible),
     /// The reloaded model computes something else.
     #[error(
         "the saved folder does not compute what the model in memory computes: largest relative difference of the logits {found:.2e}, allowed {allowed:.0e} ({probe}); nothing was kept"

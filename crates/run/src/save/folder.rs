@@ -123,6 +123,23 @@ impl Draft {
     }
 }
 
+impl Draft {
+    /// Puts one file of the draft in the target's place; the rest goes.
+    ///
+    /// # Errors
+    /// The renaming failed, or something came to be there since.
+    pub(crate) fn publish_file(self, name: &str) -> Result<(), SaveError> {
+        if self.target.exists() {
+            return Err(SaveError::Exists { target: self.target.clone() });
+        }
+        fs::rename(self.path.join(name), &self.target).map_err(|e| SaveError::io("rename to", &self.target, e))?;
+        match self.target.parent().filter(|p| !p.as_os_str().is_empty()) {
+            Some(parent) => sync_folder(parent),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Drop for Draft {
     fn drop(&mut self) {
         if !self.published {

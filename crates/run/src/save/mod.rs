@@ -7,13 +7,13 @@ mod assets;
 mod card;
 mod config;
 mod error;
-mod folder;
+pub(crate) mod folder;
 mod padded;
 pub mod record;
 mod remote;
 #[cfg(test)]
 mod tests;
-mod verify;
+pub(crate) mod verify;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -100,6 +100,24 @@ pub struct Saved {
     pub warnings: Vec<String>,
 }
 
+/// The model in the shapes that are written.
+pub(crate) fn shaped(model: &Transformer, request: &SaveRequest<'_>) -> Result<Transformer, SaveError> {
+    match request.layout {
+        Layout::Compact => Ok(model.clone()),
+        Layout::Padded => padded::pad(model, request.record),
+    }
+}
+
+/// `prune.json` and the model card.
+pub(crate) fn write_record(draft: &mut folder::Draft, request: &SaveRequest<'_>, loaders: &[LoaderVerdict]) -> Result<(), SaveError> {
+    let mut record = request.record.clone();
+    record.layout = request.layout.word().into();
+    let json = serde_json::to_value(&record).map_err(|e| SaveError::BadRecord { path: request.target.into(), reason: e.to_string() })?;
+    draft.write_bytes(record::RECORD_FILE, &weights::pretty(&json))?;
+    draft.write_bytes("README.md", card::text(request.card, &record, loaders).as_bytes())?;
+    Ok(())
+}
+
 /// Writes the folder, opens it again, compares the logits with `model`'s, and only then puts it in its place.
 ///
 /// `model` keeps its masks as zeros in the weights: unstructured masks are always stock.
@@ -110,21 +128,20 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
     folder::check_target(request.target, &request.record.run.recipe.name)?;
     let origin: &Origin = model.origin();
     let dtype = request.dtype.unwrap_or(origin.stored_dtype);
-    let shaped = match request.layout {
-        Layout::Compact => model.clone(),
-        Layout::Padded => padded::pad(model, request.record)?,
-    };
+    let shaped = shaped(model, request)?;
+    let (mut config, tensors) = to_checkpoint(&shaped)?;
+    let no_remote_code = remote::obstacle(&shaped, &config);
     let loaders = stock::loaders(&stock::Target {
         model_type: &origin.model_type,
-        hidden: shaped.blueprint().hidden,
+        blueprint: shaped.blueprint(),
         dims: shaped.dims(),
-        remote_code: remote::covers(&origin.model_type),
+        own: config.get(prunectl_model::OWN_KEY),
+        no_remote_code: no_remote_code.as_deref(),
     });
-    let (mut config, tensors) = to_checkpoint(&shaped)?;
     config::finish(&mut config, dtype);
     let mut draft = folder::Draft::beside(request.target)?;
     if loaders.iter().any(|l| matches!(l.verdict, stock::Verdict::RemoteCode { .. })) {
-        remote::add(&mut config, &origin.config, shaped.dims(), &mut draft)?;
+        remote::add(&mut config, &shaped, &mut draft)?;
     } else if let Some(fields) = config.as_object_mut() {
         // Of the folder that this model was opened from.
         fields.shift_remove("auto_map");
@@ -133,11 +150,7 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
     weights::write_weights(&mut draft, &tensors, dtype, request.shard_bytes)?;
     drop(tensors);
     assets::write(&mut draft, request.assets, &config, origin.task)?;
-    let mut record = request.record.clone();
-    record.layout = request.layout.word().into();
-    let json = serde_json::to_value(&record).map_err(|e| SaveError::BadRecord { path: request.target.into(), reason: e.to_string() })?;
-    draft.write_bytes(record::RECORD_FILE, &weights::pretty(&json))?;
-    draft.write_bytes("README.md", card::text(request.card, &record, &loaders).as_bytes())?;
+    write_record(&mut draft, request, &loaders)?;
 
     let verified = verify::compare(draft.path(), model, dtype)?;
     let mut warnings = Vec::new();

@@ -1,6 +1,11 @@
 //! `modeling_prunectl.py`: what lets `AutoModel….from_pretrained(dir, trust_remote_code=True)` load a model whose layers differ.
+//!
+//! The file is made for the one family: its stock classes, and where each part of a layer stands in them, as the model crate's table of
+//! tensor names has it; the code that rebuilds the parts is the same for all.
 
-use prunectl_model::LayerDims;
+use std::fmt::Write as _;
+
+use prunectl_model::{OWN_KEY, StockModules, Task, Transformer, stock_modules};
 use serde_json::{Map, Value, json};
 
 use super::SaveError;
@@ -8,55 +13,87 @@ use super::folder::Draft;
 
 /// The file's name beside the weights.
 pub const REMOTE_CODE_FILE: &str = "modeling_prunectl.py";
-const SOURCE: &str = include_str!("modeling_prunectl.py");
+const BODY: &str = include_str!("modeling_body.py");
+/// The family whose stock attention cuts its fused projection in four, whatever the number of heads.
+const SHARDED: &str = "codegen";
 
-/// Families whose modules the Python file knows how to resize, with the auto classes that each architecture belongs to.
-const COVERED: &[(&str, &[(&str, &str)])] = &[
-    (
-        "bert",
-        &[
-            ("BertForSequenceClassification", "AutoModelForSequenceClassification"),
-            ("BertForMaskedLM", "AutoModelForMaskedLM"),
-            ("BertForQuestionAnswering", "AutoModelForQuestionAnswering"),
-            ("BertForTokenClassification", "AutoModelForTokenClassification"),
-            ("BertModel", "AutoModel"),
-        ],
-    ),
-    (
-        "llama",
-        &[
-            ("LlamaForCausalLM", "AutoModelForCausalLM"),
-            ("LlamaForSequenceClassification", "AutoModelForSequenceClassification"),
-            ("LlamaModel", "AutoModel"),
-        ],
-    ),
-];
-
-/// Whether the Python file can load layers that differ, of that `model_type`.
-#[must_use]
-pub fn covers(model_type: &str) -> bool {
-    COVERED.iter().any(|(name, _)| *name == model_type)
+/// The auto class that loads a task's architecture.
+fn auto_class(task: Task) -> &'static str {
+    match task {
+        Task::CausalLm => "AutoModelForCausalLM",
+        Task::MaskedLm => "AutoModelForMaskedLM",
+        Task::Classification => "AutoModelForSequenceClassification",
+        Task::QuestionAnswering => "AutoModelForQuestionAnswering",
+        Task::Encoder => "AutoModel",
+    }
 }
 
-/// Writes the file and points the config's `auto_map` at it. The file reads `prunectl.layer_dims`; the stock fields go back to counts that
-/// the stock classes accept while they are built (`original`'s), since a count such as 5 of 64 / 8 heads fails their validation.
-pub(super) fn add(config: &mut Value, original: &Value, dims: &[LayerDims], draft: &mut Draft) -> Result<(), SaveError> {
+/// Why the Python file can't load this model, if it can't.
+#[must_use]
+pub fn obstacle(model: &Transformer, config: &Value) -> Option<String> {
+    let hidden = model.origin().config.get(model.origin().family.hidden_key()).and_then(Value::as_u64);
+    if config.get(OWN_KEY).is_some_and(|own| own.get("embedding_scale").is_some()) {
+        return Some("its classes compute the factor on the embeddings from the hidden size, which has changed".into());
+    }
+    if hidden != Some(model.blueprint().hidden as u64) && config.get(OWN_KEY).is_some_and(|own| own.get("head_dim").is_some()) {
+        return Some("its classes compute the width of a head from the hidden size, which has changed".into());
+    }
+    None
+}
+
+/// The Python file.
+fn source(stock: &StockModules, layout: &str, sharded: bool) -> String {
+    let names: Vec<&str> = stock.classes.iter().map(|(class, _)| *class).collect();
+    let mut out = String::from(
+        "\"\"\"Loads a model whose layers differ in their numbers of heads, neurons or experts.\n\n\
+         `prunectl` writes this file beside weights that no stock class can hold. It subclasses the stock classes of\n\
+         transformers 5 and, before weights are read, gives each layer the shape that `config.prunectl[\"layer_dims\"]` lists:\n\n",
+    );
+    let example = stock.classes.first().map_or("AutoModel", |(_, task)| auto_class(*task));
+    let _ = write!(
+        out,
+        "    from transformers import {example}\n    model = {example}.from_pretrained(\"path/to/folder\", trust_remote_code=True)\n\n\
+         Nothing else is changed: attention, caching and generation are the stock ones.\n\"\"\"\n\n\
+         import torch\nfrom torch import nn\nfrom transformers import {}\n\
+         from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping\n\
+         from transformers.pytorch_utils import Conv1D\n\n\
+         # Where the list of layers stands in the base model, where the norms sit in a layer, and where its parts are.\n\
+         LAYERS = \"{}\"\nLAYOUT = \"{layout}\"\nSHARDED = {}\nMODULES = {{\n",
+        names.join(", "),
+        stock.layers,
+        if sharded { "True" } else { "False" },
+    );
+    for (part, path) in &stock.modules {
+        let _ = writeln!(out, "    \"{part}\": \"{path}\",");
+    }
+    let _ = write!(out, "}}\n\n\n{BODY}");
+    for class in names {
+        let _ = write!(out, "\n\nclass Pruned{class}(Pruned, {class}):\n    pass\n");
+    }
+    out
+}
+
+/// Writes the file and points the config's `auto_map` at it. The file reads `prunectl.layer_dims` and `prunectl.layers`; the stock fields
+/// go back to counts that the stock classes accept while they are built (the original's), since a count such as 5 of 64 / 8 heads fails
+/// their validation.
+pub(super) fn add(config: &mut Value, model: &Transformer, draft: &mut Draft) -> Result<(), SaveError> {
     let Some(fields) = config.as_object_mut() else { return Ok(()) };
-    let model_type = fields.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    let Some((_, classes)) = COVERED.iter().find(|(name, _)| *name == model_type) else { return Ok(()) };
+    let stock = stock_modules(model);
     let auto_map: Map<String, Value> =
-        classes.iter().map(|(class, auto)| ((*auto).to_owned(), format!("modeling_prunectl.Pruned{class}").into())).collect();
+        stock.classes.iter().map(|(class, task)| (auto_class(*task).to_owned(), format!("modeling_prunectl.Pruned{class}").into())).collect();
     fields.insert("auto_map".into(), Value::Object(auto_map));
-    for name in ["num_attention_heads", "num_key_value_heads"] {
-        match original.get(name) {
-            Some(count) => fields.insert(name.into(), count.clone()),
-            None => fields.shift_remove(name),
+    for (name, count) in &stock.head_counts {
+        match count {
+            Some(count) => fields.insert((*name).into(), count.clone()),
+            None => fields.shift_remove(*name),
         };
     }
-    let own = fields.entry("prunectl").or_insert_with(|| json!({}));
+    let own = fields.entry(OWN_KEY).or_insert_with(|| json!({}));
     if let Some(own) = own.as_object_mut() {
-        own.insert("layer_dims".into(), json!(dims));
+        own.insert("layer_dims".into(), json!(model.dims()));
+        own.insert("layers".into(), json!(model.blueprint().layers));
     }
-    draft.write_bytes(REMOTE_CODE_FILE, SOURCE.as_bytes())?;
+    let text = source(&stock, model.blueprint().layout.name(), model.origin().model_type == SHARDED);
+    draft.write_bytes(REMOTE_CODE_FILE, text.as_bytes())?;
     Ok(())
 }

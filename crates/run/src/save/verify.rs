@@ -34,7 +34,7 @@ pub struct Verified {
 
 impl Verified {
     /// Said when rounding to the written dtype moves the logits noticeably.
-    pub(super) fn warning(&self) -> Option<String> {
+    pub(crate) fn warning(&self) -> Option<String> {
         (self.rounding > self.rounding_worth_saying).then(|| {
             format!(
                 "saved as {}, which moves the logits by {:.1e} (relative); metrics were measured before that rounding, `dtype = f32` avoids it",
@@ -56,10 +56,10 @@ fn tolerance(compute: DType) -> f64 {
 }
 
 /// The relative difference that rounding weights to a dtype usually stays below.
-fn usual_rounding(dtype: DType) -> f64 {
+fn usual_rounding(dtype: &str) -> f64 {
     match dtype {
-        DType::F64 | DType::F32 => 2e-5,
-        DType::F16 => 1e-2,
+        "f64" | "f32" => 2e-5,
+        "f16" => 1e-2,
         _ => 5e-2,
     }
 }
@@ -68,11 +68,15 @@ fn usual_rounding(dtype: DType) -> f64 {
 pub(super) fn compare(dir: &Path, model: &Transformer, stored: DType) -> Result<Verified, SaveError> {
     let options = LoadOptions { dtype: model.dtype(), device: model.device().clone(), task: Some(model.origin().task) };
     let again = load(dir, &options).map_err(|e| SaveError::Reload { reason: e.to_string() })?;
+    against(&again, &rounded(model, stored)?, model, &format!("{stored:?}").to_lowercase())
+}
+
+/// Compares `found` with `rounded` (they must agree) and with `model` (the cost of the dtype).
+pub(crate) fn against(found: &Transformer, rounded: &Transformer, model: &Transformer, dtype: &str) -> Result<Verified, SaveError> {
     let (batch, probe) = probe(model)?;
     let run = |m: &Transformer| -> Result<Tensor, SaveError> { Ok(m.forward(&batch, &Gates::default(), &mut ())?) };
-    let found = run(&again)?;
-    let rounded = rounded(model, stored)?;
-    let expected = run(&rounded)?;
+    let found = run(found)?;
+    let expected = run(rounded)?;
     let whole = run(model)?;
     let tolerance = tolerance(model.dtype());
     let difference = relative_difference(&found, &expected, &batch)?;
@@ -80,8 +84,7 @@ pub(super) fn compare(dir: &Path, model: &Transformer, stored: DType) -> Result<
         return Err(SaveError::Differs { found: difference, allowed: tolerance, probe });
     }
     let rounding = relative_difference(&found, &whole, &batch)?;
-    let dtype = format!("{stored:?}").to_lowercase();
-    Ok(Verified { difference, tolerance, rounding, rounding_worth_saying: usual_rounding(stored), dtype, probe })
+    Ok(Verified { difference, tolerance, rounding, rounding_worth_saying: usual_rounding(dtype), dtype: dtype.to_owned(), probe })
 }
 
 /// The model with its weights as the file has them.

@@ -1,0 +1,252 @@
+//! Every family × every kind of removal: `save` writes it, transformers loads it as the table says (unmodified, or with the Python file
+//! beside the weights), gives the same logits and the same greedy text, with a cache and without. Prints the table of worst errors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use candle_core::{DType, Device, Tensor};
+use prunectl_model::{Batch, Gates, LoadOptions, SiteKind, Task, Transformer, load};
+use prunectl_run::save::{Layout, Saved};
+use prunectl_run::stock::{Loader, Verdict};
+use serde_json::{Value, json};
+
+use crate::stock::{greedy, logits, record, save};
+
+/// Largest relative difference of logits, max|a−b| / max|b|: f32 on both sides, other kernels and another order of summation.
+const TOLERANCE: f64 = 1e-4;
+/// New tokens of the greedy texts.
+const NEW: usize = 10;
+
+/// Golden models of every family, and of those variants whose attention or layout is another one; `@`: loaded without its head.
+pub const MODELS: &[&str] = &[
+    "families/bert_mlm",
+    "families/bert_cls",
+    "more/bert_qa",
+    "families/roberta_mlm",
+    "more/roberta_cls",
+    "more/xlm_roberta_mlm",
+    "families/distilbert_mlm",
+    "families/distilbert_cls",
+    "families/electra_cls",
+    "more/electra_mlm",
+    "families/gpt2",
+    "families/gpt_neo",
+    "families/gpt_neox",
+    "more/gpt_neox_serial",
+    "families/codegen",
+    "families/opt",
+    "families/opt_postnorm",
+    "families/falcon",
+    "more/falcon_grouped",
+    "more/falcon_serial",
+    "families/llama",
+    "families/llama_tied",
+    "families/llama_rope3",
+    "families/mistral",
+    "families/qwen2",
+    "families/qwen3",
+    "families/gemma2",
+    "families/gemma3",
+    "families/phi3",
+    "families/mixtral",
+    "families/qwen3_moe",
+    "more/qwen3_moe_mixed",
+    "more/bert_encoder",
+    "families/llama@encoder",
+    "families/mixtral@encoder",
+];
+
+/// Kinds of removal, the columns of the table.
+pub const SHAPES: &[&str] =
+    &["dense", "heads", "equal_heads", "neurons", "equal_neurons", "attention", "mlp", "all_heads", "all_neurons", "layer", "experts"];
+
+pub fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// The model that is left without these units of a layer.
+fn without(model: &Transformer, kind: SiteKind, layer: usize, drop: &dyn Fn(usize) -> bool) -> Transformer {
+    let place = (kind != SiteKind::Layers).then_some(layer);
+    let kept: Vec<usize> = (0..model.units(kind, place).unwrap()).filter(|u| !drop(*u)).collect();
+    model.keep_units(kind, place, &kept).unwrap()
+}
+
+/// One head, or one of each group of key/value heads.
+fn fewer_heads(model: &Transformer, layer: usize) -> Transformer {
+    let group = model.dims()[layer].group_size();
+    match group {
+        0 => model.clone(),
+        1 => without(model, SiteKind::Heads, layer, &|h| h == 1),
+        _ => without(model, SiteKind::Heads, layer, &|h| h % group == 1),
+    }
+}
+
+fn fewer_neurons(model: &Transformer, layer: usize, step: usize) -> Transformer {
+    let ffn = model.dims()[layer].ffn;
+    without(model, SiteKind::Neurons, layer, &|n| (n % ffn) % step == 1)
+}
+
+/// The model of a column, where the removal is legal in the family.
+pub fn pruned(dense: &Transformer, shape: &str) -> Option<Transformer> {
+    let layers = dense.n_layers();
+    Some(match shape {
+        "dense" => dense.clone(),
+        "heads" => {
+            let mut out = fewer_heads(dense, 0);
+            if dense.dims()[1].kv_heads > 1 {
+                out = without(&out, SiteKind::KvGroups, 1, &|g| g == 0);
+            }
+            out
+        }
+        "equal_heads" => (0..layers).fold(dense.clone(), |m, l| fewer_heads(&m, l)),
+        "neurons" => fewer_neurons(&fewer_neurons(dense, 0, 3), 1, 5),
+        "equal_neurons" => (0..layers).fold(dense.clone(), |m, l| fewer_neurons(&m, l, 2)),
+        "attention" => without(dense, SiteKind::Attention, 0, &|_| true),
+        "mlp" => without(dense, SiteKind::Mlp, 1, &|_| true),
+        "all_heads" => without(dense, SiteKind::Heads, 1, &|_| true),
+        "all_neurons" => without(dense, SiteKind::Neurons, 0, &|_| true),
+        "layer" => without(dense, SiteKind::Layers, 0, &|l| l == 0),
+        "experts" if dense.dims().iter().any(|d| d.experts > 1) => {
+            let layer = dense.dims().iter().position(|d| d.experts > 1)?;
+            without(dense, SiteKind::Experts, layer, &|e| e == 1)
+        }
+        _ => return None,
+    })
+}
+
+/// A saved model of the table.
+pub struct Cell {
+    pub family: &'static str,
+    pub shape: &'static str,
+    pub model: Transformer,
+    pub saved: Saved,
+    pub batch: Batch,
+}
+
+/// Every legal cell, saved below `folder`.
+pub fn cells(folder: &Path) -> Vec<Cell> {
+    let mut out = Vec::new();
+    for &name in MODELS {
+        let family = name.rsplit('/').next().unwrap();
+        let (place, task) = name.split_once('@').map_or((name, None), |(place, _)| (place, Some(Task::Encoder)));
+        let dense = load(&golden(place), &LoadOptions { task, ..LoadOptions::default() }).unwrap();
+        let want = candle_core::safetensors::load(golden(place).join("expected.safetensors"), &Device::Cpu).unwrap();
+        let batch = Batch {
+            keep: Some(want["attention_mask"].to_dtype(DType::U8).unwrap()),
+            ..Batch::new(want["input_ids"].to_dtype(DType::U32).unwrap())
+        };
+        for &shape in SHAPES {
+            let Some(model) = pruned(&dense, shape) else { continue };
+            let saved = save(&model, &folder.join(format!("{family}-{shape}")), Layout::Compact, &record(&dense, None));
+            out.push(Cell { family, shape, model, saved, batch: batch.clone() });
+        }
+    }
+    out
+}
+
+fn auto_class(task: Task) -> &'static str {
+    match task {
+        Task::CausalLm => "AutoModelForCausalLM",
+        Task::MaskedLm => "AutoModelForMaskedLM",
+        Task::Classification => "AutoModelForSequenceClassification",
+        Task::QuestionAnswering => "AutoModelForQuestionAnswering",
+        Task::Encoder => "AutoModel",
+    }
+}
+
+/// What the other side must give: the logits, and for causal models the greedy continuation of the first tokens.
+fn write_expected(cell: &Cell, path: &Path) {
+    let whole = |t: &Tensor| t.to_dtype(DType::I64).unwrap();
+    let output = match cell.model.origin().task {
+        Task::Encoder => {
+            let (x, context) = cell.model.hidden(&cell.batch, &Gates::default(), &mut ()).unwrap();
+            cell.model.last_norm(&x, &context, &mut ()).unwrap()
+        }
+        _ => logits(&cell.model, &cell.batch),
+    };
+    let mut tensors = HashMap::from([
+        ("input_ids".to_owned(), whole(&cell.batch.input_ids)),
+        ("attention_mask".to_owned(), whole(cell.batch.keep.as_ref().unwrap())),
+        ("logits".to_owned(), output),
+    ]);
+    if cell.model.origin().task == Task::CausalLm {
+        let prompt = [5_u32, 60, 31, 47, 12];
+        let row = |ids: &[u32]| whole(&Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap());
+        tensors.insert("prompt".into(), row(&prompt));
+        tensors.insert("generated".into(), row(&greedy(&cell.model, &prompt, NEW)));
+    }
+    candle_core::safetensors::save(&tensors, path).unwrap();
+}
+
+/// Prints family × column.
+pub fn print_table(title: &str, columns: &[&str], cells: &BTreeMap<(String, String), String>) {
+    let mut families: Vec<&str> = MODELS.iter().map(|m| m.rsplit('/').next().unwrap()).collect();
+    families.retain(|f| cells.keys().any(|(family, _)| family == f));
+    println!("\n{title}\n{:16}{}", "", columns.iter().map(|c| format!("{c:>15}")).collect::<String>());
+    for family in families {
+        let row: String = columns
+            .iter()
+            .map(|c| format!("{:>15}", cells.get(&(family.to_owned(), (*c).to_owned())).map_or("–", String::as_str)))
+            .collect();
+        println!("{family:16}{row}");
+    }
+}
+
+#[test]
+fn transformers_loads_every_family_in_every_shape() {
+    let Some(python) = crate::support::python("transformers loads every family in every shape") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let cells = cells(folder.path());
+    let mut asked = Vec::new();
+    for (i, cell) in cells.iter().enumerate() {
+        let answers = folder.path().join(format!("{i}.safetensors"));
+        write_expected(cell, &answers);
+        let verdict = &cell.saved.loaders.iter().find(|l| l.loader == Loader::Transformers).unwrap().verdict;
+        let mut ask = |trust: bool, loads: bool| {
+            asked.push(json!({
+                "name": i.to_string(), "dir": cell.saved.dir, "expected": answers, "auto_class": auto_class(cell.model.origin().task),
+                "trust_remote_code": trust, "loads": loads, "caches": [true],
+            }));
+        };
+        match verdict {
+            Verdict::Stock { tried: true } => ask(false, true),
+            Verdict::RemoteCode { .. } => {
+                ask(true, true);
+                // What the table says of the head counts that stock classes refuse.
+                if cell.shape == "equal_heads" {
+                    ask(false, false);
+                }
+            }
+            other => panic!("{} {}: {other:?}", cell.family, cell.shape),
+        }
+    }
+    let list = folder.path().join("cases.json");
+    std::fs::write(&list, Value::from(asked.clone()).to_string()).unwrap();
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python/check_logits.py");
+    let output = Command::new(python).arg(script).arg(&list).env("HF_MODULES_CACHE", folder.path().join("modules")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let results: Vec<Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(results.len(), asked.len());
+    let (mut table, mut wrong) = (BTreeMap::new(), Vec::new());
+    for (result, ask) in results.iter().zip(&asked) {
+        let cell = &cells[result["name"].as_str().unwrap().parse::<usize>().unwrap()];
+        let close = result["difference"].as_f64().is_some_and(|d| d < TOLERANCE);
+        let complete = result["missing"].as_array().is_some_and(Vec::is_empty);
+        let right = match ask["loads"] == true {
+            true => result["loaded"] == true && close && complete && result["generated"] != false,
+            false => result["loaded"] == false,
+        };
+        if !right {
+            wrong.push(format!("{} {}: {result}", cell.family, cell.shape));
+        }
+        if ask["loads"] == true {
+            let how = if ask["trust_remote_code"] == true { " py" } else { "" };
+            let text = result["difference"].as_f64().map_or("fails".to_owned(), |d| format!("{d:.1e}{how}"));
+            table.insert((cell.family.to_owned(), cell.shape.to_owned()), text);
+        }
+    }
+    print_table("transformers: worst error of the logits (py: with trust_remote_code=True)", SHAPES, &table);
+    assert!(wrong.is_empty(), "{} of {} are not as the table says:\n{}", wrong.len(), results.len(), wrong.join("\n"));
+}
