@@ -185,10 +185,9 @@ fn choose(b: &Blueprint, dims: &[LayerDims]) -> Result<Arch, Inexpressible> {
 
 /// Whether each layer has the same shape; else what differs.
 fn equal(dims: &[LayerDims]) -> Result<(), (&'static str, Vec<usize>)> {
-    let fields: [(&'static str, fn(&LayerDims) -> usize); 4] =
-        [("heads", |d| d.q_heads), ("key/value heads", |d| d.kv_heads), ("neurons", |d| d.ffn), ("experts", |d| d.experts)];
-    for (what, of) in fields {
-        let counts: Vec<usize> = dims.iter().map(of).collect();
+    let named = |d: &LayerDims| [("heads", d.q_heads), ("key/value heads", d.kv_heads), ("neurons", d.ffn), ("experts", d.experts)];
+    for (field, (what, _)) in named(&LayerDims::default()).into_iter().enumerate() {
+        let counts: Vec<usize> = dims.iter().filter_map(|d| named(d).get(field).map(|(_, n)| *n)).collect();
         if counts.iter().any(|n| Some(n) != counts.first() || (*n == 0 && what != "experts")) {
             return Err((what, counts));
         }
