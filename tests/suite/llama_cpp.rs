@@ -31,7 +31,11 @@ fn python() -> Option<PathBuf> {
     let python = crate::support::python("llama.cpp runs what export writes")?;
     let has = Command::new(&python).args(["-c", "import llama_cpp"]).output().is_ok_and(|o| o.status.success());
     if !has {
-        crate::support::skip("llama.cpp runs what export writes", "python", "the interpreter has no llama_cpp; scripts/make-python-env.sh --llama-cpp builds it");
+        crate::support::skip(
+            "llama.cpp runs what export writes",
+            "python",
+            "the interpreter has no llama_cpp; scripts/make-python-env.sh --llama-cpp builds it",
+        );
         return None;
     }
     Some(python)
@@ -77,10 +81,8 @@ fn export(model: &Transformer, folder: &Path, name: &str, dtype: &str, assets: A
 
 /// Runs the cases and returns what was found, by name.
 fn run(python: &Path, folder: &Path, cases: &[Case]) -> BTreeMap<String, Value> {
-    let asked: Vec<Value> = cases
-        .iter()
-        .map(|c| json!({"name": c.name, "gguf": c.gguf, "expected": c.expected, "texts": c.texts, "speed": c.speed}))
-        .collect();
+    let asked: Vec<Value> =
+        cases.iter().map(|c| json!({"name": c.name, "gguf": c.gguf, "expected": c.expected, "texts": c.texts, "speed": c.speed})).collect();
     let list = folder.join("cases.json");
     std::fs::write(&list, Value::from(asked).to_string()).unwrap();
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python/check_gguf.py");
@@ -139,7 +141,8 @@ fn llama_cpp_runs_every_shape_that_it_can_express() {
         let text = format!("{:.0e} {}", result["difference"].as_f64().unwrap(), architectures[name]);
         table.insert((family.to_owned(), shape.to_owned()), text);
     }
-    let mut reasons: Vec<String> = reasons.into_iter().map(|(why, names): (String, Vec<String>)| format!("  {}: {why}", names.join(" "))).collect();
+    let mut reasons: Vec<String> =
+        reasons.into_iter().map(|(why, names): (String, Vec<String>)| format!("  {}: {why}", names.join(" "))).collect();
     reasons.sort();
     println!("\nrefused\n{}", reasons.join("\n"));
     print_table("llama.cpp: worst error of the logits, and the architecture", SHAPES, &table);
@@ -168,18 +171,13 @@ fn llama_cpp_reads_every_type_and_a_byte_level_vocabulary() {
     for dtype in TYPES {
         let (gguf, written) = export(&model, folder.path(), dtype, dtype, Assets::Folder(folder.path())).unwrap();
         assert!(written.warnings.iter().all(|w| w.contains("moves the logits") || w.contains("are finer")), "{:?}", written.warnings);
-        println!("{dtype}: {} bytes, read back {:.1e}, rounding {:.1e}", written.bytes, written.verified.difference, written.verified.rounding);
+        println!(
+            "{dtype}: {} bytes, read back {:.1e}, rounding {:.1e}",
+            written.bytes, written.verified.difference, written.verified.rounding
+        );
         let same_text = *dtype == "f32";
         let tolerance = if same_text { TOLERANCE } else { 1.2 * written.verified.rounding + ACTIVATIONS };
-        cases.push(Case {
-            name: (*dtype).into(),
-            gguf,
-            expected: expected.clone(),
-            texts: texts.clone(),
-            tolerance,
-            same_text,
-            speed: 0,
-        });
+        cases.push(Case { name: (*dtype).into(), gguf, expected: expected.clone(), texts: texts.clone(), tolerance, same_text, speed: 0 });
     }
     for (name, result) in run(&python, folder.path(), &cases) {
         println!("{name}: logits {:.1e}, same text {}", result["difference"].as_f64().unwrap(), result["generated"]);

@@ -12,8 +12,8 @@ mod golden_runs;
 mod kill;
 #[cfg(unix)]
 mod kill_training;
-mod measure;
 mod llama_cpp;
+mod measure;
 mod recipes;
 #[cfg(unix)]
 mod recovery;

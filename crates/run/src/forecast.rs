@@ -482,13 +482,8 @@ fn known(sim: &Sim) -> Known {
     let decided = least == most && !sim.vague;
     let loaders = match decided {
         true => {
-            let target = stock::Target {
-                model_type: &file.model_type,
-                blueprint: &file.blueprint,
-                dims: &most,
-                own: None,
-                no_remote_code: None,
-            };
+            let target =
+                stock::Target { model_type: &file.model_type, blueprint: &file.blueprint, dims: &most, own: None, no_remote_code: None };
             stock::loaders(&target).iter().map(ToString::to_string).collect()
         }
         false => vec![

@@ -294,7 +294,8 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
     let derived = hidden.checked_div(first.q_heads) == Some(first.head_dim) && hidden.is_multiple_of(first.q_heads.max(1));
     match row.heads {
         HeadCounts::Derived if !derived => {
-            let reason = format!("it computes head_dim as {} / {}, which is not {} ({})", hidden, first.q_heads, first.head_dim, row.source);
+            let reason =
+                format!("it computes head_dim as {} / {}, which is not {} ({})", hidden, first.q_heads, first.head_dim, row.source);
             Some((reason, padded.to_owned()))
         }
         HeadCounts::Divisors if !hidden.is_multiple_of(first.q_heads.max(1)) => {

@@ -21,8 +21,7 @@ const fn within(p: Param, low: f64, high: f64) -> Param {
 }
 
 const DTYPES: Ty = Ty::OneOf(&["f32", "f16", "bf16"]);
-const SAVED_DTYPES: Ty =
-    Ty::OneOf(&["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"]);
+const SAVED_DTYPES: Ty = Ty::OneOf(&["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"]);
 const HUGE: f64 = 1e15;
 const BATCH: Param =
     within(option("batch", Ty::Count, "Examples at a time; left out, it is chosen to fit memory. Results do not depend on it."), 1.0, HUGE);
@@ -116,7 +115,11 @@ pub(super) const SAVE_FIELDS: &[Param] = &[
         option("layout", Ty::OneOf(&["compact", "padded"]), "`padded` writes removed units as zeros: stock everywhere, no smaller."),
         "compact",
     ),
-    option("dtype", SAVED_DTYPES, "Type of the weights on disk; by default what the model had there. From `q8_0` on: with `format = gguf` only."),
+    option(
+        "dtype",
+        SAVED_DTYPES,
+        "Type of the weights on disk; by default what the model had there. From `q8_0` on: with `format = gguf` only.",
+    ),
 ];
 pub(super) const EXPECT_FIELDS: &[Param] = &[
     with(option("paired", Ty::Bool, "Compare example by example."), "false"),

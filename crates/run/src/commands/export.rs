@@ -112,7 +112,10 @@ impl Export {
                 let dtype = self.dtype.as_deref().map(|d| d.parse::<Dtype>().map(|d| d.0)).transpose().map_err(bad)?;
                 let path = self.out.clone().unwrap_or_else(|| PathBuf::from(format!("{name}-hf")));
                 if path.exists() {
-                    return refused(format!("{} is there already, and export writes over nothing", path.display()), "give another name with --out");
+                    return refused(
+                        format!("{} is there already, and export writes over nothing", path.display()),
+                        "give another name with --out",
+                    );
                 }
                 let saved = save::write(&model, &request(&path, dtype))?;
                 Exported {

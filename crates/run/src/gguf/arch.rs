@@ -120,7 +120,8 @@ fn choose(b: &Blueprint, dims: &[LayerDims]) -> Result<Arch, Inexpressible> {
     if let Some(scaling) = b.rotary.iter().map(|r| &r.scaling).find(|s| matches!(s, RotaryScaling::Dynamic { .. })) {
         return refuse(format!("rotary scaling {scaling:?} has no equal there"), NO_ARCHITECTURE);
     }
-    let modern = matches!(b.norm.kind, NormKind::Rms | NormKind::RmsOffsetOne) && b.mlp.gated && whole_rotary && b.embeddings.positions.is_none();
+    let modern =
+        matches!(b.norm.kind, NormKind::Rms | NormKind::RmsOffsetOne) && b.mlp.gated && whole_rotary && b.embeddings.positions.is_none();
     let a = &b.attention;
     let plain = a.softcap.is_none() && b.embeddings.scale == 1.0 && b.rotary.len() == 1 && b.norm.kind == NormKind::Rms;
     let softcapped_head = matches!(b.head, Head::Tokens { softcap: Some(_), .. });
@@ -146,7 +147,10 @@ fn choose(b: &Blueprint, dims: &[LayerDims]) -> Result<Arch, Inexpressible> {
             }
         }
         Layout::Sandwich if modern && !gemma_scale => {
-            return refuse("llama.cpp scales the embeddings by √hidden, and the hidden size has changed", "prune heads, neurons or layers instead");
+            return refuse(
+                "llama.cpp scales the embeddings by √hidden, and the hidden size has changed",
+                "prune heads, neurons or layers instead",
+            );
         }
         Layout::Pre
             if b.norm.kind == NormKind::Layer
@@ -163,7 +167,10 @@ fn choose(b: &Blueprint, dims: &[LayerDims]) -> Result<Arch, Inexpressible> {
         {
             if let Some(d) = dims.iter().find(|d| d.q_heads * d.head_dim != b.hidden) {
                 return refuse(
-                    format!("its GPT-2 computes the width of a head as hidden / heads, and {} heads of {} are not {}", d.q_heads, d.head_dim, b.hidden),
+                    format!(
+                        "its GPT-2 computes the width of a head as hidden / heads, and {} heads of {} are not {}",
+                        d.q_heads, d.head_dim, b.hidden
+                    ),
                     "prune neurons or layers, or save with layout = padded and export that",
                 );
             }

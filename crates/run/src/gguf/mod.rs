@@ -134,7 +134,13 @@ pub fn save(model: &Transformer, request: &SaveRequest<'_>, quantization: Quanti
 /// # Errors
 /// Something is at `target`, llama.cpp has no architecture for the model, a value is not finite, the disk is full, or what is read back
 /// computes something else. Nothing is left behind.
-pub fn export(model: &Transformer, target: &Path, title: &str, quantization: Quantization, assets: Assets<'_>) -> Result<Written, SaveError> {
+pub fn export(
+    model: &Transformer,
+    target: &Path,
+    title: &str,
+    quantization: Quantization,
+    assets: Assets<'_>,
+) -> Result<Written, SaveError> {
     let name = target.file_name().and_then(|n| n.to_str()).ok_or_else(|| SaveError::NoName { target: target.into() })?;
     if target.exists() {
         return Err(SaveError::Exists { target: target.into() });
@@ -198,7 +204,8 @@ fn write(
 
 /// The tensor of a piece, f32, as the file's rows.
 fn tensor_of(model: &Transformer, piece: &Piece) -> Result<Tensor, SaveError> {
-    let get = |slot: &String| -> Result<Tensor, SaveError> { Ok(model.params().require(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?) };
+    let get =
+        |slot: &String| -> Result<Tensor, SaveError> { Ok(model.params().require(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?) };
     let all = |slots: &[String]| slots.iter().map(get).collect::<Result<Vec<_>, _>>();
     let tensor = match &piece.from {
         Origin::Slot(slot) => get(slot)?,

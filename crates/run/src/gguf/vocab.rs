@@ -122,7 +122,11 @@ fn read(s: Sources<'_>) -> Result<Vocabulary, String> {
     }
     for added in s.tokenizer["added_tokens"].as_array().into_iter().flatten() {
         let special = added["special"].as_bool() == Some(true);
-        tokens.put(added["id"].as_u64(), added["content"].as_str().unwrap_or_default(), if special { kind::CONTROL } else { kind::USER })?;
+        tokens.put(
+            added["id"].as_u64(),
+            added["content"].as_str().unwrap_or_default(),
+            if special { kind::CONTROL } else { kind::USER },
+        )?;
     }
     specials(&s, &mut tokens, &mut out.metadata);
     out.metadata.push(("tokenizer.ggml.token_type".into(), Meta::I32s(tokens.kinds.iter().map(|t| t.1).collect())));
@@ -218,7 +222,8 @@ fn specials(s: &Sources<'_>, tokens: &mut Tokens, metadata: &mut Vec<(String, Me
         template["special_tokens"][name]["ids"][0].as_u64()
     };
     let (first, last) = (wraps(single.first()), if single.len() > 1 { wraps(single.last()) } else { None });
-    let unknown = by_text("unk_token").or_else(|| s.tokenizer["model"]["unk_token"].as_str().and_then(|t| tokens.ids.get(t)).map(|i| *i as u64));
+    let unknown =
+        by_text("unk_token").or_else(|| s.tokenizer["model"]["unk_token"].as_str().and_then(|t| tokens.ids.get(t)).map(|i| *i as u64));
     for (key, id) in [
         ("bos_token_id", first.or_else(|| by_text("bos_token")).or_else(|| by_id("bos_token"))),
         ("eos_token_id", by_text("eos_token").or_else(|| by_id("eos_token")).or(last)),
@@ -262,7 +267,10 @@ mod tests {
         let v = sources(&tokenizer);
         assert_eq!(get(&v, "model"), Some(&Meta::Text("llama".into())));
         assert_eq!(get(&v, "scores"), Some(&Meta::F32s(vec![-2.0, -2.0, -2.0, 0.0, -1.0, -2.0])));
-        assert_eq!(get(&v, "token_type"), Some(&Meta::I32s(vec![kind::UNKNOWN, kind::BYTE, kind::NORMAL, kind::NORMAL, kind::NORMAL, kind::UNUSED])));
+        assert_eq!(
+            get(&v, "token_type"),
+            Some(&Meta::I32s(vec![kind::UNKNOWN, kind::BYTE, kind::NORMAL, kind::NORMAL, kind::NORMAL, kind::UNUSED]))
+        );
         assert_eq!((get(&v, "add_space_prefix"), get(&v, "add_bos_token")), (Some(&Meta::Bool(true)), Some(&Meta::Bool(false))));
         assert_eq!(get(&v, "eos_token_id"), Some(&Meta::U32(2)));
         assert!(v.warnings.is_empty(), "{:?}", v.warnings);
@@ -282,7 +290,8 @@ mod tests {
         assert_eq!(get(&v, "merges"), Some(&Meta::Texts(vec!["a b".into()])));
         assert_eq!((get(&v, "bos_token_id"), get(&v, "add_bos_token")), (Some(&Meta::U32(5)), Some(&Meta::Bool(true))));
         let mut strange = tokenizer;
-        strange["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "x"}}, {"type": "ByteLevel"}]});
+        strange["pre_tokenizer"] =
+            json!({"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "x"}}, {"type": "ByteLevel"}]});
         let v = sources(&strange);
         assert_eq!(get(&v, "model"), Some(&Meta::Text("no_vocab".into())));
         assert!(v.warnings[0].contains("`x`"), "{:?}", v.warnings);

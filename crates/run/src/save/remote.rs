@@ -79,8 +79,11 @@ fn source(stock: &StockModules, layout: &str, sharded: bool) -> String {
 pub(super) fn add(config: &mut Value, model: &Transformer, draft: &mut Draft) -> Result<(), SaveError> {
     let Some(fields) = config.as_object_mut() else { return Ok(()) };
     let stock = stock_modules(model);
-    let auto_map: Map<String, Value> =
-        stock.classes.iter().map(|(class, task)| (auto_class(*task).to_owned(), format!("modeling_prunectl.Pruned{class}").into())).collect();
+    let auto_map: Map<String, Value> = stock
+        .classes
+        .iter()
+        .map(|(class, task)| (auto_class(*task).to_owned(), format!("modeling_prunectl.Pruned{class}").into()))
+        .collect();
     fields.insert("auto_map".into(), Value::Object(auto_map));
     for (name, count) in &stock.head_counts {
         match count {
