@@ -3,8 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use prunectl_kernels::memory::Recycler;
 use prunectl_run::cli::Cli;
 use prunectl_run::interrupt::Interrupt;
+
+#[global_allocator]
+static MEMORY: Recycler = Recycler::new();
 
 fn main() -> ExitCode {
     // Wrong usage ends in clap's own message and status 2.

@@ -3,12 +3,13 @@
 //! candle's own matrix product always computes the gradient of both factors. Here a factor that is neither a variable nor depends on
 //! one gets none, which halves the backward pass of a model whose weights are constants.
 
+use crate::matrix::{Matrix, product};
 use crate::real::Real;
-use crate::rows::{Held, ROWS_PER_PARTIAL, fill, for_each_piece, per_task, piece_of, slice, sum_pieces, tensor};
+use crate::rows::{Held, ROWS_PER_PARTIAL, by_type, fill, piece_of, slice, sum_pieces, tensor};
 use crate::simd::multiversion;
 use crate::{check, plain};
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor, WithDType};
 
 const OP: &str = "linear";
 
@@ -36,16 +37,6 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
         Some(b) if fused => x.apply_op3(&w, &b.contiguous()?, Linear),
         Some(b) => x.apply_op2(&w, Linear)?.broadcast_add(b),
         None => x.apply_op2(&w, Linear),
-    }
-}
-
-multiversion! {
-    fn add_to_rows<T: Real>(y: &mut [T], b: &[T]) {
-        for y in y.chunks_exact_mut(b.len()) {
-            for (y, &b) in y.iter_mut().zip(b) {
-                *y += b;
-            }
-        }
     }
 }
 
@@ -92,19 +83,41 @@ impl Product {
 }
 
 impl Linear {
+    /// (∂x, ∂w) where they are wanted.
     fn factors(&self, x: &Tensor, w: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (out, features) = w.dims2()?;
-        let rows = dy.elem_count() / out.max(1);
-        let dy = dy.reshape((rows, out))?;
-        let dx = x.track_op().then(|| dy.matmul(&w.detach())?.reshape(x.shape())).transpose()?;
-        let dw = w.track_op().then(|| dy.t()?.matmul(&x.detach().reshape((rows, features))?)).transpose()?;
+        match (dy.device().is_cpu(), dy.dtype()) {
+            (true, DType::F32) => Self::cpu_factors::<f32>(x, w, dy, (out, features)),
+            (true, DType::F64) => Self::cpu_factors::<f64>(x, w, dy, (out, features)),
+            _ => {
+                let rows = dy.elem_count() / out.max(1);
+                let dy = dy.reshape((rows, out))?;
+                let dx = x.track_op().then(|| dy.matmul(&w.detach())?.reshape(x.shape())).transpose()?;
+                let dw = w.track_op().then(|| dy.t()?.matmul(&x.detach().reshape((rows, features))?)).transpose()?;
+                Ok((dx, dw))
+            }
+        }
+    }
+
+    fn cpu_factors<T: Real>(
+        x: &Tensor,
+        w: &Tensor,
+        dy: &Tensor,
+        (out, features): (usize, usize),
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (held_x, held_w, held_dy) = (Held::new(OP, x), Held::new(OP, w), Held::new(OP, dy));
+        let xs = Matrix::packed(held_x.slice::<T>()?, features);
+        let ws = Matrix::packed(held_w.slice::<T>()?, features);
+        let dys = Matrix::packed(held_dy.slice::<T>()?, out);
+        let dx = x.track_op().then(|| tensor(product(dys, ws, None)?, x)).transpose()?;
+        let dw = w.track_op().then(|| tensor(product(dys.transposed(), xs, None)?, w)).transpose()?;
         Ok((dx, dw))
     }
 
-    fn add_bias<T: Real>(y: CpuStorage, b: &[T]) -> Result<CpuStorage> {
-        let mut y = T::cpu_storage_data(y)?;
-        for_each_piece(&mut y, per_task(b.len()) * b.len(), |_, y| add_to_rows(y, b));
-        Ok(T::to_cpu_storage_owned(y))
+    /// x·wᵀ + b on the CPU, `b` empty for none.
+    fn cpu<T: Real>(x: &[T], w: &[T], b: &[T], features: usize) -> Result<Vec<T>> {
+        let b = if b.is_empty() { None } else { Some(b) };
+        product(Matrix::packed(x, features), Matrix::packed(w, features).transposed(), b)
     }
 
     fn bias_gradient<T: Real>(b: &Tensor, dy: &Tensor) -> Result<Tensor> {
@@ -120,7 +133,13 @@ impl CustomOp2 for Linear {
 
     fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout, w: &CpuStorage, w_layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let p = Product::new(x_layout, w_layout)?;
-        Ok((x.matmul(w, p.sizes, &p.flat, &p.transposed)?, p.shape))
+        if !matches!(x, CpuStorage::F32(_) | CpuStorage::F64(_)) {
+            return Ok((x.matmul(w, p.sizes, &p.flat, &p.transposed)?, p.shape));
+        }
+        by_type!(OP, x, T => {
+            let y = Self::cpu(slice::<T>(OP, x, x_layout)?, slice::<T>(OP, w, w_layout)?, &[], p.sizes.3)?;
+            Ok((T::to_cpu_storage_owned(y), p.shape))
+        })
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, x_layout: &Layout, w: &CudaStorage, w_layout: &Layout) -> Result<(CudaStorage, Shape)> {
@@ -152,12 +171,11 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (y, shape) = CustomOp2::cpu_fwd(self, x, x_layout, w, w_layout)?;
-        let y = match b {
-            CpuStorage::F64(_) => Self::add_bias(y, slice::<f64>(OP, b, b_layout)?)?,
-            _ => Self::add_bias(y, slice::<f32>(OP, b, b_layout)?)?,
-        };
-        Ok((y, shape))
+        let p = Product::new(x_layout, w_layout)?;
+        by_type!(OP, x, T => {
+            let (x, w, b) = (slice::<T>(OP, x, x_layout)?, slice::<T>(OP, w, w_layout)?, slice::<T>(OP, b, b_layout)?);
+            Ok((T::to_cpu_storage_owned(Self::cpu(x, w, b, p.sizes.3)?), p.shape))
+        })
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, b: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {

@@ -4,6 +4,8 @@ use crate::error::KernelError;
 use crate::real::Real;
 use candle_core::Result;
 use gemm::Parallelism;
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// rows × cols elements of `data`: element (i, j) at `start + i·row_stride + j·col_stride`.
 #[derive(Clone, Copy)]
@@ -40,24 +42,76 @@ fn span(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usize
 /// out ← scale · a·b (`add`: out ← out + scale · a·b); row i of the result starts at `out[i · row_stride]`. One thread: the callers'
 /// tasks are the parallel ones.
 pub fn multiply<T: Real>(out: &mut [T], row_stride: usize, a: Matrix<'_, T>, b: Matrix<'_, T>, scale: T, add: bool) -> Result<()> {
+    check(out.len(), row_stride, &a, &b)?;
+    // SAFETY: checked.
+    unsafe { run(out.as_mut_ptr(), row_stride, a, b, scale, add, Parallelism::None) };
+    Ok(())
+}
+
+/// Rows of a product that one task computes, at least: each task packs the right factor for itself, which fewer rows would not pay for.
+const ROWS_PER_TASK: usize = 256;
+/// Pairs of tasks, at most: enough to even out the threads.
+const TASK_PAIRS: usize = 4;
+
+/// a·b, row by row, in parallel; `start` (as long as a row of the result) is added to every row.
+pub fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>, start: Option<&[T]>) -> Result<Vec<T>> {
+    let (rows, cols) = (a.rows, b.cols);
+    if let Some(start) = start.filter(|s| s.len() != cols) {
+        let (found, expected) = (format!("{} elements", start.len()), format!("{cols}, one for each column of the product"));
+        return Err(KernelError::Value { op: OP, what: "row to start from", found, expected }.into());
+    }
+    check(rows * cols, cols, &a, &b)?;
+    let task = |first: usize, out: &mut [MaybeUninit<T>], parallelism: Parallelism| {
+        if let Some(start) = start {
+            for row in out.chunks_exact_mut(cols.max(1)) {
+                row.iter_mut().zip(start).for_each(|(y, &b)| _ = y.write(b));
+            }
+        }
+        let a = a.narrow(first, out.len() / cols.max(1));
+        // SAFETY: `out` holds whole rows from `first` on, and the whole product was checked; without `start` nothing in it is read.
+        unsafe { run(out.as_mut_ptr().cast(), cols, a, b, T::ONE, start.is_some(), parallelism) };
+    };
+    let mut out: Vec<T> = Vec::with_capacity(rows * cols);
+    let fresh = &mut out.spare_capacity_mut()[..rows * cols];
+    if rows < ROWS_PER_TASK {
+        task(0, fresh, Parallelism::Rayon(0));
+    } else {
+        let tasks = 2 * (rows / (2 * ROWS_PER_TASK)).clamp(1, TASK_PAIRS);
+        let per_task = rows.div_ceil(tasks);
+        let pieces = fresh.par_chunks_mut((per_task * cols).max(1)).enumerate();
+        pieces.for_each(|(i, out)| task(i * per_task, out, Parallelism::None));
+    }
+    // SAFETY: the product has written every element.
+    unsafe { out.set_len(rows * cols) };
+    Ok(out)
+}
+
+const OP: &str = "matrix product";
+
+fn check<T>(out: usize, row_stride: usize, a: &Matrix<'_, T>, b: &Matrix<'_, T>) -> Result<()> {
     let fits = |m: &Matrix<'_, T>| m.start + span(m.rows, m.cols, m.row_stride, m.col_stride) <= m.data.len();
-    if a.cols != b.rows || !fits(&a) || !fits(&b) || span(a.rows, b.cols, row_stride, 1) > out.len() || (a.rows > 1 && row_stride < b.cols)
-    {
-        let found = format!("[{}, {}]·[{}, {}] into {} elements", a.rows, a.cols, b.rows, b.cols, out.len());
+    if a.cols != b.rows || !fits(a) || !fits(b) || span(a.rows, b.cols, row_stride, 1) > out || (a.rows > 1 && row_stride < b.cols) {
+        let found = format!("[{}, {}]·[{}, {}] into {out} elements", a.rows, a.cols, b.rows, b.cols);
         let expected = "factors that match and lie within their buffers".to_string();
-        return Err(KernelError::Value { op: "matrix product", what: "operands", found, expected }.into());
+        return Err(KernelError::Value { op: OP, what: "operands", found, expected }.into());
     }
+    Ok(())
+}
+
+/// # Safety
+/// [`check`] passed for a buffer of rows that starts at `out`.
+unsafe fn run<T: Real>(out: *mut T, row_stride: usize, a: Matrix<'_, T>, b: Matrix<'_, T>, scale: T, add: bool, parallelism: Parallelism) {
     if a.rows == 0 || b.cols == 0 {
-        return Ok(());
+        return;
     }
-    // SAFETY: the check above keeps every element that is read within `a.data` and `b.data` and every one that is written within `out`,
-    // whose rows do not overlap.
+    // SAFETY: every element that is read lies within `a.data` and `b.data` and every one that is written within the buffer, whose rows do
+    // not overlap.
     unsafe {
         gemm::gemm(
             a.rows,
             b.cols,
             a.cols,
-            out.as_mut_ptr(),
+            out,
             1,
             row_stride as isize,
             add,
@@ -72,8 +126,7 @@ pub fn multiply<T: Real>(out: &mut [T], row_stride: usize, a: Matrix<'_, T>, b: 
             false,
             false,
             false,
-            Parallelism::None,
+            parallelism,
         );
     }
-    Ok(())
 }

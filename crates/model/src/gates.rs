@@ -82,6 +82,10 @@ pub enum Point {
 pub trait Tap {
     /// Whether `see` should be called there. Cheap: it is asked at every point.
     fn wants(&self, layer: usize, point: Point) -> bool;
+    /// Whether nothing is wanted anywhere: what no one looks at need not be computed.
+    fn is_blind(&self) -> bool {
+        false
+    }
     /// Called with the activation, in the order in which they are computed.
     fn see(&mut self, layer: usize, point: Point, activation: &Tensor) -> Result<()>;
 }
@@ -90,6 +94,10 @@ pub trait Tap {
 impl Tap for () {
     fn wants(&self, _: usize, _: Point) -> bool {
         false
+    }
+
+    fn is_blind(&self) -> bool {
+        true
     }
 
     fn see(&mut self, _: usize, _: Point, _: &Tensor) -> Result<()> {

@@ -36,7 +36,7 @@ pub use family::{FAMILIES, Family, OWN_KEY};
 pub use gates::{Gates, LayerGates, Point, Tap};
 pub use loss::{LossOut, ScoredTokens};
 pub use modules::{StockModules, stock_modules};
-pub use net::Context;
+pub use net::{Context, Shortcuts};
 pub use params::Params;
 pub use site::{SiteKind, Slice};
 pub use transformer::{Blocked, Origin, Transformer};

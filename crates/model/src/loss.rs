@@ -93,19 +93,12 @@ impl Transformer {
 
     /// Loss of the logits `[scored, vocab]` of scored tokens.
     pub fn token_loss(&self, batch: usize, scored: &ScoredTokens, logits: &Tensor) -> Result<LossOut> {
-        let mut per_example_count = vec![0; batch];
-        for example in &scored.examples {
-            if let Some(count) = per_example_count.get_mut(*example as usize) {
-                *count += 1;
-            }
-        }
-        let none = Tensor::zeros(batch, logits.dtype(), logits.device())?;
         if scored.rows.is_empty() {
-            return Ok(LossOut { per_example_sum: none, per_example_count });
+            let none = Tensor::zeros(batch, logits.dtype(), logits.device())?;
+            return Ok(LossOut { per_example_sum: none, per_example_count: vec![0; batch] });
         }
         let nll = kernels::cross_entropy(logits, &Tensor::new(scored.targets.as_slice(), logits.device())?)?;
-        let examples = Tensor::new(scored.examples.as_slice(), logits.device())?;
-        Ok(LossOut { per_example_sum: none.index_add(&examples, &nll, 0)?, per_example_count })
+        by_example(batch, scored, &nll)
     }
 
     /// The loss of outputs of `finish`, per example.
@@ -117,6 +110,18 @@ impl Transformer {
                 let scored = self.scored_tokens(batch)?;
                 let rows = Tensor::new(scored.rows.as_slice(), device)?;
                 let logits = outputs.flatten_to(1)?;
+                let n = logits.dim(0)?;
+                if 2 * scored.rows.len() >= n.max(1) {
+                    // Picking rows out costs two passes over the logits and their gradient; what is not scored then counts nothing.
+                    let mut targets = vec![0; n];
+                    for (row, target) in scored.rows.iter().zip(&scored.targets) {
+                        if let Some(slot) = targets.get_mut(*row as usize) {
+                            *slot = *target;
+                        }
+                    }
+                    let nll = kernels::cross_entropy(&logits, &Tensor::from_vec(targets, n, device)?)?;
+                    return by_example(b, &scored, &nll.index_select(&rows, 0)?);
+                }
                 let logits = if scored.rows.is_empty() { logits.narrow(0, 0, 0)? } else { logits.index_select(&rows, 0)? };
                 self.token_loss(b, &scored, &logits)
             }
@@ -146,6 +151,19 @@ impl Transformer {
             (head, labels) => Err(wrong_labels(head, labels.as_ref())),
         }
     }
+}
+
+/// Sums of the scored tokens' losses.
+fn by_example(batch: usize, scored: &ScoredTokens, nll: &Tensor) -> Result<LossOut> {
+    let mut per_example_count = vec![0; batch];
+    for example in &scored.examples {
+        if let Some(count) = per_example_count.get_mut(*example as usize) {
+            *count += 1;
+        }
+    }
+    let examples = Tensor::new(scored.examples.as_slice(), nll.device())?;
+    let none = Tensor::zeros(batch, nll.dtype(), nll.device())?;
+    Ok(LossOut { per_example_sum: none.index_add(&examples, nll, 0)?, per_example_count })
 }
 
 fn wrong_labels(head: &Head, labels: Option<&Labels>) -> ModelError {

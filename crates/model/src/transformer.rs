@@ -6,14 +6,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::batch::Batch;
-use crate::blueprint::{Blueprint, Head, Pooling, Task};
+use crate::blueprint::{Blueprint, Head, Pick, Pooling, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
 use crate::family::Family;
 use crate::gates::{Gates, LayerGates, Point, Tap, show};
 use crate::loss::LossOut;
 use crate::net;
-use crate::net::Context;
+use crate::net::{Context, One, Shortcuts};
 use crate::params::Params;
 
 /// A transformer. `Clone` is shallow: tensors are shared.
@@ -206,7 +206,48 @@ impl Transformer {
 
     /// One block: `[batch, seq, hidden]` to the same.
     pub fn block(&self, layer: usize, x: &Tensor, context: &Context, gates: Option<&LayerGates>, tap: &mut dyn Tap) -> Result<Tensor> {
-        net::block::block(self, layer, x, context, gates, tap)
+        net::block::block(self, layer, x, context, gates, Shortcuts::default(), tap)
+    }
+
+    /// The blocks from `first` on, for [`Self::finish`]: `[batch, seq, hidden]` to the same, or to `[batch, 1, hidden]` and its context
+    /// where the head reads one state of each example and nobody looks on. `shortcuts` are those of block `first`.
+    pub fn blocks(
+        &self,
+        first: usize,
+        x: &Tensor,
+        context: &Context,
+        gates: &Gates,
+        shortcuts: Shortcuts<'_>,
+        tap: &mut dyn Tap,
+    ) -> Result<(Tensor, Context)> {
+        let (mut x, n) = (x.clone(), self.dims.len());
+        let one = if first < n { self.one(context, gates, tap)? } else { None };
+        for layer in first..n {
+            let shortcuts = if layer == first { shortcuts } else { Shortcuts::default() };
+            let one = one.as_ref().filter(|_| layer + 1 == n);
+            x = net::block::block(self, layer, &x, context, gates.layer(layer), Shortcuts { one, ..shortcuts }, tap)?;
+        }
+        Ok((x, one.map_or_else(|| context.clone(), |one| one.context)))
+    }
+
+    /// The states of the last block that the head reads, where that is one an example.
+    fn one(&self, context: &Context, gates: &Gates, tap: &dyn Tap) -> Result<Option<One>> {
+        let last = self.dims.len().saturating_sub(1);
+        let by_token = gates.layer(last).and_then(|g| g.heads.as_ref()).is_some_and(|g| g.rank() == 3);
+        let windowed = self.blueprint.layers.get(last).is_some_and(|l| l.window.is_some());
+        if !tap.is_blind() || by_token || windowed || context.size().1 < 2 {
+            return Ok(None);
+        }
+        let of_last = match &self.blueprint.head {
+            Head::Sequence { pick: Pick::First, .. } | Head::Encode { pooling: Pooling::First | Pooling::Pooler, .. } => false,
+            Head::Sequence { pick: Pick::Last, .. } | Head::Encode { pooling: Pooling::Last, .. } => true,
+            _ => return Ok(None),
+        };
+        if self.blueprint.attention.causal && !of_last {
+            return Ok(None);
+        }
+        let at = if of_last { context.last.clone() } else { vec![0; context.batch] };
+        One::new(context, at, &self.device).map(Some)
     }
 
     /// From the last block's output to outputs: logits `[batch, seq, vocab]`, `[batch, labels]`, `[batch, seq, 2]` or an embedding `[batch, hidden]`.
@@ -235,7 +276,10 @@ impl Transformer {
 
     /// The whole forward pass.
     pub fn forward(&self, batch: &Batch, gates: &Gates, tap: &mut dyn Tap) -> Result<Tensor> {
-        let (x, context) = self.hidden(batch, gates, tap)?;
+        let (x, context) = self.embed(batch)?;
+        let context = context.with_hidden_gate(gates.hidden.clone());
+        let x = context.gate_hidden(x)?;
+        let (x, context) = self.blocks(0, &x, &context, gates, Shortcuts::default(), tap)?;
         self.finish(&x, &context, tap)
     }
 

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod bound;
+mod buffers;
 mod calibrate;
 mod comparison;
 mod criterion;

@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use prunectl_model::{Batch, Transformer};
 use prunectl_recipe::plan::{Schedule, When};
 use rand::SeedableRng;
@@ -14,6 +14,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::buffers;
 use crate::data::Examples;
 use crate::decision::Removed;
 use crate::error::{PruneError, Result};
@@ -451,7 +452,7 @@ impl<'a> Trainer<'a> {
         let mut model = self.model.clone();
         let mut vars = Vec::with_capacity(self.slots.len());
         for (slot, own) in &self.slots {
-            let var = Var::from_tensor(&self.tensor(own)?)?;
+            let var = buffers::variable(&own.seen(), &own.shape, &self.model)?;
             model.params_mut().set(slot.clone(), var.as_tensor().clone());
             vars.push((slot, var));
         }
@@ -471,10 +472,10 @@ impl<'a> Trainer<'a> {
             }
             let Some(total) = total else { continue };
             loss += f64::from(total.to_scalar::<f32>()?);
-            let grads = total.backward()?;
+            let mut grads = total.backward()?;
             for (slot, var) in &vars {
-                let Some(g) = grads.get(var.as_tensor()) else { continue };
-                let g = g.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                let Some(g) = grads.remove(var.as_tensor()) else { continue };
+                let g = buffers::values(g)?;
                 match gradients.get_mut(*slot) {
                     Some(sum) => sum.iter_mut().zip(&g).for_each(|(s, g)| *s += g),
                     None => {
@@ -497,7 +498,7 @@ impl<'a> Trainer<'a> {
             let own = self.slots.get(slot);
             zero_masked(gradient, own.and_then(|s| s.keep.as_deref()));
             gradient.iter_mut().zip(own.and_then(|s| s.factor.as_ref()).into_iter().flatten()).for_each(|(g, f)| *g *= f);
-            sum += gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
+            sum += buffers::square_sum(gradient);
         }
         sum.sqrt()
     }

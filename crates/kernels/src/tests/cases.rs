@@ -107,6 +107,22 @@ fn row_cases(n: usize, d: usize) -> Vec<Case> {
         ),
         case("linear without bias", &[x, &[3, d]], |t| crate::linear(&t[0], &t[1], None), |t| plain::linear(&t[0], &t[1], None)),
     ];
+    for b in [1, 3] {
+        let (heads, neurons): (&[usize], &[usize]) = (&[3, n, 2, d], &[3, n, d]);
+        cases.push(case(
+            format!("gate on heads, {b}"),
+            &[heads, &[b, 2]],
+            |t| crate::gate(&t[0], &t[1]),
+            move |t| t[0].broadcast_mul(&t[1].reshape((b, 1, 2, 1))?),
+        ));
+        cases.push(case(
+            format!("gate on neurons, {b}"),
+            &[neurons, &[b, d]],
+            |t| crate::gate(&t[0], &t[1]),
+            move |t| t[0].broadcast_mul(&t[1].reshape((b, 1, d))?),
+        ));
+    }
+    cases.push(case("add", &[x, x], |t| crate::add(&t[0], &t[1]), |t| &t[0] + &t[1]));
     for offset_one in [false, true] {
         cases.push(case(
             format!("rms_norm, offset {offset_one}"),

@@ -16,6 +16,8 @@ fn empty_tensors_pass_through() {
     assert_eq!(crate::silu(&none).unwrap().dims(), [0, 4]);
     assert_eq!(crate::gated(Activation::Silu, &none, &none).unwrap().dims(), [0, 4]);
     assert_eq!(crate::linear(&none, &wide, None).unwrap().dims(), [0, 3]);
+    assert_eq!(crate::add(&none, &none).unwrap().dims(), [0, 4]);
+    assert_eq!(crate::gate(&none.reshape((0, 2, 4)).unwrap(), &none).unwrap().dims(), [0, 2, 4]);
     assert_eq!(crate::kl_div(&none, &none, 1.0).unwrap().dims(), [0]);
     assert_eq!(crate::cross_entropy(&none, &Tensor::zeros(0, DType::U32, &Device::Cpu).unwrap()).unwrap().dims(), [0]);
     let no_heads = Tensor::zeros((2, 0, 5, 4), DType::F32, &Device::Cpu).unwrap();
@@ -121,6 +123,8 @@ fn wrong_arguments_are_refused_with_their_values() {
     assert!(message(crate::linear(&x, &random(&[4, 2], 1), None)).contains("x has shape [2, 3], expected [2, 2]"));
     assert!(message(crate::silu(&targets)).contains("x is U32"));
     assert!(message(crate::gated(Activation::Silu, &x, &x.to_dtype(DType::F32).unwrap())).contains("up is F32, expected F64"));
+    assert!(message(crate::add(&x, &random(&[2, 2], 1))).contains("y has shape [2, 2], expected [2, 3]"));
+    assert!(message(crate::gate(&x.unsqueeze(0).unwrap(), &random(&[1, 2], 1))).contains("g has shape [1, 2], expected [1, 3]"));
     assert!(message(crate::kl_div(&x, &x, 0.0)).contains("temperature is 0"));
     let (q, k) = (random(&[1, 3, 2, 4], 1), random(&[1, 2, 2, 4], 1));
     assert!(message(crate::attention(&q, &k, &k, &AttnMask::default(), 1.0, None)).contains("a divisor of the 3 query heads"));

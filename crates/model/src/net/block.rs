@@ -1,28 +1,35 @@
 //! One block: where norms, sublayers and residuals meet.
 
 use candle_core::Tensor;
+use prunectl_kernels as kernels;
 
-use super::{Context, attention, mlp, norm, spread_scalar_gate};
+use super::{Context, Shortcuts, attention, mlp, norm, spread_scalar_gate};
 use crate::blueprint::Layout;
 use crate::error::Result;
 use crate::gates::{LayerGates, Point, Tap, show};
 use crate::transformer::Transformer;
 
-/// `[batch, seq, hidden]` to the same.
+/// `[batch, seq, hidden]` to the same, or to `[batch, 1, hidden]` where one state of each example is wanted.
+#[expect(clippy::too_many_arguments, reason = "a block's input, place and everything that may change it")]
 pub(crate) fn block(
     model: &Transformer,
     layer: usize,
     x: &Tensor,
     context: &Context,
     gates: Option<&LayerGates>,
+    shortcuts: Shortcuts<'_>,
     tap: &mut dyn Tap,
 ) -> Result<Tensor> {
     let dims = model.layer_dims(layer)?;
     let blueprint = &model.blueprint;
     show(tap, layer, Point::BlockInput, x)?;
+    // The states that are wanted; attention reads all of them.
+    let own = |x: &Tensor| shortcuts.one.map_or_else(|| Ok(x.clone()), |one| one.pick(x));
+    let own_context = shortcuts.one.map_or(context, |one| &one.context);
     if model.blocked.layers.contains(&layer) {
-        show(tap, layer, Point::BlockOutput, x)?;
-        return Ok(x.clone());
+        let y = own(x)?;
+        show(tap, layer, Point::BlockOutput, &y)?;
+        return Ok(y);
     }
     let normed = |name: &str, x: &Tensor| -> Result<Tensor> {
         context.gate_hidden(norm::norm(&model.params, &format!("layers.{layer}.{name}"), blueprint.norm, x)?)
@@ -37,38 +44,45 @@ pub(crate) fn block(
         }
     };
     let attend = |x: &Tensor, after: Option<&str>, tap: &mut dyn Tap| -> Result<Tensor> {
-        let mut y = attention::attention(model, layer, x, context, gates, tap)?;
+        let mut y = match shortcuts.attention {
+            Some(y) => own(y)?,
+            None => attention::attention(model, layer, x, (context, shortcuts.one), gates, tap)?,
+        };
         if let Some(name) = after {
             y = normed(name, &y)?;
         }
         gated("attention", y, gates.and_then(|g| g.attention.as_ref()))
     };
     let feed = |x: &Tensor, after: Option<&str>, tap: &mut dyn Tap| -> Result<Tensor> {
-        let mut y = mlp::mlp(model, layer, x, context, gates, tap)?;
+        let mut y = match shortcuts.mlp {
+            Some(y) => own(y)?,
+            None => mlp::mlp(model, layer, x, own_context, gates, tap)?,
+        };
         if let Some(name) = after {
             y = normed(name, &y)?;
         }
         gated("the MLP", y, gates.and_then(|g| g.mlp.as_ref()))
     };
 
-    let mut y = x.clone();
+    let mut y = own(x)?;
     match blueprint.layout {
         Layout::Pre | Layout::Sandwich => {
             let after = |name| (blueprint.layout == Layout::Sandwich).then_some(name);
             if dims.has_attention() {
-                y = (&y + attend(&input("norm1", &y, dims.q_heads > 0)?, after("post_norm1"), tap)?)?;
+                let present = dims.q_heads > 0 && shortcuts.attention.is_none();
+                y = kernels::add(&y, &attend(&input("norm1", x, present)?, after("post_norm1"), tap)?)?;
             }
             if dims.has_mlp() {
-                y = (&y + feed(&input("norm2", &y, dims.ffn > 0)?, after("post_norm2"), tap)?)?;
+                y = kernels::add(&y, &feed(&input("norm2", &y, dims.ffn > 0)?, after("post_norm2"), tap)?)?;
             }
         }
         Layout::Post => {
             if dims.has_attention() {
-                y = (&y + attend(&y, None, tap)?)?;
+                y = kernels::add(&y, &attend(x, None, tap)?)?;
             }
             y = normed("norm1", &y)?;
             if dims.has_mlp() {
-                y = (&y + feed(&y, None, tap)?)?;
+                y = kernels::add(&y, &feed(&y, None, tap)?)?;
             }
             y = normed("norm2", &y)?;
         }
@@ -76,18 +90,19 @@ pub(crate) fn block(
             let (first, second) = (dims.q_heads > 0, dims.ffn > 0);
             let one = blueprint.layout == Layout::ParallelOneNorm;
             let attention_input = input("norm1", x, first || (one && second))?;
-            let mlp_input = if one { attention_input.clone() } else { input("norm2", x, second)? };
+            let mlp_input = if one { own(&attention_input)? } else { input("norm2", &own(x)?, second)? };
             if dims.has_attention() {
-                y = (&y + attend(&attention_input, None, tap)?)?;
+                y = kernels::add(&y, &attend(&attention_input, None, tap)?)?;
             }
             if dims.has_mlp() {
-                y = (&y + feed(&mlp_input, None, tap)?)?;
+                y = kernels::add(&y, &feed(&mlp_input, None, tap)?)?;
             }
         }
     }
     if let Some(gate) = gates.and_then(|g| g.layer.as_ref()) {
         let gate = spread_scalar_gate("the layer", gate, context.batch, model.dtype)?;
-        y = (x + (y - x)?.broadcast_mul(&gate)?)?;
+        let x = own(x)?;
+        y = (&x + (y - &x)?.broadcast_mul(&gate)?)?;
     }
     show(tap, layer, Point::BlockOutput, &y)?;
     Ok(y)

@@ -31,7 +31,7 @@ pub(crate) fn mlp(
     } else {
         let mut inner = intermediate(spec, params, &stem, x)?; // [b, s, ffn]
         if let Some(gate) = gates.and_then(|g| g.neurons.as_ref()) {
-            inner = inner.broadcast_mul(&spread_gate("neurons", gate, context.batch, &[dims.ffn], 3, model.dtype)?)?;
+            inner = kernels::gate(&inner, &spread_gate("neurons", gate, context.batch, &[dims.ffn], 2, model.dtype)?)?;
         }
         show(tap, layer, Point::Intermediate, &inner)?;
         linear(params, &format!("{stem}.down"), &inner)?

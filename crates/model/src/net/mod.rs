@@ -47,11 +47,62 @@ impl Context {
         self
     }
 
+    /// The context of a batch of `n` copies of the examples, one after the other.
+    pub fn repeated(&self, n: usize) -> Result<Self> {
+        let keep = self.keep.as_ref().map(|keep| Tensor::cat(&vec![keep; n], 0)).transpose()?;
+        Ok(Self { batch: self.batch * n, keep, last: self.last.repeat(n), ..self.clone() })
+    }
+
     pub(crate) fn gate_hidden(&self, x: Tensor) -> Result<Tensor> {
         match &self.hidden_gate {
             None => Ok(x),
             Some(gate) => Ok(x.broadcast_mul(gate)?),
         }
+    }
+}
+
+/// What a block need not compute.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shortcuts<'a> {
+    pub(crate) attention: Option<&'a Tensor>,
+    pub(crate) mlp: Option<&'a Tensor>,
+    /// Only these states are wanted.
+    pub(crate) one: Option<&'a One>,
+}
+
+impl<'a> Shortcuts<'a> {
+    /// Tensors `[batch, seq, hidden]` that stand for the output of the attention sublayer's output projection, and for that of the MLP.
+    pub fn new(attention: Option<&'a Tensor>, mlp: Option<&'a Tensor>) -> Self {
+        Self { attention, mlp, one: None }
+    }
+}
+
+/// One state of each example: all that a head of classes reads of the last block.
+#[derive(Debug, Clone)]
+pub(crate) struct One {
+    /// u32 `[batch]`: its place in the sequence, and in all states one after the other.
+    at: Tensor,
+    rows: Tensor,
+    /// The context of the states picked: a batch of sequences of one token.
+    pub(crate) context: Context,
+}
+
+impl One {
+    pub(crate) fn new(context: &Context, at: Vec<u32>, device: &candle_core::Device) -> Result<Self> {
+        let rows: Vec<u32> = at.iter().zip(0u32..).map(|(at, row)| row * context.seq as u32 + at).collect();
+        let (at, rows) = (Tensor::new(at, device)?, Tensor::new(rows, device)?);
+        let context = Context { seq: 1, keep: None, last: vec![0; context.batch], ..context.clone() };
+        Ok(Self { at, rows, context })
+    }
+
+    /// `[batch, seq, width]` to `[batch, 1, width]`.
+    pub(crate) fn pick(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.flatten_to(1)?.index_select(&self.rows, 0)?.unsqueeze(1)?)
+    }
+
+    /// Their rows of a rotary table, `[1, seq, pairs]` to `[batch, 1, pairs]`.
+    pub(crate) fn positions(&self, table: &Tensor) -> Result<Tensor> {
+        Ok(table.squeeze(0)?.index_select(&self.at, 0)?.unsqueeze(1)?)
     }
 }
 
