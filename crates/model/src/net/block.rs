@@ -10,7 +10,6 @@ use crate::gates::{LayerGates, Point, Tap, show};
 use crate::transformer::Transformer;
 
 /// `[batch, seq, hidden]` to the same, or to `[batch, 1, hidden]` where one state of each example is wanted.
-#[expect(clippy::too_many_arguments, reason = "a block's input, place and everything that may change it")]
 pub(crate) fn block(
     model: &Transformer,
     layer: usize,
