@@ -100,6 +100,80 @@ fn blocks_take_up_a_checkpoint() {
     assert!(expected.iter().all(|(file, bytes)| found.get(file) == Some(bytes)));
 }
 
+/// Adapters pruned inside a training and beside it, and a loss with every kind of imitation.
+const ADAPTED: &str = r#"edition 2026
+
+model m = init("builtin:tiny-bert", seed = 3)
+data  d = builtin("tales")
+
+let probe   = d.train.take(24)
+let teacher = frozen(m)
+
+attach splora(rank = 2) to m.layers[*].linears as a
+train m on probe for 12 steps {
+    only      = a | m.classifier
+    batch     = 8
+    optimizer = adamw(lr = 5e-3)
+    loss      = task() + 0.1 * hidden(teacher) + 0.1 * attention_maps(teacher, kind = kl) + minilm(teacher, relation_heads = 8) + relation(teacher)
+    prune m.layers[*].mlp.neurons by linear(0% -> 30%, during = 0%..60%) using taylor(through = a) { every = 3 steps  at_least = 10% }
+}
+prune m.layers[*].attention.heads by 25% using taylor(on = probe, through = a) { at_least = 1 head }
+eval loss() of m on d.validation.take(16) as adapted
+save m to "out/adapter" { format = peft }
+fuse a into m
+eval loss() of m on d.validation.take(16) as fused
+compact m
+train m on probe for 3 steps { batch = 8  optimizer = adamw(lr = 1e-3)  loss = noisy_student(teacher) }
+eval loss() of m on d.validation.take(16) as after
+expect fused <= adapted + 0.00001 and fused >= adapted - 0.00001
+save m to "out/adapted"
+"#;
+
+const AGAIN: &str = r#"edition 2026
+
+model m = init("builtin:tiny-bert", seed = 3)
+model n = init("builtin:tiny-bert", seed = 3)
+data  d = builtin("tales")
+
+attach lora(rank = 3, alpha = 6) to m.layers[*].attention.linears as a
+train m on d.train.take(24) for 4 steps { batch = 8  optimizer = adamw(lr = 5e-3) }
+eval loss() of m on d.validation.take(16) as trained
+save m to "out/alone" { format = peft }
+save m to "out/whole"
+attach lora(rank = 3, from = "out/alone") to n.layers[*].attention.linears as b
+eval loss() of n on d.validation.take(16) as attached
+expect attached == trained
+"#;
+
+#[test]
+fn adapters_train_are_pruned_and_fuse_and_survive_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    fs::write(d.join("a.prune"), ADAPTED).unwrap();
+    let out = run(d, &["run", "a.prune", "--out", "whole"]);
+    assert!(out.status.success(), "{}{}", stdout(&out), stderr(&out));
+    assert!(stderr(&out).contains("parameters beside"), "{}", stderr(&out));
+    let expected = content(&d.join("whole"));
+    let saved = content(&d.join("out/adapted"));
+    assert!(saved.contains_key("model.safetensors"));
+    // The adapter alone, attached again to a fresh model of the shape that it was trained on, is the same update.
+    assert!(d.join("out/adapter/adapter_model.safetensors").exists());
+    fs::write(d.join("b.prune"), AGAIN).unwrap();
+    let out = run(d, &["run", "b.prune", "--out", "again"]);
+    assert!(out.status.success(), "{}{}", stdout(&out), stderr(&out));
+    fs::remove_dir_all(d.join("out")).unwrap();
+    let journal = d.join("cut/journal.jsonl");
+    if killed_after(d, &["run", "a.prune", "--out", "cut"], &journal, 11) {
+        let out = run(d, &["resume", "cut"]);
+        assert!(out.status.success() || stderr(&out).contains("has ended"), "{}", stderr(&out));
+    }
+    let found = content(&d.join("cut"));
+    for (file, bytes) in &expected {
+        assert!(found.get(file) == Some(bytes), "{file} differs");
+    }
+    assert!(content(&d.join("out/adapted")).iter().all(|(file, bytes)| saved.get(file) == Some(bytes)));
+}
+
 #[test]
 fn a_fit_without_units_or_data_is_a_mistake() {
     let dir = tempfile::tempdir().unwrap();

@@ -9,6 +9,7 @@
 //!
 //! Not here: recipe text, the hub, criteria, printing.
 
+pub mod adapter;
 mod batch;
 mod blueprint;
 mod checkpoint;
@@ -27,6 +28,7 @@ pub mod site;
 mod surgery;
 mod transformer;
 
+pub use adapter::AdapterPart;
 pub use batch::{Batch, IGNORED, Labels};
 pub use blueprint::*;
 pub use checkpoint::{Facts, LoadOptions, file_shape, from_file_tensors, init, load, to_checkpoint, to_file_tensors};

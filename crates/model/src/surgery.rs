@@ -66,6 +66,7 @@ impl Transformer {
         if let Some((slot, _)) = slots.pop_first() {
             return Err(ModelError::MissingSlot { slot });
         }
+        self.carry_adapters(&mut params, &gone, &rename)?;
         Ok(Self { blueprint: Arc::new(blueprint), dims, params, ..self.clone() })
     }
 
@@ -148,7 +149,7 @@ impl Transformer {
 }
 
 /// The tensor without some indices of a dimension.
-fn drop_indices(tensor: &Tensor, dim: usize, drop: &BTreeSet<usize>) -> Result<Tensor> {
+pub(crate) fn drop_indices(tensor: &Tensor, dim: usize, drop: &BTreeSet<usize>) -> Result<Tensor> {
     let kept: Vec<u32> = (0..tensor.dim(dim)?).filter(|i| !drop.contains(i)).map(|i| i as u32).collect();
     if kept.is_empty() {
         return Ok(tensor.narrow(dim, 0, 0)?);

@@ -34,7 +34,7 @@ pub mod surgery;
 mod train;
 mod units;
 
-pub use adapter::{ADAPTERS, Adapter};
+pub use adapter::{ADAPTERS, Adapter, adapter_slots};
 pub use bound::{Bounded, CURVE_POINTS, Limits, SensitivityCurve, to_limits, to_shape};
 pub use comparison::{Agreement, Margin, agreements, margin};
 pub use criterion::{CRITERIA, Criterion, Layerwise, Standing};
@@ -42,7 +42,7 @@ pub use data::{Batches, Examples, InMemory, Progress, TokenStream};
 pub use decision::{Decision, Record, Removed, SiteRecord, UnitMap};
 pub use error::{PruneError, Result};
 pub use eval::{Inputs, METRICS, Measured, Metric, Needs, paired_lower_bound};
-pub use loss::{LOSSES, LossInput, LossTerm};
+pub use loss::{LEARNED, LOSSES, LossInput, LossTerm};
 pub use optimizer::{Memory, OPTIMIZERS, Optimizer, Update};
 pub use quantizer::{QUANTIZERS, Quantizer};
 pub use recovery::{BlockObserver, BlockSpec, Fit, Fitted, Progressed, Rebuilt, Stage, fit, reconstruct, stages};

@@ -61,8 +61,9 @@ pub(crate) fn masked(w: &Tensor, keep: &Tensor) -> Result<Tensor> {
     Ok(keep.where_cond(w, &w.zeros_like()?)?)
 }
 
-/// Writes zeros into slices: one pass a parameter and dimension.
-fn zero(model: &mut Transformer, slices: &[Slice]) -> Result<()> {
+/// Writes zeros into slices, and into those of adapters that are coupled to them: one pass a parameter and dimension.
+pub(crate) fn zero(model: &mut Transformer, slices: &[Slice]) -> Result<()> {
+    let slices = &with_adapters(model, slices);
     let mut by_slot: BTreeMap<(&str, usize), Vec<&Slice>> = BTreeMap::new();
     for slice in slices {
         by_slot.entry((&slice.slot, slice.dim)).or_default().push(slice);
@@ -74,6 +75,11 @@ fn zero(model: &mut Transformer, slices: &[Slice]) -> Result<()> {
         model.params_mut().set(slot, w);
     }
     Ok(())
+}
+
+/// The slices, and those of adapters that leave with them.
+fn with_adapters(model: &Transformer, slices: &[Slice]) -> Vec<Slice> {
+    slices.iter().flat_map(|s| std::iter::once(s.clone()).chain(model.adapter_slices(s))).collect()
 }
 
 /// u8, the shape of `w`: 0 in the slices.
@@ -104,6 +110,7 @@ pub fn keeps(model: &Transformer, removed: &Removed) -> Result<BTreeMap<String, 
             slices.extend(group(model, *key, *unit)?);
         }
     }
+    let slices = with_adapters(model, &slices);
     let mut by_slot: BTreeMap<(&str, usize), Vec<&Slice>> = BTreeMap::new();
     for slice in &slices {
         by_slot.entry((&slice.slot, slice.dim)).or_default().push(slice);

@@ -235,6 +235,12 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
             let of = sites_of(selector, sims).map_or_else(|| "blocks of a model that is not at hand".to_owned(), |s| named(&s));
             plain(step, vec![format!("{of}, each trained alone on {} for {}", describe_data(data), length(*each))])
         }
+        StepKind::Attach { adapter, selector, .. } => {
+            let of = sites_of(selector, sims)
+                .map_or_else(|| "a model that is not at hand".to_owned(), |s| format!("{} matrices", s.weights.len()));
+            plain(step, vec![format!("{} on {of}; only adapters train, unless `only` says more", call(adapter.span))])
+        }
+        StepKind::Fuse { model, .. } => plain(step, vec![format!("its update becomes part of the weights of {model}")]),
         StepKind::Save { to, layout, .. } => {
             plain(step, vec![format!("to {to}{}", if layout == "padded" { ", removed units as zeros" } else { "" })])
         }

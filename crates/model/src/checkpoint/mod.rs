@@ -245,6 +245,14 @@ pub(crate) fn assemble(
 ///
 /// Where the counts of layers differ, or a stock field can't say them, the config has per-layer arrays under `"prunectl"`, which `load` reads.
 pub fn to_checkpoint(model: &Transformer) -> Result<(serde_json::Value, BTreeMap<String, Tensor>)> {
+    let adapted = model.adapted();
+    if !adapted.is_empty() {
+        return Err(ModelError::Mismatch {
+            what: "parameters to be written".into(),
+            found: format!("adapters on {} matrices", adapted.len()),
+            expected: "none: `fuse` them into the model first, or save them alone".into(),
+        });
+    }
     let origin = &model.origin;
     let config = family::write_config(origin.family, &origin.config, origin.task, &model.blueprint, &model.dims)?;
     let mut tensors = BTreeMap::new();

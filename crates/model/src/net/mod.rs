@@ -106,9 +106,9 @@ impl One {
     }
 }
 
-/// y = xWᵀ + b with the parameters of that stem; the bias where there is one.
+/// y = xWᵀ + b with the parameters of that stem; the bias where there is one, with the adapter where there is one.
 pub(crate) fn linear(params: &Params, stem: &str, x: &Tensor) -> Result<Tensor> {
-    Ok(kernels::linear(x, params.require(&format!("{stem}.weight"))?, params.get(&format!("{stem}.bias")))?)
+    crate::adapter::linear(params, stem, x)
 }
 
 impl Activation {

@@ -65,13 +65,6 @@ impl Criterion for Taylor {
 }
 
 fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
-    if args.get("through").is_some() {
-        return Err(ArgError {
-            name: "through".into(),
-            found: "an adapter".into(),
-            expected: "nothing: scores through adapters are not carried out by this build".into(),
-        });
-    }
     Ok(Box::new(Taylor {
         second: args.count("order")? == 2,
         element: args.word("reduce")? == "element",
@@ -92,7 +85,11 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
                 "group",
                 "Where the absolute value is taken: of the sum over the group, or of each weight before the sum.",
             ),
-            optional("through", Ty::Adapter, "Gradients of this adapter's matrices stand for the weight's."),
+            optional(
+                "through",
+                Ty::Adapter,
+                "An attached adapter. Scores see the weight and its update as one, and the gradient of the sum, whether it is named or not.",
+            ),
             QUIRK,
         ],
         ALL_SITES,

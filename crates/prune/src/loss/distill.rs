@@ -9,11 +9,12 @@ use prunectl_model::{Batch, Gates, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Ty};
 use prunectl_recipe::plan::{Schedule, Value};
 
+use super::features::{TEACHER, teacher};
 use super::{LossInput, LossTerm};
 use crate::error::{PruneError, Result};
 use crate::labels::output_rows;
 use crate::optimizer::schedule;
-use crate::row::{other, param, required, runs, within};
+use crate::row::{other, param, runs, within};
 use crate::schedule::Clock;
 
 struct Distill {
@@ -31,7 +32,7 @@ impl LossTerm for Distill {
     }
 
     fn sum(&self, input: &LossInput<'_>, clock: &Clock, step: u64) -> Result<Tensor> {
-        let teacher = input.teacher.ok_or(PruneError::Missing { method: "distill", needs: "a teacher".into() })?;
+        let teacher = input.imitated("distill")?;
         let temperature = clock.value(&self.temperature, step);
         if temperature <= 0.0 {
             return Err(PruneError::Invalid {
@@ -42,35 +43,50 @@ impl LossTerm for Distill {
         }
         let theirs = teacher.forward(input.batch, &Gates::default(), &mut ())?.detach();
         let ours = input.outputs()?;
-        let (n, m) = (ours.dim(D::Minus1)?, theirs.dim(D::Minus1)?);
-        if n != m {
-            return Err(PruneError::Invalid {
-                what: "teacher of distill",
-                found: format!("{m} outputs"),
-                expected: format!("the student's {n}: the same vocabulary (or labels)"),
-            });
-        }
+        let n = alike("distill", ours, &theirs)?;
         let rows = output_rows(input.model, input.batch)?;
         let (ours, theirs) = (ours.reshape(((), n))?, theirs.reshape(((), n))?.to_dtype(ours.dtype())?);
         let most = 2 * rows.len() >= ours.dim(0)?;
         let rows = Tensor::from_vec(rows.clone(), rows.len(), ours.device())?;
-        let kl = if most {
+        let each = if most {
             // Picking rows out costs more than computing the others, too.
-            kl_div(&ours, &theirs, temperature)?.index_select(&rows, 0)?
+            response(&ours, &theirs, temperature)?.index_select(&rows, 0)?
         } else {
-            kl_div(&ours.index_select(&rows, 0)?, &theirs.index_select(&rows, 0)?, temperature)?
+            response(&ours.index_select(&rows, 0)?, &theirs.index_select(&rows, 0)?, temperature)?
         };
-        Ok((kl.sum_all()? * (temperature * temperature))?)
+        Ok(each.sum_all()?)
     }
 }
 
+/// `T² · KL(teacher ‖ student)` of each row: logits `[rows, classes]`.
+pub(super) fn response(ours: &Tensor, theirs: &Tensor, temperature: f64) -> Result<Tensor> {
+    Ok((kl_div(ours, theirs, temperature)? * (temperature * temperature))?)
+}
+
+/// The number of outputs that both have.
+fn alike(method: &'static str, ours: &Tensor, theirs: &Tensor) -> Result<usize> {
+    let (n, m) = (ours.dim(D::Minus1)?, theirs.dim(D::Minus1)?);
+    if n == m {
+        return Ok(n);
+    }
+    Err(PruneError::Invalid {
+        what: "outputs of the teacher",
+        found: format!("{m} (`{method}`)"),
+        expected: format!("the student's {n}: the same vocabulary (or labels)"),
+    })
+}
+
+/// The rows of both outputs that count, `[rows, classes]`.
+pub(super) fn rows(method: &'static str, input: &LossInput<'_>, ours: &Tensor, theirs: &Tensor) -> Result<(Tensor, Tensor)> {
+    let n = alike(method, ours, theirs)?;
+    let rows = output_rows(input.model, input.batch)?;
+    let rows = Tensor::from_vec(rows.clone(), rows.len(), ours.device())?;
+    let pick = |t: &Tensor| -> Result<Tensor> { Ok(t.reshape(((), n))?.index_select(&rows, 0)?) };
+    Ok((pick(ours)?, pick(theirs)?.to_dtype(ours.dtype())?))
+}
+
 fn build(args: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
-    let teacher = args.get("teacher").cloned().ok_or_else(|| ArgError {
-        name: "teacher".into(),
-        found: "nothing".into(),
-        expected: "a model".into(),
-    })?;
-    Ok(Box::new(Distill { teacher, temperature: schedule(args, "temperature")? }))
+    Ok(Box::new(Distill { teacher: teacher(args)?, temperature: schedule(args, "temperature")? }))
 }
 
 pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
@@ -78,10 +94,7 @@ pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
         Kind::Loss,
         "distill",
         "Hinton et al., Distilling the Knowledge in a Neural Network (2015), sec. 2",
-        &[
-            required("teacher", Ty::Model, "The model to imitate: another model, or `frozen(m)`. Its vocabulary must be the student's."),
-            within(param("temperature", Ty::Scheduled, "1", "T: both distributions are softened by it."), 1e-3, 1e3),
-        ],
+        &[TEACHER, within(param("temperature", Ty::Scheduled, "1", "T: both distributions are softened by it."), 1e-3, 1e3)],
         "`T² · KL(teacher ‖ student)`, the mean over tokens (or examples). Padding never counts; every real position of a causal model does.\n\n\
          ```prune\nlet teacher = frozen(m)\ntrain m on d.train for 20 steps {\n    optimizer = adamw(lr = 1e-4)\n    loss = 0.5 * task() + 0.5 * distill(teacher, temperature = 2)\n}\n```",
     )),

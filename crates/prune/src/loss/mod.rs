@@ -1,19 +1,28 @@
 //! Terms of a training loss: one file each, ending in its row.
 
+mod attention_maps;
 mod distill;
+mod features;
+mod hidden;
+mod imitate;
 mod l1;
 mod masked_lm;
-mod planned;
+mod minilm;
+mod noisy_student;
+mod relation;
 mod task;
 
 use std::cell::OnceCell;
 
 use candle_core::Tensor;
-use prunectl_model::{Batch, Gates, Transformer};
+use prunectl_model::{Batch, Gates, Point, Transformer};
 use prunectl_recipe::catalogue::Entry;
 use prunectl_recipe::plan::Value;
 
 use crate::error::Result;
+
+/// What the names of parameters begin with that a loss term learns: they stand beside the model's, whose network never reads them.
+pub const LEARNED: &str = "loss.";
 
 /// One micro-batch of a training step.
 pub struct LossInput<'a> {
@@ -43,6 +52,16 @@ impl<'a> LossInput<'a> {
         Self { model, batch, teacher, seed, alone, outputs }
     }
 
+    /// What the model shows at those places, its parameters in the graph.
+    fn look(&self, places: Vec<(usize, Point)>) -> Result<features::Seen> {
+        features::Seen::of(self.model, self.batch, places)
+    }
+
+    /// A parameter that the term learns ([`LossTerm::parameters`]).
+    fn parameter(&self, name: &str) -> Option<&Tensor> {
+        self.model.params().get(&format!("{LEARNED}{name}"))
+    }
+
     /// The model's outputs for the batch as it is, computed once for all terms.
     pub fn outputs(&self) -> Result<&Tensor> {
         if self.outputs.get().is_none() {
@@ -64,6 +83,11 @@ pub trait LossTerm: Send + Sync {
     fn of_scores(&self) -> bool {
         false
     }
+    /// What the term learns besides the model: names and first values. They train with it, and are not part of it.
+    fn parameters(&self, model: &Transformer, teacher: Option<&Transformer>, seed: u64) -> Result<Vec<(String, Tensor)>> {
+        let _ = (model, teacher, seed);
+        Ok(Vec::new())
+    }
     /// Scored tokens (or examples) of a micro-batch: what its sum will be divided by, together with the step's other micro-batches.
     fn count(&self, model: &Transformer, batch: &Batch, seed: u64) -> Result<f64>;
     /// The sum over scored tokens (or examples): a scalar in the graph. `clock` and `step` are for schedules.
@@ -77,9 +101,9 @@ pub static LOSSES: &[Entry<dyn LossTerm>] = &[
     masked_lm::ENTRY,
     distill::ENTRY,
     l1::ENTRY,
-    planned::HIDDEN,
-    planned::ATTENTION_MAPS,
-    planned::MINILM,
-    planned::RELATION,
-    planned::NOISY_STUDENT,
+    hidden::ENTRY,
+    attention_maps::ENTRY,
+    minilm::ENTRY,
+    relation::ENTRY,
+    noisy_student::ENTRY,
 ];

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Tensor, TensorId};
+use prunectl_model::adapter::{is_adapter, trains};
 use prunectl_model::{Batch, Context, Point, Transformer};
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::{Schedule, When};
@@ -55,10 +56,14 @@ impl Stage {
         format!("layers.{}{part}", self.layer)
     }
 
-    /// The parameters that train.
+    /// The parameters that train: all of the block's, or those of its adapters alone where it has some. Prototypes that blocks share stay.
     pub fn slots(&self, model: &Transformer) -> BTreeSet<String> {
         let prefix = format!("{}.", self.name());
-        model.params().iter().map(|(slot, _)| slot).filter(|slot| slot.starts_with(&prefix)).map(str::to_owned).collect()
+        let all = || model.params().iter().map(|(slot, _)| slot).filter(|slot| slot.starts_with(&prefix)).map(str::to_owned);
+        match all().any(|slot| is_adapter(&slot)) {
+            true => all().filter(|slot| trains(slot)).collect(),
+            false => all().collect(),
+        }
     }
 }
 

@@ -141,6 +141,13 @@ impl<'a> Inner<'a> {
                 needs: "a criterion that leaves the other weights alone; prune with this one before the training".into(),
             });
         }
+        if !model.adapted().is_empty() && (prune.learner().is_some() || !prune.sites.weights.is_empty()) {
+            return Err(PruneError::Missing {
+                method: "prune inside train",
+                needs: "whole units and a criterion that learns no scores where adapters are attached; fuse them first for the others"
+                    .into(),
+            });
+        }
         let shape = Shape::of(model, &prune.sites)?;
         Ok(Self { prune, layout, shape, learned, memories: BTreeMap::new(), decision: None, asked: None, gone: (0, 0) })
     }
@@ -254,12 +261,13 @@ impl Trainer<'_> {
             return Ok(());
         }
         let sites = left(&prune.sites, &self.removed);
+        // Scores are of the weights with their adapters' updates.
+        let model = self.model()?;
+        let model = model.fused(&model.adapted())?;
         let scores = match &prune.measure {
             Measure::Stored(scores) => scores.clone(),
-            Measure::Criterion { criterion, on: Some(on) } => criterion.score(&self.model()?, &sites, on.borrow_mut().as_mut(), &())?,
-            Measure::Criterion { criterion, on: None } => {
-                criterion.score(&self.model()?, &sites, &mut InMemory::new(batches.to_vec()), &())?
-            }
+            Measure::Criterion { criterion, on: Some(on) } => criterion.score(&model, &sites, on.borrow_mut().as_mut(), &())?,
+            Measure::Criterion { criterion, on: None } => criterion.score(&model, &sites, &mut InMemory::new(batches.to_vec()), &())?,
         };
         let scores = filled(scores, &prune.sites, &inner.shape);
         let decision = select(&scores, &prune.request(&amount, &self.removed), &inner.shape)?;

@@ -121,6 +121,7 @@ fn default(text: &str, ty: Ty) -> Value {
         Ty::Tokens => Value::Quantity(number(text.trim_end_matches(" tokens")), Unit::Tokens),
         Ty::OneOf(_) => Value::Word(text.into()),
         Ty::Count | Ty::Float | Ty::Scheduled => Value::Number(number(text)),
+        Ty::List(of) => Value::List(text.trim_matches(['[', ']']).split(',').map(|t| default(t.trim(), *of)).collect()),
         other => panic!("default of {other:?}"),
     }
 }

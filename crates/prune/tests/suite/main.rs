@@ -1,7 +1,9 @@
 //! Scores, selection, surgery, training and metrics, against golden numbers and on small models.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod adapters;
 mod common;
+mod distillation;
 mod golden_learned;
 mod golden_methods;
 mod golden_weights;

@@ -3,9 +3,11 @@
 //! A step is either computed or, in a resumed run, replayed from what it wrote before. Steps are numbered in the order in which a run
 //! without interruption meets them, so a number names the same step in the run and in its resumption.
 
+mod adapters;
 mod adopt;
 mod book;
 mod bound;
+mod imitation;
 mod inner;
 mod inputs;
 mod measure;
@@ -43,6 +45,7 @@ pub use refused::refused;
 use state::State;
 pub use state::{model_of, to_sites};
 pub use store::named_scores;
+pub(crate) use store::{from_bytes, to_bytes};
 
 /// What a step left behind.
 #[derive(Debug, Default)]
@@ -278,7 +281,9 @@ impl<'a> Executor<'a> {
             StepKind::Reconstruct { selector, teacher, data, length, options } => {
                 self.reconstruct(step, selector, teacher, data, (*length, options), done)
             }
-            StepKind::Attach { .. } | StepKind::Fuse { .. } | StepKind::Quantize { .. } => Err(Error::Refused {
+            StepKind::Attach { adapter, selector, name } => self.attach(adapter, selector, name),
+            StepKind::Fuse { adapter, model } => self.fuse(adapter, model),
+            StepKind::Quantize { .. } => Err(Error::Refused {
                 what: format!("`{}` is not carried out by this build", kind_name(&step.kind)),
                 remedy: "leave it out".to_owned(),
             }),

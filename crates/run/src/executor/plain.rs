@@ -41,6 +41,7 @@ impl Executor<'_> {
             model: loaded.model,
             removed: Removed::default(),
             map: UnitMap::default(),
+            adapters: Default::default(),
             tokenizer: loaded.tokenizer,
             decl,
             files: loaded.files,
@@ -81,6 +82,7 @@ impl Executor<'_> {
             });
         }
         state.model = snapshot;
+        state.drop_lost_adapters();
         remask(state)?;
         Ok(Outcome::default())
     }
@@ -88,6 +90,13 @@ impl Executor<'_> {
     pub(super) fn compact(&mut self, model: &str) -> Result<Outcome> {
         let ui = self.options.ui;
         let state = self.state.model_mut(model)?;
+        let whole = state.removed.units.kinds().contains(&prunectl_recipe::catalogue::SiteKind::Layers);
+        if whole && !state.adapters.is_empty() {
+            return Err(Error::Refused {
+                what: format!("`compact {model}` takes whole layers out, and with them parts of an adapter"),
+                remedy: "fuse the adapter first".to_owned(),
+            });
+        }
         let before = state.model.parameter_count();
         if state.removed.units.is_empty() {
             ui.note(format!("compact {model}: no whole unit is masked, nothing to take out"));
@@ -101,6 +110,12 @@ impl Executor<'_> {
     /// New weights in the shape that the model has now; masks stay.
     pub(super) fn reinit(&mut self, model: &str, seed: u64) -> Result<Outcome> {
         let state = self.state.model_mut(model)?;
+        if !state.adapters.is_empty() {
+            return Err(Error::Refused {
+                what: format!("`{model}` has an adapter, and new weights would make it meaningless"),
+                remedy: "fuse it before `reinit`, or attach it afterwards".to_owned(),
+            });
+        }
         state.model = state.model.reinit(seed)?;
         state.changed = true;
         remask(state)?;

@@ -48,7 +48,7 @@ impl Executor<'_> {
             (None, CriterionRef::Method(method)) => {
                 let mut ready = self.criterion(&state, method, batch, false)?;
                 let progress = self.progress(&method.name);
-                let scores = ready.criterion.score(&state.model, &sites, ready.data.as_mut(), &progress)?;
+                let scores = ready.criterion.score(&state.without_adapters()?.model, &sites, ready.data.as_mut(), &progress)?;
                 result["standing"] = json!(ready.criterion.standing());
                 (scores, None)
             }
@@ -117,6 +117,7 @@ impl Executor<'_> {
                 let request = Request { scope: scope(prune, &*ready.criterion, &sites), ..request };
                 let progress = self.progress(&method.name);
                 let (decision, scores) = match bound {
+                    Some(_) if !state.adapters.is_empty() => return Err(bound_beside_adapters()),
                     Some(bound) => {
                         let scores = ready.criterion.score(&dense, &sites, ready.data.as_mut(), &progress)?;
                         let (decision, how) = self.bounded(&mut state, bound, &scores, &request, prune, Some(ready.data.as_mut()))?;
@@ -124,7 +125,8 @@ impl Executor<'_> {
                         result["bound"] = how;
                         (decision, scores)
                     }
-                    None => compute(&mut state, &dense, &mut ready, request, prune, &progress)?,
+                    None if state.adapters.is_empty() => compute(&mut state, &dense, &mut ready, request, prune, &progress)?,
+                    None => beside_adapters(&mut state, &mut ready, request, prune, &progress)?,
                 };
                 result["standing"] = json!(ready.criterion.standing());
                 (decision, scores, None, ready.data)
@@ -303,6 +305,34 @@ pub(super) fn amount_text(amount: &Amount) -> String {
         Amount::AcrossLayers { from, to } => format!("linear({} -> {}, across = layers)", percent(from), percent(to)),
         Amount::Scheduled { .. } => "a schedule".to_owned(),
     }
+}
+
+fn bound_beside_adapters() -> Error {
+    Error::Refused {
+        what: "`prune … to BOUND` is not carried out beside an adapter".to_owned(),
+        remedy: "fuse the adapter first, or say how much goes: `by 40%`".to_owned(),
+    }
+}
+
+/// The same where adapters are attached: scores are of the weights with their updates; weights and adapters are masked together.
+fn beside_adapters(
+    state: &mut ModelState,
+    ready: &mut Ready,
+    request: Request<'_>,
+    prune: &Prune,
+    progress: &dyn prunectl_prune::Progress,
+) -> Result<(Decision, Scores)> {
+    if !request.sites.weights.is_empty() || ready.criterion.updates_weights() && prune.dense_inputs != Some(true) {
+        return Err(Error::Refused {
+            what: "single weights, and criteria that update the weights that stay, can't be pruned beside an adapter".to_owned(),
+            remedy: "fuse the adapter first".to_owned(),
+        });
+    }
+    let mut fused = state.without_adapters()?;
+    let dense = fused.model.clone();
+    let (decision, scores) = compute(&mut fused, &dense, ready, request, prune, progress)?;
+    surgery::mask(&mut state.model, &mut state.removed, &decision)?;
+    Ok((decision, scores))
 }
 
 pub(super) fn at_least(value: Option<&Value>) -> Result<Option<AtLeast>> {

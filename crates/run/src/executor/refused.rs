@@ -37,10 +37,6 @@ fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
     for step in all {
         match &step.kind {
             StepKind::Reconstruct { data, .. } => chat(data, step.span, out),
-            StepKind::Attach { adapter, .. } => {
-                out.push(no(&format!("`attach {}`", adapter.name), step.span, "train the weights themselves"))
-            }
-            StepKind::Fuse { .. } => out.push(no("`fuse`", step.span, "train the weights themselves")),
             StepKind::Quantize { method, .. } => out.push(no(&format!("`quantize … using {}`", method.name), step.span, "leave it out")),
             StepKind::Prune(prune) => self::prune(prune, step.span, out),
             StepKind::Train(train) => {
@@ -53,7 +49,7 @@ fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
                 let d = Diagnostic::error("P0414", message, step.span, "the Hugging Face layout has f32, f16 and bf16");
                 out.push(d.hint("add `format = gguf`, or choose another dtype"));
             }
-            StepKind::Save { format, .. } if !matches!(format.as_str(), "" | "hf" | "gguf") => {
+            StepKind::Save { format, .. } if !matches!(format.as_str(), "" | "hf" | "gguf" | "peft") => {
                 out.push(no(&format!("`format = {format}`"), step.span, "leave it out for the Hugging Face layout"))
             }
             StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| steps(r, out)),

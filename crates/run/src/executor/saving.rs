@@ -17,7 +17,7 @@ use crate::gguf::{self, Quantization};
 use crate::journal::StepDone;
 use crate::models::{Place, describe};
 use crate::save::record::{KeptSite, RecipeRef, RunRecord, SourceRef};
-use crate::save::{Assets, CardFacts, Layout, PruneRecord, SHARD_BYTES, SaveRequest, write};
+use crate::save::{Assets, CardFacts, Layout, PruneRecord, SHARD_BYTES, SaveRequest, write, write_adapter};
 use crate::session::Dtype;
 
 impl Executor<'_> {
@@ -45,6 +45,9 @@ impl Executor<'_> {
         // Left out, a format is `hf` and a layout is `compact`.
         let layout = if layout.is_empty() { "compact" } else { layout };
         let layout = Layout::parse(layout).ok_or_else(|| Error::Internal(format!("layout `{layout}`")))?;
+        if format == "peft" {
+            return self.save_adapters(model, to);
+        }
         let gguf = match format {
             "" | "hf" => None,
             "gguf" => Some(dtype.map(str::parse::<Quantization>).transpose().map_err(|e| Error::Internal(format!("dtype: {e}")))?),
@@ -59,7 +62,7 @@ impl Executor<'_> {
             (None, Some(word)) => Some(word.parse::<Dtype>().map_err(|e| Error::Internal(format!("dtype: {e}")))?.0),
             _ => None,
         };
-        let state = self.state.model(model)?;
+        let state = &self.state.model(model)?.without_adapters()?;
         let record = self.record_of(state, layout);
         let card = CardFacts {
             title: String::new(),
@@ -103,6 +106,32 @@ impl Executor<'_> {
         for warning in saved.warnings.clone() {
             self.warn(format!("{to}: {warning}"));
         }
+        let result = serde_json::to_value(&saved).map_err(|e| Error::Internal(format!("a save can't be written as JSON: {e}")))?;
+        self.book.saves.push(saved);
+        Ok(Outcome { result, ..Outcome::default() })
+    }
+
+    /// `format = peft`: the attached adapters alone.
+    fn save_adapters(&mut self, model: &str, to: &str) -> Result<Outcome> {
+        let state = self.state.model(model)?;
+        let stems = state.model.adapted();
+        if stems.is_empty() {
+            return Err(Error::Refused {
+                what: format!("format = peft saves adapters, and `{model}` has none here"),
+                remedy: "save before they are fused, or leave `format` out".to_owned(),
+            });
+        }
+        let record = self.record_of(state, Layout::Compact);
+        let bytes = self.dir.uninterrupted(|| write_adapter(&state.model, &stems, &PathBuf::from(to), &record))?;
+        let saved = SavedFolder {
+            model: model.to_owned(),
+            dir: to.to_owned(),
+            weight_bytes: bytes,
+            loaders: vec![("peft".to_owned(), format!("peft: {} matrices, beside the model in the shape that it has here", stems.len()))],
+            verified: "adapters alone, in f32".to_owned(),
+            warnings: Vec::new(),
+        };
+        self.options.ui.note(format!("saved the adapters of {model} to {to}"));
         let result = serde_json::to_value(&saved).map_err(|e| Error::Internal(format!("a save can't be written as JSON: {e}")))?;
         self.book.saves.push(saved);
         Ok(Outcome { result, ..Outcome::default() })

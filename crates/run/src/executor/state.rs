@@ -1,6 +1,6 @@
 //! What the steps of a run work on. Cloning is cheap (tensors are shared), so a sweep's cells each start from a copy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prunectl_model::Transformer;
 use prunectl_prune::{Removed, Scores, Sites, UnitMap};
@@ -34,6 +34,8 @@ pub struct ModelState {
     pub removed: Removed,
     /// Where today's units came from.
     pub map: UnitMap,
+    /// Attached adapters: the stems of the weights that carry them, by name.
+    pub adapters: BTreeMap<String, BTreeSet<String>>,
     /// Its tokenizer.
     pub tokenizer: Option<Tokenizer>,
     /// As it was loaded.

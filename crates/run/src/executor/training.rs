@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Need;
 use crate::error::{Error, Result};
 use crate::executor::book::{Curve, plain_name};
+use crate::executor::imitation::{alone, beside};
 use crate::executor::inner::{KEPT, choose, kept, stopped};
 use crate::executor::inputs::{Wanted, batches, rows_at_once};
 use crate::executor::state::ModelState;
@@ -53,7 +54,8 @@ impl Executor<'_> {
                 reused: Some("trained before the interruption".to_owned()),
             });
         }
-        let spec = self.train_spec(train, &state)?;
+        let mut spec = self.train_spec(train, &state)?;
+        let start = beside(&state.model, &mut spec)?;
         // `masked_lm` hides tokens itself, so the data gives none.
         let labels = !train.loss.iter().any(|(_, m)| m.name == "masked_lm");
         let wanted = Wanted { need: Need::Optional, labels, batch: Some(spec.batch as u64), backward: true };
@@ -72,9 +74,9 @@ impl Executor<'_> {
                 self.dir.log(&Event::Continue { name: step.name.clone(), step: at, of })?;
                 watch = resumed.watch;
                 best = resumed.best;
-                Trainer::resume(&state.model, &state.removed, &spec, &data, &resumed.state)?
+                Trainer::resume(&start, &state.removed, &spec, &data, &resumed.state)?
             }
-            None => Trainer::new(&state.model, &state.removed, &spec, &data)?,
+            None => Trainer::new(&start, &state.removed, &spec, &data)?,
         };
         let evals = self.inner_evals(train)?;
         let progress = self.options.ui.bar(&step.name);
@@ -92,7 +94,7 @@ impl Executor<'_> {
         let ran = trainer.run(&mut data, &mut observer);
         observer.bar.finish_and_clear();
         ran.map_err(|e| stopped(e, watch.meta.as_ref()))?;
-        let mut model = trainer.model()?;
+        let mut model = alone(trainer.model()?);
         let mut decisions = trainer.decisions();
         if let Some(best) = best {
             choose(&mut decisions, &best)?;
@@ -130,12 +132,10 @@ impl Executor<'_> {
             let args = self.with_mask_token(method, state)?;
             let term = build(LOSSES, &method.name, &args)?;
             let teacher = term.teacher().map(|t| self.state.network(t).map(|(m, _)| m)).transpose()?;
+            term.teacher().map(|t| self.same_tokens(t, state)).transpose()?;
             loss.push(Term { weight: weight.clone(), term, teacher });
         }
-        let only = match &train.only {
-            None => None,
-            Some(selector) => Some(self.slots(state, selector)?),
-        };
+        let only = self.trained(state, train.only.as_ref())?;
         Ok(TrainSpec {
             length: train.length,
             batch: count("batch").map_or_else(|| rows_at_once(&state.model, None, true), |b| b.max(1) as usize),
@@ -159,19 +159,6 @@ impl Executor<'_> {
             args.0.insert("mask".to_owned(), Value::Number(f64::from(tokenizer.mask()?)));
         }
         Ok(args)
-    }
-
-    /// Slots that `only = SELECTOR` names.
-    fn slots(&self, state: &ModelState, selector: &prunectl_recipe::plan::Selector) -> Result<std::collections::BTreeSet<String>> {
-        let sites = state.sites(selector)?;
-        let mut out = sites.weights.clone();
-        for (key, units) in &sites.units {
-            let Some(kind) = prunectl_prune::site::to_model(key.kind) else { continue };
-            for unit in units {
-                out.extend(state.model.group(kind, key.layer, *unit)?.into_iter().map(|s| s.slot));
-            }
-        }
-        Ok(out)
     }
 
     fn inner_evals<'t>(&self, train: &'t Train) -> Result<Vec<InnerEval<'t>>> {
@@ -294,7 +281,7 @@ impl TrainObserver<'_, '_, '_> {
 
     fn evaluate(&mut self, i: usize, trainer: &Trainer<'_>, at: f64) -> Result<Flow> {
         let Some(eval) = self.evals.get(i) else { return Ok(Flow::Continue) };
-        let model = trainer.model()?;
+        let model = alone(trainer.model()?);
         let mut trained: BTreeMap<String, Tensor> = model.params().iter().map(|(k, t)| (k.to_owned(), t.clone())).collect();
         // The metric sees the model as it is now under its own name; other models are as they were.
         let before = self.executor.state.model(&self.train.model)?.model.clone();

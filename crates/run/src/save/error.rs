@@ -97,6 +97,12 @@ pub enum SaveError {
         /// The model crate's message.
         reason: String,
     },
+    /// An adapter that can't be written or read alone.
+    #[error("the adapter can't stand alone: {reason}")]
+    Adapter {
+        /// Why.
+        reason: String,
+    },
     /// Tensor arithmetic.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

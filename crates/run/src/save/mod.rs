@@ -9,6 +9,7 @@ mod config;
 mod error;
 pub(crate) mod folder;
 mod padded;
+mod peft;
 pub mod record;
 mod remote;
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub use assets::Assets;
 pub use card::CardFacts;
 pub use error::SaveError;
 pub use folder::check_target;
+pub use peft::{read_adapter, write_adapter};
 pub use record::PruneRecord;
 pub use remote::REMOTE_CODE_FILE;
 pub use verify::Verified;
