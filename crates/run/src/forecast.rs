@@ -166,6 +166,7 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
     }
     let mut steps = Vec::new();
     walk(&plan.steps, &mut sims, sources, &mut steps);
+    advise(&plan.steps, &recovered(&plan.steps), &mut steps);
     let peak_memory_bytes = sims.values().map(peak).max();
     let models = plan.models.iter().map(|decl| ModelForecast {
         name: decl.name.clone(),
@@ -193,6 +194,38 @@ fn walk(steps: &[Step], sims: &mut BTreeMap<String, Sim>, sources: &Sources, out
                 out.push(plain(step, vec!["takes the model of one cell".to_owned()]));
             }
             _ => out.push(one(step, sims, sources)),
+        }
+    }
+}
+
+/// Models that some step of a recipe lets recover.
+fn recovered(steps: &[Step]) -> BTreeSet<&str> {
+    let mut out = BTreeSet::new();
+    for step in steps {
+        match &step.kind {
+            StepKind::Train(train) => out.extend([train.model.as_str()]),
+            StepKind::Reconstruct { selector, .. } => out.extend([model_of(selector)]),
+            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| out.extend(recovered(r))),
+            StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| out.extend(recovered(&c.steps))),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// Adds to each prune of heads, KV groups or neurons what would recover it, where nothing in the recipe does.
+fn advise(steps: &[Step], recovered: &BTreeSet<&str>, out: &mut [StepForecast]) {
+    for step in steps {
+        match &step.kind {
+            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| advise(r, recovered, out)),
+            StepKind::Prune(prune) if !recovered.contains(model_of(&prune.selector)) && prune.options.get("reconstruct").is_none() => {
+                let Some(own) = out.iter_mut().find(|s| s.name == step.name && s.line == step.line) else { continue };
+                let fits = |note: &String| ["heads", "KV groups", "neurons"].iter().any(|unit| note.ends_with(&format!("{unit} go")));
+                if own.notes.iter().any(fits) {
+                    own.notes.push("nothing recovers what goes: `reconstruct = least_squares` does, for a few passes more".to_owned());
+                }
+            }
+            _ => {}
         }
     }
 }
