@@ -31,6 +31,7 @@ pub mod softmax;
 #[cfg(test)]
 mod tests;
 pub mod top_k;
+pub mod vector;
 
 pub use activation::{Activation, gelu_erf, gelu_tanh, quick_gelu, relu, silu};
 pub use adamw::{AdamW, adamw_step};

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor};
 use prunectl_model::{Batch, ModelError, Point, Tap};
+use rayon::prelude::*;
 
 /// 1 on real tokens, `[b, s, 1]` f64; None where all are real.
 pub(crate) fn real_tokens(batch: &Batch) -> candle_core::Result<Option<Tensor>> {
@@ -15,7 +16,7 @@ pub(crate) fn real_tokens(batch: &Batch) -> candle_core::Result<Option<Tensor>> 
 pub(crate) trait Statistic {
     /// Of an input of so many columns, before any row.
     fn new(columns: usize) -> Self;
-    /// Adds the rows of `[rows, columns]`, f64; padding is rows of zeros.
+    /// Adds the rows of `[rows, columns]`; padding is rows of zeros.
     fn add(&mut self, x: &Tensor, rows: Rows<'_>) -> candle_core::Result<()>;
 }
 
@@ -60,7 +61,7 @@ impl Statistic for Moments {
 
     fn add(&mut self, x: &Tensor, rows: Rows<'_>) -> candle_core::Result<()> {
         let (n, columns) = x.dims2()?;
-        let values = x.flatten_all()?.to_vec1::<f64>()?;
+        let values = x.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
         let length = rows.sequence.unwrap_or(n).max(1);
         for (sequence, values) in values.chunks((length * columns).max(1)).enumerate() {
             let own = || values.chunks(columns.max(1)).enumerate().filter(|(t, _)| rows.counts(sequence * length + t)).map(|(_, row)| row);
@@ -106,28 +107,81 @@ impl Statistic for Squares {
     }
 
     fn add(&mut self, x: &Tensor, _: Rows<'_>) -> candle_core::Result<()> {
-        for (sum, square) in self.0.iter_mut().zip(x.sqr()?.sum(0)?.to_vec1::<f64>()?) {
-            *sum += square;
+        let columns = self.0.len();
+        if x.dtype() == DType::F64 {
+            self.add_rows(x.flatten_all()?.to_vec1::<f64>()?.chunks(columns.max(1)));
+            return Ok(());
+        }
+        let values = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let parts = values.par_chunks((ROWS_PER_PART * columns).max(1)).map(|rows| {
+            let mut part = Self::new(columns);
+            part.add_rows(rows.chunks(columns.max(1)));
+            part.0
+        });
+        for part in parts.collect::<Vec<_>>() {
+            self.0.iter_mut().zip(part).for_each(|(sum, square)| *sum += square);
         }
         Ok(())
     }
 }
 
-/// XᵀX, `[columns, columns]` f64.
+/// Rows that are summed up before they join the others.
+const ROWS_PER_PART: usize = 64;
+
+impl Squares {
+    fn add_rows<'a, T: Copy + Into<f64> + 'a>(&mut self, rows: impl Iterator<Item = &'a [T]>) {
+        for row in rows {
+            for (sum, x) in self.0.iter_mut().zip(row) {
+                let x: f64 = (*x).into();
+                *sum += x * x;
+            }
+        }
+    }
+}
+
+/// XᵀX in f64: its upper triangle, in strips of rows that each begin at the diagonal.
 #[derive(Debug, Clone)]
-pub(crate) struct Gram(pub Option<Tensor>);
+pub(crate) struct Gram(Vec<Tensor>);
+
+/// Rows of a strip.
+const STRIP: usize = 192;
+
+impl Gram {
+    /// `[columns, columns]`; None before any row.
+    pub fn whole(&self) -> candle_core::Result<Option<Tensor>> {
+        let Some(first) = self.0.first() else { return Ok(None) };
+        let n = first.dim(1)?;
+        let mut whole = vec![0.0; n * n];
+        for (strip, top) in self.0.iter().zip((0..n).step_by(STRIP)) {
+            for (row, values) in (top..).zip(strip.to_vec2::<f64>()?) {
+                for (column, value) in (top..).zip(values) {
+                    for at in [row * n + column, column * n + row] {
+                        if let Some(x) = whole.get_mut(at) {
+                            *x = value;
+                        }
+                    }
+                }
+            }
+        }
+        Tensor::from_vec(whole, (n, n), first.device()).map(Some)
+    }
+}
 
 impl Statistic for Gram {
     fn new(_: usize) -> Self {
-        Self(None)
+        Self(Vec::new())
     }
 
     fn add(&mut self, x: &Tensor, _: Rows<'_>) -> candle_core::Result<()> {
-        let product = x.t()?.contiguous()?.matmul(x)?;
-        self.0 = Some(match &self.0 {
-            Some(sum) => (sum + product)?,
-            None => product,
-        });
+        let x = x.to_dtype(DType::F64)?;
+        let (columns, transposed) = (x.dim(1)?, x.t()?.contiguous()?);
+        for (i, top) in (0..columns).step_by(STRIP).enumerate() {
+            let product = transposed.narrow(0, top, STRIP.min(columns - top))?.matmul(&x.narrow(1, top, columns - top)?.contiguous()?)?;
+            match self.0.get_mut(i) {
+                Some(sum) => *sum = (&*sum + product)?,
+                None => self.0.push(product),
+            }
+        }
         Ok(())
     }
 }
@@ -188,9 +242,14 @@ impl<S: Statistic> Inputs<S> {
         Ok(())
     }
 
+    /// The matrix whose entry holds the statistic of this one's input: matrices that read the same input share one.
+    pub fn source<'a>(&'a self, slot: &'a str) -> &'a str {
+        self.same.get(slot).map_or(slot, String::as_str)
+    }
+
     /// The statistic of a matrix's input, if the data reached it.
     pub fn get(&self, slot: &str) -> Option<&S> {
-        self.sums.get(self.same.get(slot).map_or(slot, String::as_str))
+        self.sums.get(self.source(slot))
     }
 
     fn add(&mut self, slots: &[String], x: &Tensor, rows: Rows<'_>) -> candle_core::Result<()> {
@@ -210,11 +269,11 @@ impl<S: Statistic> Inputs<S> {
         }
     }
 
-    /// `[b, s, …]` to `[b·s, width]` in f64, padding zeroed.
+    /// `[b, s, …]` to `[b·s, width]`, padding zeroed.
     fn flat(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let x = x.to_dtype(DType::F64)?.flatten_from(2)?;
+        let x = x.flatten_from(2)?;
         let x = match &self.keep {
-            Some(keep) => x.broadcast_mul(keep)?,
+            Some(keep) => x.broadcast_mul(&keep.to_dtype(x.dtype())?)?,
             None => x,
         };
         x.flatten_to(1)
@@ -257,13 +316,13 @@ impl<S: Statistic> Inputs<S> {
                 Ok(())
             }
             Point::ExpertIntermediate(e) => {
-                let mut own = x.to_dtype(DType::F64)?;
+                let mut own = x.clone();
                 let real = match &self.rows {
                     Some(rows) => chosen(real.as_deref(), rows)?,
                     None => None,
                 };
                 if let (Some(keep), Some(rows)) = (&self.keep, &self.rows) {
-                    own = own.broadcast_mul(&keep.flatten_to(1)?.index_select(rows, 0)?)?;
+                    own = own.broadcast_mul(&keep.to_dtype(own.dtype())?.flatten_to(1)?.index_select(rows, 0)?)?;
                 }
                 self.add(&[format!("{p}.mlp.experts.{e}.down.weight")], &own, Rows { real: real.as_deref(), sequence: None })
             }

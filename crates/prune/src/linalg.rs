@@ -1,25 +1,10 @@
 //! Dense f64 linear algebra of layer-wise methods. Every entry is one sum in a fixed order, so results do not depend on threads.
 
+use prunectl_kernels::vector::dot;
 use rayon::prelude::*;
 
 /// Columns that are factored together.
 const PANEL: usize = 64;
-/// Partial sums of a dot product: enough for the compiler to use wide registers.
-const LANES: usize = 8;
-
-/// Σ a·b in a fixed order.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| x * y).sum();
-    for (x, y) in a_chunks.zip(b_chunks) {
-        for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-            *lane += x * y;
-        }
-    }
-    lanes.iter().sum::<f64>() + rest
-}
-
 fn at(m: &[f64], index: usize) -> f64 {
     m.get(index).copied().unwrap_or_default()
 }

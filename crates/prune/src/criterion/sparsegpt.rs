@@ -8,10 +8,12 @@
 //! The authors remove one weight more in each block than the share asks for (`quirk = "reference"`); ours meets the share of the matrix.
 
 use candle_core::{DType, Device, Tensor};
+use prunectl_kernels::vector::subtract_scaled;
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind, Ty};
 use prunectl_recipe::plan::{Amount, Scope, Share};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 use super::{Criterion, Layerwise, blocks};
 use crate::calibrate::{Gram, Inputs};
@@ -57,7 +59,7 @@ struct Work {
     /// Saliencies when their column's mask was chosen.
     saliency: Vec<f32>,
     /// Row by row.
-    upper: Vec<f64>,
+    upper: Arc<Vec<f64>>,
 }
 
 impl SparseGpt {
@@ -101,11 +103,12 @@ impl SparseGpt {
         slot: &str,
         stats: &Inputs<Gram>,
         removed: Option<&Tensor>,
+        factored: &mut Option<(String, Arc<Vec<f64>>)>,
         progress: &dyn Progress,
     ) -> Result<Work> {
         let w = model.params().require(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         let (rows, columns) = w.dims2()?;
-        let gram = stats.get(slot).and_then(|g| g.0.as_ref()).filter(|g| g.dims() == [columns, columns]);
+        let gram = stats.get(slot).map(Gram::whole).transpose()?.flatten().filter(|g| g.dims() == [columns, columns]);
         let gram = gram.ok_or_else(|| PruneError::Invalid {
             what: "matrix that sparsegpt prunes",
             found: slot.to_owned(),
@@ -120,7 +123,11 @@ impl SparseGpt {
             Some(keep) => keep.to_device(&Device::Cpu)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?,
             None => vec![1; w.len()],
         };
-        let upper = self.factor(h, columns, slot, progress)?;
+        let upper = match factored {
+            Some((source, upper)) if source == stats.source(slot) => upper.clone(),
+            _ => Arc::new(self.factor(h, columns, slot, progress)?),
+        };
+        *factored = Some((stats.source(slot).to_owned(), upper.clone()));
         Ok(Work { rows, columns, saliency: vec![0.0; w.len()], w, keep, upper })
     }
 
@@ -155,9 +162,13 @@ impl SparseGpt {
         progress: &dyn Progress,
         out: &mut (Decision, Scores),
     ) -> Result<()> {
-        for slot in &own.weights {
+        // Matrices that read the same input have one Hessian; in the order of their names they need not follow one another.
+        let mut slots: Vec<&String> = own.weights.iter().collect();
+        slots.sort_by_key(|slot| stats.source(slot));
+        let mut factored = None;
+        for slot in slots {
             progress.check()?;
-            let mut work = self.work(model, slot, stats, request.removed.weights.get(slot), progress)?;
+            let mut work = self.work(model, slot, stats, request.removed.weights.get(slot), &mut factored, progress)?;
             let pick = self.pick(slot, request.amount, request, &work)?;
             work.prune(self.block, &pick);
             let Work { rows, columns, w, keep, saliency, .. } = work;
@@ -199,6 +210,7 @@ impl Work {
                 Pick::Pattern { .. } => {}
             }
             let Work { w, keep, saliency, upper, .. } = self;
+            let upper: &[f64] = upper;
             let rows = w.par_chunks_mut(columns).zip(keep.par_chunks_mut(columns)).zip(saliency.par_chunks_mut(columns));
             rows.for_each(|((w, keep), saliency)| {
                 let mut errors = Vec::with_capacity(to - from);
@@ -214,18 +226,14 @@ impl Work {
                     let error = if gone { w.get(i).copied().unwrap_or_default() / pivot } else { 0.0 };
                     errors.push((row, error));
                     if gone {
-                        for (w, u) in w.iter_mut().zip(row).take(to).skip(i) {
-                            *w -= error * u;
-                        }
+                        subtract_scaled(w.get_mut(i..to).unwrap_or_default(), row.get(i..to).unwrap_or_default(), error);
                         if let Some(w) = w.get_mut(i) {
                             *w = 0.0;
                         }
                     }
                 }
                 for (row, error) in errors.into_iter().filter(|(_, e)| *e != 0.0) {
-                    for (w, u) in w.iter_mut().zip(row).skip(to) {
-                        *w -= error * u;
-                    }
+                    subtract_scaled(w.get_mut(to..).unwrap_or_default(), row.get(to..).unwrap_or_default(), error);
                 }
             });
         }
@@ -295,8 +303,9 @@ impl Criterion for SparseGpt {
         let gated = model.blueprint().mlp.gated;
         blocks::each(NAME, &mut model.clone(), sites, data, progress, |model, layer, own, stream| {
             let stats = stream.inputs(model, layer, Inputs::new(gated, Some(layer)).only(&own.weights))?;
+            let mut factored = None;
             for slot in &own.weights {
-                let mut work = self.work(model, slot, &stats, None, progress)?;
+                let mut work = self.work(model, slot, &stats, None, &mut factored, progress)?;
                 work.rate(0, work.columns);
                 out.weights.insert(slot.clone(), Tensor::from_vec(work.saliency, (work.rows, work.columns), &Device::Cpu)?);
             }
@@ -457,8 +466,14 @@ mod tests {
     #[test]
     fn by_hand() {
         let half = 0.5f64.sqrt();
-        let mut work =
-            Work { rows: 1, columns: 2, w: vec![1.0, 3.0], keep: vec![1; 2], saliency: vec![0.0; 2], upper: vec![half, -half, 0.0, half] };
+        let mut work = Work {
+            rows: 1,
+            columns: 2,
+            w: vec![1.0, 3.0],
+            keep: vec![1; 2],
+            saliency: vec![0.0; 2],
+            upper: Arc::new(vec![half, -half, 0.0, half]),
+        };
         work.prune(2, &Pick::Total(1));
         assert_eq!(work.keep, [0, 1]);
         assert_eq!(work.saliency, [2.0, 18.0]);
@@ -469,7 +484,7 @@ mod tests {
     #[test]
     fn meets_the_share_with_weights_that_are_gone() {
         for block in [1, 3, 4, 128] {
-            let identity: Vec<f64> = (0..49).map(|i| f64::from(u8::from(i % 8 == 0))).collect();
+            let identity: Arc<Vec<f64>> = Arc::new((0..49).map(|i| f64::from(u8::from(i % 8 == 0))).collect());
             let w: Vec<f64> = (0..35).map(|i| f64::from((i * 17) % 35) + 1.0).collect();
             let mut keep = vec![1u8; 35];
             for row in keep.chunks_mut(7) {

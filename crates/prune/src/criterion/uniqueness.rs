@@ -68,9 +68,10 @@ impl Criterion for Uniqueness {
             let only: BTreeSet<String> = [slot.clone()].into();
             let stats: Inputs<Gram> = stream.inputs(model, layer, Inputs::new(gated, Some(layer)).only(&only))?;
             for key in own.units.keys() {
-                let gram = stats.get(&slot).and_then(|g| g.0.as_ref()).ok_or(PruneError::NoData { method: NAME, batches: 0 })?;
+                let none = PruneError::NoData { method: NAME, batches: 0 };
+                let gram = stats.get(&slot).map(Gram::whole).transpose()?.flatten().ok_or(none)?;
                 // A neuron that is always zero resembles nothing, yet does nothing: it goes first.
-                let scores = resemblance(gram)?.into_iter().map(|u| u.map_or(-1.0, |u| -u) as f32).collect();
+                let scores = resemblance(&gram)?.into_iter().map(|u| u.map_or(-1.0, |u| -u) as f32).collect();
                 out.sites.insert(*key, scores);
             }
             Ok(())
@@ -192,7 +193,7 @@ mod tests {
             let mut stats: Inputs<Gram> = Inputs::new(false, None);
             stats.begin(&Batch::new(Tensor::zeros((1, 10), DType::U32, &Device::Cpu).unwrap())).unwrap();
             stats.see(layer, Point::Intermediate, &first("activations").unsqueeze(0).unwrap()).unwrap();
-            let gram = stats.get(&format!("layers.{layer}.mlp.down.weight")).unwrap().0.clone().unwrap();
+            let gram = stats.get(&format!("layers.{layer}.mlp.down.weight")).unwrap().whole().unwrap().unwrap();
             let ours = resemblance(&gram).unwrap();
             for (a, b) in ours.iter().zip(first("uniqueness_score").to_vec1::<f32>().unwrap()) {
                 let (a, b) = (a.unwrap() * 48.0, f64::from(b));

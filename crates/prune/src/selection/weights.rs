@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::{Amount, Scope};
+use rayon::prelude::*;
 
 use super::{Request, Shape, amount_error, by_layer, wanted};
 use crate::error::{PruneError, Result};
@@ -160,20 +161,22 @@ fn rank(matrices: &mut [&mut Matrix], amount: &Amount, request: &Request<'_>, wh
 /// Each row loses its own share.
 fn rows(m: &mut Matrix, amount: &Amount, request: &Request<'_>) -> Result<()> {
     let columns = m.columns.max(1);
-    let mut lost = 0;
-    for (row, (scores, keep)) in m.scores.chunks(columns).zip(m.keep.chunks_mut(columns)).enumerate() {
+    let (slot, protected) = (&m.slot, m.protected);
+    let rows = m.scores.par_chunks(columns).zip(m.keep.par_chunks_mut(columns)).enumerate();
+    let lost = rows.map(|(row, (scores, keep))| {
         let gone = keep.iter().filter(|k| **k == 0).count();
         let full = count(amount, columns, gone)?;
-        let possible = if m.protected { 0 } else { columns - gone };
+        let possible = if protected { 0 } else { columns - gone };
         if full > possible {
-            return Err(cannot(&format!("row {row} of {}", m.slot), full, possible, request));
+            return Err(cannot(&format!("row {row} of {slot}"), full, possible, request));
         }
         let want = request.step.map_or(full, |s| full.min(s.of(columns).max(1)));
         let cut = Cut::of([(scores, &*keep)].into_iter(), want);
         let mut ties = cut.ties;
         cut.apply(scores, keep, &mut ties);
-        lost += want;
-    }
+        Ok(want)
+    });
+    let lost: usize = lost.collect::<Result<Vec<_>>>()?.into_iter().sum();
     if lost > m.room {
         return Err(cannot(&m.slot, lost, m.room, request));
     }
