@@ -370,6 +370,7 @@ impl<'a> Trainer<'a> {
         self.prune(step, &batches)?;
         let (loss, mut gradients) = self.gradients(&batches, step)?;
         let (learned, penalty) = self.learn(&gradients, step)?;
+        let felt = if self.shrinks() { gradients.clone() } else { BTreeMap::new() };
         let loss = loss + penalty;
         let lr = self.clock.value(self.spec.optimizer.lr(), step);
         if !loss.is_finite() {
@@ -402,10 +403,11 @@ impl<'a> Trainer<'a> {
             }
             own.hold();
         }
+        self.shrink(&felt, step)?;
         self.step += 1;
         match self.step == self.clock.steps {
             true => self.end()?,
-            false => self.hide(step, false)?,
+            false => self.show(step)?,
         }
         Ok(StepEvent {
             step: self.step,

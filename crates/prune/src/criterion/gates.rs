@@ -1,15 +1,16 @@
-//! Rows of methods that train a gate on every unit; the formulas are in `learned`.
+//! Rows of methods that train a gate on every unit, or press on weights while they train; the formulas are in `learned`.
 
-use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
+use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind, Ty};
 use prunectl_recipe::plan::Value;
 
 use super::Criterion;
 use crate::learned::InTrain;
 use crate::learned::hard_concrete::HardConcrete;
+use crate::learned::lobster::Lobster;
 use crate::learned::psp::Psp;
 use crate::learned::slimming::Slimming;
 use crate::optimizer::schedule;
-use crate::row::{INNER_SITES, criterion, learns, optional, param, runs, within};
+use crate::row::{INNER_SITES, criterion, learns, optional, param, required, runs, within};
 
 fn slimming(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
     Ok(Box::new(InTrain(Slimming { l1: schedule(args, "l1")? })))
@@ -23,6 +24,11 @@ fn psp(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 fn hard_concrete(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
     let target = args.get("target").and_then(Value::as_f64);
     Ok(Box::new(InTrain(HardConcrete { lr: schedule(args, "lr")?, target, temperature: args.float("temperature")? })))
+}
+
+fn lobster(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    let tolerance = args.get("tolerance").and_then(Value::as_f64).unwrap_or_default();
+    Ok(Box::new(Lobster { lambda: schedule(args, "lambda")?, tolerance }))
 }
 
 pub(super) const SLIMMING: Entry<dyn Criterion> = Entry {
@@ -77,4 +83,19 @@ pub(super) const HARD_CONCRETE: Entry<dyn Criterion> = Entry {
          Mind: evaluation uses the gates' deterministic value at the same temperature.",
     ))),
     build: Some(hard_concrete),
+};
+
+pub(super) const LOBSTER: Entry<dyn Criterion> = Entry {
+    spec: runs(learns(criterion(
+        "lobster",
+        "Tartaglione et al., LOss-Based SensiTivity rEgulaRization: towards deep sparse neural networks (2022), eq. 6",
+        &[
+            required("lambda", Ty::Scheduled, "λ of the decay."),
+            within(param("tolerance", Ty::Percent, "1%", "Loss that the threshold's bisection may cost."), 0.0, 100.0),
+        ],
+        &[SiteKind::Neurons, SiteKind::Weights],
+        "Decays insensitive weights: `w ← w − λ·w·relu(1 − |∂L/∂w|)`; the smallest go. Before the last update a bisection finds how many may go, up to the amount, while the loss of the step's batches rises by no more than `tolerance`.\n\n\
+         Mind: the last update has the whole amount, whatever it costs.",
+    ))),
+    build: Some(lobster),
 };

@@ -49,6 +49,11 @@ impl Criterion for Magnitude {
     }
 }
 
+/// Magnitude with its defaults.
+pub(crate) fn plain() -> impl Criterion {
+    Magnitude { squares: true, mean: false, reference: false }
+}
+
 fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
     Ok(Box::new(Magnitude {
         squares: args.word("norm")? == "l2",

@@ -32,6 +32,8 @@ mod uniqueness;
 mod wanda;
 mod weight_gradients;
 
+pub(crate) use magnitude::plain as magnitudes;
+
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{Entry, SiteKind};
 use prunectl_recipe::plan::Scope;
@@ -40,7 +42,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::Result;
-use crate::learned::Learner;
+use crate::learned::{Learner, Shrink};
 use crate::scores::Scores;
 use crate::selection::Request;
 use crate::site::Sites;
@@ -74,6 +76,11 @@ pub trait Criterion: Send + Sync {
 
     /// The form that learns its scores inside `train`.
     fn learner(&self) -> Option<&dyn Learner> {
+        None
+    }
+
+    /// The decay that it asks of the weights it may remove, inside `train`.
+    fn shrinks(&self) -> Option<&dyn Shrink> {
         None
     }
 
@@ -153,7 +160,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     activation::ENTRY,
     adaptive::ENTRY,
     planned_learned::SERENE,
-    planned_learned::LOBSTER,
+    gates::LOBSTER,
     supermask::ENTRY,
     gates::HARD_CONCRETE,
     activation_norm::ENTRY,

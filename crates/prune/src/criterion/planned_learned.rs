@@ -26,16 +26,3 @@ planned!(
          Mind: the published code divides by the batch twice, so its S carries 1/B².",
     ))
 );
-planned!(
-    LOBSTER,
-    learns(criterion(
-        "lobster",
-        "Tartaglione et al., LOss-Based SensiTivity rEgulaRization: towards deep sparse neural networks (2022), eq. 6",
-        &[
-            required("lambda", Ty::Scheduled, "λ of the decay."),
-            within(param("tolerance", Ty::Percent, "1%", "Loss that the threshold's bisection may cost."), 0.0, 100.0),
-        ],
-        &[SiteKind::Neurons, SiteKind::Weights],
-        "Decays insensitive weights: `w ← w − λ·w·relu(1 − |∂L/∂w|)`; then a threshold by bisection on the allowed loss.",
-    ))
-);

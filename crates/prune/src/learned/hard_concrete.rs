@@ -110,7 +110,15 @@ impl Learner for HardConcrete {
         Ok(Decision { sites: layout.units.iter().map(stay).collect(), ..Decision::default() })
     }
 
-    fn gates(&self, layout: &Layout, learned: &Learned, moment: &Moment<'_>, drawn: bool) -> Result<Option<BTreeMap<Key, Vec<f32>>>> {
+    fn gated(&self) -> bool {
+        true
+    }
+
+    fn exact(&self) -> bool {
+        false
+    }
+
+    fn gates(&self, layout: &Layout, learned: &Learned, moment: &Moment<'_>, drawn: bool) -> Result<BTreeMap<Key, Vec<f32>>> {
         let mut out = layout.by_site(&learned.params)?;
         for (key, values) in &mut out {
             let noise = if drawn { self.noise(layout, *key, moment) } else { vec![0.0; values.len()] };
@@ -118,7 +126,7 @@ impl Learner for HardConcrete {
                 *value = stretch(self.soft(*value, noise)).clamp(0.0, 1.0) as f32;
             }
         }
-        Ok(Some(out))
+        Ok(out)
     }
 
     fn gradients(&self, layout: &Layout, learned: &Learned, backward: &Backward<'_>, moment: &Moment<'_>) -> Result<(Values, f64)> {

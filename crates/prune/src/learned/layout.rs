@@ -156,6 +156,26 @@ impl Layout {
         Ok(())
     }
 
+    /// 1 on the selected weights and on those of the selected units' groups, 0 elsewhere, by slot.
+    pub(super) fn members(&self) -> Result<Values> {
+        let mut out = Values::new();
+        for slot in &self.weights {
+            let (rows, columns) = self.shape(slot)?;
+            out.insert(slot.clone(), vec![1.0; rows * columns]);
+        }
+        for slice in self.units.values().flatten().flatten() {
+            let (rows, columns) = self.shape(&slice.slot)?;
+            let member = out.entry(slice.slot.clone()).or_insert_with(|| vec![0.0; rows * columns]);
+            for (row, own) in member.chunks_mut(columns.max(1)).enumerate() {
+                let (from, len) = if slice.dim == 1 { (slice.start, slice.len) } else { (0, columns) };
+                if slice.dim == 1 || (slice.start..slice.start + slice.len).contains(&row) {
+                    own.iter_mut().skip(from).take(len).for_each(|m| *m = 1.0);
+                }
+            }
+        }
+        Ok(out)
+    }
+
     /// How many of the selected units and weights a decision leaves out, and how many are selected.
     pub fn gone(&self, decision: &Decision) -> Result<(usize, usize)> {
         let (mut gone, mut total) = (0, 0);

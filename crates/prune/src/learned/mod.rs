@@ -8,6 +8,7 @@ mod bar;
 pub(crate) mod gum;
 pub(crate) mod hard_concrete;
 mod layout;
+pub(crate) mod lobster;
 pub(crate) mod psp;
 pub(crate) mod scores;
 pub(crate) mod slimming;
@@ -97,11 +98,19 @@ pub trait Learner: Send + Sync {
         let _ = (moment, finish);
         select(&self.scores(layout, learned)?, request, shape)
     }
-    /// What each unit's output is multiplied by beside its mask, where the method has such gates; `drawn` in the passes of a training step,
-    /// otherwise as the model is seen from outside. After the last step they are multiplied into the weights.
-    fn gates(&self, layout: &Layout, learned: &Learned, moment: &Moment<'_>, drawn: bool) -> Result<Option<BTreeMap<Key, Vec<f32>>>> {
+    /// Whether [`Learner::gates`] multiplies anything.
+    fn gated(&self) -> bool {
+        false
+    }
+    /// What each unit's output is multiplied by beside its mask; `drawn` in the passes of a training step, otherwise as the model is seen
+    /// from outside. After the last step gates are multiplied into the weights.
+    fn gates(&self, layout: &Layout, learned: &Learned, moment: &Moment<'_>, drawn: bool) -> Result<BTreeMap<Key, Vec<f32>>> {
         let _ = (layout, learned, moment, drawn);
-        Ok(None)
+        Ok(BTreeMap::new())
+    }
+    /// Whether an update removes what the amount says; otherwise only `finish` does.
+    fn exact(&self) -> bool {
+        true
     }
     /// Gradients by `params`, the penalty's included, and the penalty.
     fn gradients(&self, layout: &Layout, learned: &Learned, backward: &Backward<'_>, moment: &Moment<'_>) -> Result<(Values, f64)>;
@@ -114,6 +123,14 @@ pub trait Learner: Send + Sync {
         let _ = (layout, learned, activations, moment);
         Ok(())
     }
+}
+
+/// A decay that a criterion asks of the weights it may remove, at every step of the `train` around it.
+pub trait Shrink: Send + Sync {
+    /// What each weight is multiplied by after the optimiser's update, by slot.
+    fn factors(&self, layout: &Layout, backward: &Backward<'_>, moment: &Moment<'_>) -> Result<Values>;
+    /// Share by which the loss of a step's batches may rise when units go, at every update but the last.
+    fn tolerance(&self) -> f64;
 }
 
 /// A learner as a row of the criteria: it scores inside `train` only.

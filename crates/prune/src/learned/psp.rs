@@ -44,8 +44,16 @@ impl Learner for Psp {
         magnitudes(self.name(), layout, learned)
     }
 
-    fn gates(&self, layout: &Layout, learned: &Learned, _: &Moment<'_>, _: bool) -> Result<Option<BTreeMap<Key, Vec<f32>>>> {
-        layout.by_site(&learned.params).map(Some)
+    fn gated(&self) -> bool {
+        true
+    }
+
+    fn exact(&self) -> bool {
+        false
+    }
+
+    fn gates(&self, layout: &Layout, learned: &Learned, _: &Moment<'_>, _: bool) -> Result<BTreeMap<Key, Vec<f32>>> {
+        layout.by_site(&learned.params)
     }
 
     fn decide(

@@ -219,6 +219,10 @@ impl Learner for ScoreLearner {
         self.entries(layout, decision, request.removed)
     }
 
+    fn exact(&self) -> bool {
+        matches!(self.bar, Bar::Hard)
+    }
+
     fn gradients(&self, layout: &Layout, learned: &Learned, backward: &Backward<'_>, moment: &Moment<'_>) -> Result<(Values, f64)> {
         let mut out = layout.group_sums(backward)?;
         for slot in &layout.weights {

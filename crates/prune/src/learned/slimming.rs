@@ -36,8 +36,12 @@ impl Learner for Slimming {
         magnitudes(self.name(), layout, learned)
     }
 
-    fn gates(&self, layout: &Layout, learned: &Learned, _: &Moment<'_>, _: bool) -> Result<Option<BTreeMap<Key, Vec<f32>>>> {
-        layout.by_site(&learned.params).map(Some)
+    fn gated(&self) -> bool {
+        true
+    }
+
+    fn gates(&self, layout: &Layout, learned: &Learned, _: &Moment<'_>, _: bool) -> Result<BTreeMap<Key, Vec<f32>>> {
+        layout.by_site(&learned.params)
     }
 
     fn gradients(&self, layout: &Layout, learned: &Learned, backward: &Backward<'_>, moment: &Moment<'_>) -> Result<(Values, f64)> {

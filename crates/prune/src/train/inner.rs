@@ -7,19 +7,21 @@
 //! An update comes *before* the forward pass of a step: of the first, of every `every`-th, and of the last, which has the schedule's last
 //! value. So the model that the training ends with has trained at least one step at its final sparsity.
 
+mod state;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Batch, Gates, ModelError, Point, Tap};
+use candle_core::{DType, Tensor};
+use prunectl_model::{Batch, Gates, ModelError, Point, Tap, Transformer};
 use prunectl_recipe::plan::{Amount, Scope, Share, When};
 
-use super::{TrainState, Trainer};
+use super::Trainer;
 use crate::criterion::Criterion;
 use crate::data::{Batches, InMemory};
 use crate::decision::Decision;
 use crate::error::{PruneError, Result};
-use crate::learned::{Backward, Layout, Learned, Learner, Moment, Values};
+use crate::learned::{Backward, Layout, Learned, Learner, Moment, Shrink, Values};
 use crate::optimizer::{Memory, Update};
 use crate::rescore::{filled, left};
 use crate::schedule::{Clock, last_value};
@@ -70,6 +72,13 @@ impl InnerPrune {
     fn learner(&self) -> Option<&dyn Learner> {
         match &self.measure {
             Measure::Criterion { criterion, .. } => criterion.learner(),
+            Measure::Stored(_) => None,
+        }
+    }
+
+    fn shrinks(&self) -> Option<&dyn Shrink> {
+        match &self.measure {
+            Measure::Criterion { criterion, .. } => criterion.shrinks(),
             Measure::Stored(_) => None,
         }
     }
@@ -130,7 +139,7 @@ pub(super) struct Inner<'a> {
 }
 
 impl<'a> Inner<'a> {
-    pub(super) fn new(model: &prunectl_model::Transformer, prune: &'a InnerPrune) -> Result<Self> {
+    pub(super) fn new(model: &Transformer, prune: &'a InnerPrune) -> Result<Self> {
         let layout = Layout::of(model, &prune.sites)?;
         let learned = prune.learner().map(|l| l.start(&layout)).transpose()?.unwrap_or_default();
         if let Measure::Criterion { criterion, .. } = &prune.measure
@@ -166,8 +175,9 @@ impl<'a> Inner<'a> {
         if self.gone.1 == 0 { 0.0 } else { self.gone.0 as f64 / self.gone.1 as f64 }
     }
 
-    fn settled(&self) -> bool {
-        self.asked.is_some() && self.prune.last().is_none_or(|last| self.asked == Some(last))
+    fn settled(&self, finished: bool) -> bool {
+        let exact = finished || self.prune.learner().is_none_or(Learner::exact);
+        exact && self.asked.is_some() && self.prune.last().is_none_or(|last| self.asked == Some(last))
     }
 
     fn moment<'m>(&self, clock: &'m Clock, step: u64, l1: f64, seed: u64) -> Moment<'m> {
@@ -218,7 +228,7 @@ impl Trainer<'_> {
 
     /// Whether every `prune` inside has reached its last value.
     pub fn settled(&self) -> bool {
-        self.inner.iter().all(Inner::settled)
+        self.inner.iter().all(|i| i.settled(self.finished))
     }
 
     /// What each `prune` inside has decided last, in order, and on which scores; None before its first update.
@@ -236,7 +246,12 @@ impl Trainer<'_> {
         });
         self.inner = inner;
         done?;
-        self.hide(step, true)
+        if self.inner.iter().any(|i| i.prune.learner().is_some()) { self.hide(step, true) } else { Ok(()) }
+    }
+
+    /// Between steps the model is seen with the gates of the parameters that it has now.
+    pub(super) fn show(&mut self, step: u64) -> Result<()> {
+        if self.inner.iter().any(|i| i.prune.learner().is_some_and(Learner::gated)) { self.hide(step, false) } else { Ok(()) }
     }
 
     fn decide(&mut self, inner: &mut Inner<'_>, learner: &dyn Learner, step: u64, finish: bool) -> Result<()> {
@@ -251,7 +266,7 @@ impl Trainer<'_> {
     /// Any criterion under a schedule: scored on the model as it is, and what goes stays gone.
     fn gradual(&mut self, inner: &mut Inner<'_>, step: u64, batches: &[Batch]) -> Result<()> {
         let prune = inner.prune;
-        let (amount, asked) = prune.amount(&self.clock, step);
+        let (mut amount, mut asked) = prune.amount(&self.clock, step);
         let grows = match (&prune.amount, inner.asked) {
             (_, None) => asked != Some(0.0),
             (Amount::Scheduled { .. }, Some(before)) => asked.is_some_and(|a| a > before),
@@ -270,14 +285,72 @@ impl Trainer<'_> {
             Measure::Criterion { criterion, on: None } => criterion.score(&model, &sites, &mut InMemory::new(batches.to_vec()), &())?,
         };
         let scores = filled(scores, &prune.sites, &inner.shape);
+        if let (Some(shrink), Some(most), Amount::Share { each, .. }) = (prune.shrinks(), asked, &amount)
+            && step + 1 < self.clock.steps
+        {
+            let each = *each;
+            let may = self.bearable(inner, &scores, most, each, shrink.tolerance(), batches)?;
+            (amount, asked) = (Amount::Share { share: Share::from_fraction(may), each }, Some(may));
+        }
         let decision = select(&scores, &prune.request(&amount, &self.removed), &inner.shape)?;
         surgery::mask(&mut self.model, &mut self.removed, &decision)?;
         self.hold()?;
         inner.decided(decision, scores, asked)
     }
 
+    /// The largest share up to `most`, by bisection from the share gone, with which the loss of the batches rises by no more than `tolerance`.
+    fn bearable(&self, inner: &Inner<'_>, scores: &Scores, most: f64, each: bool, tolerance: f64, batches: &[Batch]) -> Result<f64> {
+        let model = self.model()?;
+        let loss = |model: &Transformer| -> Result<f64> {
+            let (mut sum, mut count) = (0.0, 0);
+            for batch in batches {
+                let out = model.forward_loss(batch, &Gates::default(), &mut ())?;
+                sum += f64::from(out.sum()?.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+                count += out.count();
+            }
+            Ok(sum / count.max(1) as f64)
+        };
+        let limit = loss(&model)? * (1.0 + tolerance);
+        let bears = |share: f64| -> Result<bool> {
+            let amount = Amount::Share { share: Share::from_fraction(share), each };
+            let decision = select(scores, &inner.prune.request(&amount, &self.removed), &inner.shape)?;
+            let (mut model, mut removed) = (model.clone(), self.removed.clone());
+            surgery::mask(&mut model, &mut removed, &decision)?;
+            Ok(loss(&model)? <= limit)
+        };
+        if bears(most)? {
+            return Ok(most);
+        }
+        let (mut low, mut high) = (inner.asked.unwrap_or(0.0), most);
+        for _ in 0..BISECTIONS {
+            let middle = (low + high) / 2.0;
+            if bears(middle)? { low = middle } else { high = middle }
+        }
+        Ok(low)
+    }
+
+    /// Whether the gradients of a step are wanted after its update.
+    pub(super) fn shrinks(&self) -> bool {
+        self.inner.iter().any(|i| i.prune.shrinks().is_some())
+    }
+
+    /// Multiplies weights by what criteria ask for after an update; `gradients` are those by the weights as the step saw them.
+    pub(super) fn shrink(&mut self, gradients: &Values, step: u64) -> Result<()> {
+        for inner in &self.inner {
+            let Some(shrink) = inner.prune.shrinks() else { continue };
+            let weights = BTreeMap::new();
+            let moment = inner.moment(&self.clock, step, 0.0, self.spec.seed);
+            for (slot, factor) in shrink.factors(&inner.layout, &Backward { gradients, weights: &weights }, &moment)? {
+                if let Some(own) = self.slots.get_mut(&slot).filter(|s| s.trains) {
+                    own.weights.iter_mut().zip(factor).for_each(|(w, f)| *w *= f);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Puts what learners decided, and their gates, in front of the weights; `drawn` for the passes of this step.
-    pub(super) fn hide(&mut self, step: u64, drawn: bool) -> Result<()> {
+    fn hide(&mut self, step: u64, drawn: bool) -> Result<()> {
         let mut factors = Values::new();
         for inner in &mut self.inner {
             let (Some(learner), Some((decision, _))) = (inner.prune.learner(), &inner.decision) else { continue };
@@ -289,12 +362,15 @@ impl Trainer<'_> {
                     }
                 }
             }
+            if !learner.gated() {
+                continue;
+            }
             let moment = inner.moment(&self.clock, step, 0.0, self.spec.seed);
             let gates = learner.gates(&inner.layout, &inner.learned, &moment, drawn)?;
-            for (key, gates) in gates.iter().flatten() {
+            for (key, gates) in &gates {
                 inner.layout.spread(*key, gates, &mut factors)?;
             }
-            if let Some(gates) = gates.filter(|_| !drawn) {
+            if !drawn {
                 let kept = |key: &Key, u: &usize| gates.get(key).and_then(|g| g.get(*u)).is_none_or(|g| *g != 0.0);
                 let sites = decision.sites.iter().map(|(key, units)| (*key, units.iter().copied().filter(|u| kept(key, u)).collect()));
                 inner.gone = inner.layout.gone(&Decision { sites: sites.collect(), weights: decision.weights.clone() })?;
@@ -380,7 +456,7 @@ impl Trainer<'_> {
             let Some(learner) = i.prune.learner() else { return Ok(()) };
             let moment = i.moment(&self.clock, last, 0.0, self.spec.seed);
             let mut factors = Values::new();
-            for (key, gates) in learner.gates(&i.layout, &i.learned, &moment, false)?.iter().flatten() {
+            for (key, gates) in &learner.gates(&i.layout, &i.learned, &moment, false)? {
                 i.layout.spread(*key, gates, &mut factors)?;
             }
             for (slot, factor) in factors {
@@ -401,81 +477,6 @@ impl Trainer<'_> {
         }
         self.hold()
     }
-
-    /// Adds what a resume needs.
-    pub(super) fn save_inner(&self, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
-        let flat = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu);
-        for (i, inner) in self.inner.iter().enumerate() {
-            let stem = format!("{PRUNES}/{i}");
-            for (name, values) in &inner.learned.params {
-                tensors.insert(format!("{stem}/params/{name}"), flat(values)?);
-            }
-            for (name, values) in &inner.learned.aux {
-                tensors.insert(format!("{stem}/aux/{name}"), flat(values)?);
-            }
-            for (name, memory) in &inner.memories {
-                for (buffer, values) in memory {
-                    tensors.insert(format!("{stem}/{buffer}/{name}"), flat(values)?);
-                }
-            }
-            if let Some(asked) = inner.asked {
-                tensors.insert(format!("{stem}/asked"), Tensor::from_slice(&[asked], 1, &Device::Cpu)?);
-            }
-            if let Some((decision, scores)) = &inner.decision {
-                for (name, t) in decision.to_tensors(&inner.shape)? {
-                    tensors.insert(format!("{stem}/keep/{name}"), t);
-                }
-                for (name, t) in scores_to_tensors(scores)? {
-                    tensors.insert(format!("{stem}/scores/{name}"), t);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The inverse of `save_inner`.
-    pub(super) fn load_inner(&mut self, state: &TrainState) -> Result<()> {
-        let mut inner = std::mem::take(&mut self.inner);
-        let buffers = self.spec.optimizer.buffers();
-        for (i, own) in inner.iter_mut().enumerate() {
-            let stem = format!("{PRUNES}/{i}/");
-            let (mut keeps, mut scores) = (BTreeMap::new(), BTreeMap::new());
-            for (name, t) in &state.tensors {
-                let Some((part, name)) = name.strip_prefix(&stem).map(|n| n.split_once('/').unwrap_or((n, ""))) else { continue };
-                let name = name.to_owned();
-                match part {
-                    "params" => restore(&mut own.learned.params, name, t)?,
-                    "aux" => {
-                        own.learned.aux.insert(name, t.to_vec1()?);
-                    }
-                    "asked" => own.asked = t.to_vec1::<f64>()?.first().copied(),
-                    "keep" => {
-                        keeps.insert(name, t.clone());
-                    }
-                    "scores" => {
-                        scores.insert(name, t.clone());
-                    }
-                    buffer => {
-                        if let Some(buffer) = buffers.iter().find(|b| **b == buffer) {
-                            own.memories.entry(name).or_default().insert(buffer, t.to_vec1()?);
-                        }
-                    }
-                }
-            }
-            if own.asked.is_none() {
-                continue;
-            }
-            let decision = Decision::from_tensors(&keeps)?;
-            own.gone = own.layout.gone(&decision)?;
-            if own.prune.learner().is_none() {
-                surgery::mask(&mut self.model, &mut self.removed, &decision)?;
-            }
-            own.decision = Some((decision, scores_from_tensors(scores)?));
-        }
-        self.inner = inner;
-        self.hold()?;
-        self.hide(self.step, false)
-    }
 }
 
 impl Inner<'_> {
@@ -486,70 +487,7 @@ impl Inner<'_> {
     }
 }
 
-const PRUNES: &str = "prunes";
+/// Halvings of the interval in which the bearable share is looked for.
+const BISECTIONS: usize = 7;
 /// The place of learners' draws among a step's seeds, behind every micro-batch.
 const NOISE: u64 = u64::MAX;
-
-fn restore(params: &mut Values, name: String, t: &Tensor) -> Result<()> {
-    let found = t.elem_count();
-    let expected = params.get(&name).map(Vec::len);
-    if expected != Some(found) {
-        let expected = expected.map_or_else(|| "no such scores".to_owned(), |n| n.to_string());
-        return Err(PruneError::State { what: format!("learned scores `{name}`"), found: found.to_string(), expected });
-    }
-    params.insert(name, t.to_dtype(DType::F32)?.to_vec1()?);
-    Ok(())
-}
-
-fn scores_to_tensors(scores: &Scores) -> Result<BTreeMap<String, Tensor>> {
-    let mut out = scores.weights.clone();
-    for (key, values) in &scores.sites {
-        out.insert(key.to_string(), Tensor::from_slice(values, values.len(), &Device::Cpu)?);
-    }
-    Ok(out)
-}
-
-fn scores_from_tensors(tensors: BTreeMap<String, Tensor>) -> Result<Scores> {
-    let mut out = Scores::default();
-    for (name, t) in tensors {
-        match Key::parse(&name) {
-            Some(key) => {
-                out.sites.insert(key, t.to_vec1()?);
-            }
-            None => {
-                out.weights.insert(name, t);
-            }
-        }
-    }
-    Ok(out)
-}
-
-impl Decision {
-    /// Keep masks by site (u8 `[units]`) and by slot (u8 `[out, in]`): a decision as tensors, for checkpoints.
-    pub fn to_tensors(&self, shape: &Shape) -> Result<BTreeMap<String, Tensor>> {
-        let mut out = self.weights.clone();
-        for (key, kept) in &self.sites {
-            let keep: Vec<u8> = (0..shape.count(*key)).map(|u| u8::from(kept.binary_search(&u).is_ok())).collect();
-            let n = keep.len();
-            out.insert(key.to_string(), Tensor::from_vec(keep, n, &Device::Cpu)?);
-        }
-        Ok(out)
-    }
-
-    /// The inverse of [`Decision::to_tensors`].
-    pub fn from_tensors(tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
-        let mut out = Self::default();
-        for (name, t) in tensors {
-            match Key::parse(name) {
-                Some(key) => {
-                    let keep = t.to_vec1::<u8>()?;
-                    out.sites.insert(key, keep.iter().enumerate().filter(|(_, k)| **k != 0).map(|(u, _)| u).collect());
-                }
-                None => {
-                    out.weights.insert(name.clone(), t.clone());
-                }
-            }
-        }
-        Ok(out)
-    }
-}

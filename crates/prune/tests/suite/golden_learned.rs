@@ -417,7 +417,7 @@ fn structure_parameters_six_steps() {
                     step: None,
                 };
                 let decision = learner.decide(&layout, &learned, &request, &whole, &moment, false).unwrap();
-                let gates = learner.gates(&layout, &learned, &moment, true).unwrap().unwrap()[&site].clone();
+                let gates = learner.gates(&layout, &learned, &moment, true).unwrap()[&site].clone();
                 let nu: Vec<f32> =
                     gates.iter().enumerate().map(|(i, a)| if decision.sites[&site].contains(&i) { *a } else { 0.0 }).collect();
                 let along = if dim == 0 { (shape.0, 1) } else { (1, shape.1) };
@@ -515,7 +515,7 @@ fn hard_concrete_gradients() {
     let mut learned = learner.start(&layout).unwrap();
     let clock = Clock::steps(1);
     let moment = Moment { clock: &clock, step: 0, removed: 0.5, finally: 0.5, l1: 0.0, noise: 11 };
-    let open = learner.gates(&layout, &learned, &moment, false).unwrap().unwrap();
+    let open = learner.gates(&layout, &learned, &moment, false).unwrap();
     assert_eq!(open[&site], [1.0; 4], "it starts as the dense model");
     learned.params.insert(slot.clone(), vec![-0.6, 0.1, 0.4, -0.2]);
     learned.params.insert("multipliers".into(), vec![0.7, 1.3]);
@@ -526,7 +526,7 @@ fn hard_concrete_gradients() {
     let weights = BTreeMap::from([(slot.as_str(), w.as_slice())]);
     let backward = Backward { gradients: &gradients, weights: &weights };
     let loss = |learned: &Learned| -> f64 {
-        let z = learner.gates(&layout, learned, &moment, true).unwrap().unwrap()[&site].clone();
+        let z = learner.gates(&layout, learned, &moment, true).unwrap()[&site].clone();
         let task: f64 = g.iter().zip(&w).zip(z.iter().cycle()).map(|((g, w), z)| f64::from(*g) * f64::from(*w) * f64::from(*z)).sum();
         task + learner.gradients(&layout, learned, &backward, &moment).unwrap().1
     };
@@ -551,4 +551,43 @@ fn hard_concrete_gradients() {
     let gates = |m| learner.gates(&layout, &learned, m, true).unwrap();
     assert_eq!(gates(&moment), gates(&moment));
     assert_ne!(gates(&moment), gates(&other));
+}
+
+/// One decay step of every matrix of the case's classifier, from gradients taken here.
+#[test]
+fn lobster_decays_what_the_loss_does_not_feel() {
+    let case = Case::open("12_serene_lobster");
+    let names = ["fc0", "fc1", "fc2"];
+    let var = |name: String| Var::from_tensor(&case.input(&name)).unwrap();
+    let nets: Vec<(Var, Var)> = names.iter().map(|n| (var(format!("{n}.weight")), var(format!("{n}.bias")))).collect();
+    let mut x = case.input("x");
+    for (i, (w, b)) in nets.iter().enumerate() {
+        x = x.matmul(&w.t().unwrap()).unwrap().broadcast_add(b).unwrap();
+        if i + 1 < nets.len() {
+            x = x.relu().unwrap();
+        }
+    }
+    let of = x.exp().unwrap().sum_keepdim(1).unwrap().log().unwrap();
+    let chosen = x.broadcast_sub(&of).unwrap().gather(&case.input("y").unsqueeze(1).unwrap(), 1).unwrap();
+    let grads = chosen.mean_all().unwrap().neg().unwrap().backward().unwrap();
+    let criterion = build(CRITERIA, "lobster", &[("lambda", Value::Number(0.1))]);
+    let shrink = criterion.shrinks().unwrap();
+    let (mut layout, mut gradients) = (Layout::default(), Values::new());
+    for (name, (w, _)) in names.iter().zip(&nets) {
+        let slot = format!("{name}.weight");
+        layout.shapes.insert(slot.clone(), w.dims2().unwrap());
+        layout.weights.insert(slot.clone());
+        gradients.insert(slot.clone(), values(grads.get(w.as_tensor()).unwrap()));
+        let felt: Vec<f32> = gradients[&slot].iter().map(|g| g.abs()).collect();
+        close(&case, &format!("sensitivity.lobster.{slot}"), &felt);
+    }
+    let (clock, weights) = (Clock::steps(1), BTreeMap::new());
+    let moment = Moment { clock: &clock, step: 0, removed: 0.0, finally: 0.5, l1: 0.0, noise: 0 };
+    let factors = shrink.factors(&layout, &Backward { gradients: &gradients, weights: &weights }, &moment).unwrap();
+    for (slot, factor) in factors {
+        let after: Vec<f32> = values(&case.input(&slot)).iter().zip(factor).map(|(w, f)| w * f).collect();
+        close(&case, &format!("lobster.{slot}"), &after);
+    }
+    assert_eq!(shrink.tolerance(), 0.01);
+    worst("12_serene_lobster");
 }

@@ -58,6 +58,7 @@ fn everything(model: &Transformer) -> Vec<(&'static str, TrainSpec)> {
         ("slimming", training(inner("slimming", &[], neurons(model), cubic(0.5)))),
         (BY_GATES[0], training(inner("psp", &[], neurons(model), cubic(0.5)))),
         (BY_GATES[1], training(inner("hard_concrete", &[], all(model, &[SiteKind::Heads]), cubic(0.5)))),
+        ("lobster", training(inner("lobster", &[("lambda", Value::Number(1e-3))], weights(model), cubic(0.5)))),
         ("soft movement", training(inner("movement", &soft, neurons(model), cubic(0.5)))),
     ]
 }
@@ -101,7 +102,14 @@ fn the_schedule_is_followed_and_what_is_gone_is_zero() {
         // Soft movement may have more under its bar than the amount asks for.
         let soft = name == "soft movement";
         assert!((shares[10] - 0.5).abs() < 0.01 || soft && shares[10] > 0.5, "{name}: {shares:?}");
+        if name == "lobster" {
+            // Before the end no more goes than the loss bears.
+            assert!(shares.is_sorted() && shares[6] <= 0.5, "{name}: {shares:?}");
+            continue;
+        }
         if BY_GATES.contains(&name) || soft {
+            // Only the end has the amount.
+            assert_eq!(record.settled, Some(STEPS), "{name}");
             continue;
         }
         // Due before steps 1, 4, 7, 10 and the last: the first is before the ramp, and 10 is behind it.

@@ -26,10 +26,12 @@ pub(super) const KEPT: &str = "kept/";
 
 impl Executor<'_> {
     pub(super) fn inner_prunes(&self, train: &Train, state: &ModelState) -> Result<Vec<InnerPrune>> {
-        train.prunes.iter().map(|p| self.inner_prune(p, state)).collect()
+        let labelled = !train.loss.iter().any(|(_, m)| m.name == "masked_lm");
+        train.prunes.iter().map(|p| self.inner_prune(p, state, labelled)).collect()
     }
 
-    fn inner_prune(&self, prune: &Prune, state: &ModelState) -> Result<InnerPrune> {
+    /// `labelled`: whether the training's batches have labels.
+    fn inner_prune(&self, prune: &Prune, state: &ModelState, labelled: bool) -> Result<InnerPrune> {
         let Goal::By(amount) = &prune.goal else {
             return Err(Error::Refused {
                 what: "`prune … to BOUND` is not carried out by this build".to_owned(),
@@ -40,8 +42,18 @@ impl Executor<'_> {
         let (measure, scope): (Measure, Scope) = match &prune.criterion {
             CriterionRef::Method(method) => {
                 let ready = self.criterion(state, method, prune.batch, true)?;
+                let given = matches!(method.args.get("on"), Some(Value::Data(_)));
+                if ready.criterion.needs_data() && !given && !labelled {
+                    return Err(Error::Refused {
+                        what: format!(
+                            "`{}` is measured on the training's batches, and `masked_lm` takes these without labels",
+                            method.name
+                        ),
+                        remedy: format!("name its data: {}(on = DATA)", method.name),
+                    });
+                }
                 let scope = scope(prune, &*ready.criterion, &sites);
-                let on = matches!(method.args.get("on"), Some(Value::Data(_))).then(|| RefCell::new(ready.data));
+                let on = given.then(|| RefCell::new(ready.data));
                 (Measure::Criterion { criterion: ready.criterion, on }, scope)
             }
             CriterionRef::Stored(name) => (Measure::Stored(self.scores_named(name)?), prune.scope.unwrap_or_else(|| default_scope(&sites))),
