@@ -85,3 +85,23 @@ fn runs_that_scored_nothing_are_told_so() {
     assert_eq!(empty.status.code(), Some(2));
     assert!(stderr(&empty).contains("no step has scored anything"), "{}", stderr(&empty));
 }
+
+/// Scores made block by block on pruned inputs belong to their amount; scores of dense inputs serve any.
+#[test]
+fn sequential_scores_can_not_be_reused_and_dense_ones_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let head = "edition 2026\nmodel m = init(\"builtin:tiny-bert\", seed = 3)\ndata  d = builtin(\"tales\")\nlet w = m.layers[*].linears.weights\n";
+    let recipe = |name: &str, rest: &str| {
+        std::fs::write(dir.path().join(name), format!("{head}{rest}")).unwrap();
+        run(dir.path(), &["run", name, "-q", "--out", name.trim_end_matches(".prune")])
+    };
+    let first = recipe("a.prune", "score w using wanda(on = d.train.take(4)) as s\nprune w by 50% using wanda(on = d.train.take(4))\n");
+    assert!(first.status.success(), "{}", stderr(&first));
+    let again = recipe("b.prune", "score w from \"a\" as s\nprune w by 30% using s\n");
+    assert!(again.status.success(), "{}", stderr(&again));
+    std::fs::rename(dir.path().join("a/scores/s.safetensors"), dir.path().join("a/other.safetensors")).unwrap();
+    // What is left are the scores of the prune.
+    let sequential = recipe("c.prune", "score w from \"a\"\n");
+    assert_eq!(sequential.status.code(), Some(1));
+    assert!(stderr(&sequential).contains("block by block on pruned inputs: they hold for 50% alone"), "{}", stderr(&sequential));
+}

@@ -8,6 +8,7 @@ mod compare;
 mod families;
 mod first_recipe;
 mod golden_runs;
+mod int8;
 #[cfg(unix)]
 mod kill;
 #[cfg(unix)]

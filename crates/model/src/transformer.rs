@@ -26,6 +26,8 @@ pub struct Transformer {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
     pub(crate) blocked: Blocked,
+    /// The outlier threshold of a model whose matrices are int8 values.
+    pub(crate) int8: Option<f64>,
 }
 
 /// Units that are masked where zeros in the weights are not enough: a layer of a post-norm network, whose norms change what passes, and an
@@ -235,7 +237,7 @@ impl Transformer {
         let last = self.dims.len().saturating_sub(1);
         let by_token = gates.layer(last).and_then(|g| g.heads.as_ref()).is_some_and(|g| g.rank() == 3);
         let windowed = self.blueprint.layers.get(last).is_some_and(|l| l.window.is_some());
-        if !tap.is_blind() || by_token || windowed || context.size().1 < 2 {
+        if !tap.is_blind() || by_token || windowed || self.int8.is_some() || context.size().1 < 2 {
             return Ok(None);
         }
         let of_last = match &self.blueprint.head {

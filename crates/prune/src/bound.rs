@@ -12,14 +12,14 @@ use std::collections::BTreeMap;
 
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::SiteKind;
-use prunectl_recipe::plan::{Amount, Scope, Unit};
+use prunectl_recipe::plan::{Amount, Scope, Share, Unit};
 
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed, UnitMap};
 use crate::error::{PruneError, Result};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, chains, select};
-use crate::site::{Key, plural};
+use crate::site::{Key, Sites, plural};
 use crate::surgery;
 
 /// Points of a sensitivity curve besides the dense one.
@@ -218,6 +218,47 @@ fn least(last: usize, mut measure: impl FnMut(usize) -> Result<Vec<f64>>) -> Res
     Ok(Met::After(best.0, best.1))
 }
 
+/// A loss for each share of a site's units gone.
+pub(crate) type Losses = Vec<(Share, f64)>;
+
+/// The dense loss, and the loss with each share of each site's units masked alone, lowest scores first.
+pub(crate) fn one_by_one(
+    model: &Transformer,
+    scores: &Scores,
+    sites: &Sites,
+    shares: &[Share],
+    data: &mut dyn Batches,
+    progress: &dyn Progress,
+) -> Result<(f64, Vec<(Key, Losses)>)> {
+    let (amount, nothing, protect) = (Amount::Share { share: Share::ONE, each: true }, Removed::default(), Sites::default());
+    let request = Request {
+        sites,
+        amount: &amount,
+        scope: Scope::Layer,
+        at_least: None,
+        align: None,
+        protect: &protect,
+        removed: &nothing,
+        step: None,
+    };
+    let shape = Shape::of(model, sites)?;
+    let chains = chains(scores, &request, &shape)?;
+    let search = Search { model, removed: &nothing, shape: &shape, chains: &chains };
+    let dense = search.loss(&BTreeMap::new(), data, progress)?;
+    let total = (chains.len() * shares.len()) as u64;
+    let (mut out, mut done) = (Vec::new(), 0);
+    for (key, chain) in &chains {
+        let mut curve = Vec::with_capacity(shares.len());
+        for share in shares {
+            curve.push((*share, search.loss(&[(*key, share.of(chain.len()))].into(), data, progress)?));
+            done += 1;
+            progress.advance(done, total, "sensitivity");
+        }
+        out.push((*key, curve));
+    }
+    Ok((dense, out))
+}
+
 /// Meets limits with the least removed along the path of least loss. The model is not changed. `request.amount` and `request.scope` are not
 /// read.
 ///
@@ -286,7 +327,7 @@ pub fn to_shape(scores: &Scores, request: &Request<'_>, shape: &Shape, wanted: &
             }
             amounts.push(Amount::Units { n: (total - n) as u64, unit: Unit::Count });
         }
-        let mut sites = crate::site::Sites::default();
+        let mut sites = Sites::default();
         for key in &keys {
             sites.add(*key, request.sites.units.get(key).into_iter().flatten().copied());
         }

@@ -45,6 +45,12 @@ pub(crate) fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_slice(&bytes).map_err(|source| ModelError::Json { path: path.to_owned(), source })
 }
 
+/// What stands beside an int8 matrix in bitsandbytes' layout: its scales, and a mark of its row-major format.
+pub(super) fn beside_int8(name: &str) -> [String; 2] {
+    let stem = name.strip_suffix(".weight").unwrap_or(name);
+    [format!("{stem}.SCB"), format!("{stem}.weight_format")]
+}
+
 impl Files {
     /// Reads the headers. With `data` the files are mapped and their sizes checked.
     pub fn open(dir: &Path, data: bool) -> Result<Self> {
@@ -113,10 +119,38 @@ impl Files {
         self.shards.iter().map(|s| s.header.data_start.saturating_add(s.header.data_bytes)).sum()
     }
 
-    /// A float tensor, checked to be finite, in the type that is asked for.
+    /// The scales of an int8 matrix, where there are some.
+    pub fn scales(&self, name: &str) -> Option<&Entry> {
+        let [scales, _] = beside_int8(name);
+        self.entry(&scales).map(|(_, e)| e).filter(|e| e.dtype == "F32" && e.shape.len() == 1)
+    }
+
+    /// An int8 matrix in the type that is asked for: each row times its scale.
+    fn int8(&self, name: &str, shard: &Shard, entry: &Entry, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
+        let [scales, _] = beside_int8(name);
+        let missing = |what: &str| ModelError::Safetensors {
+            path: shard.path.clone(),
+            place: format!("tensor `{name}`"),
+            found: format!("int8 without {what}"),
+            expected: format!("`{scales}`, f32, one value for each row"),
+        };
+        let steps = self.tensor(&scales, DType::F32, &Device::Cpu)?.ok_or_else(|| missing("scales"))?.to_vec1::<f32>()?;
+        let bytes = shard.bytes(entry).ok_or_else(|| missing("data"))?;
+        let &[rows, columns] = entry.shape.as_slice() else { return Err(missing("rows and columns")) };
+        if steps.len() != rows {
+            return Err(missing("a scale for each row"));
+        }
+        let values = crate::int8::values(bytes.iter().map(|b| *b as i8), &steps, columns)?;
+        Ok(Some(values.to_dtype(dtype)?.to_device(device)?))
+    }
+
+    /// A float tensor, checked to be finite, or an int8 matrix, in the type that is asked for.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
         let Some(shard) = self.index.get(name).and_then(|i| self.shards.get(*i)) else { return Ok(None) };
         let Some(entry) = shard.header.tensors.get(name) else { return Ok(None) };
+        if entry.dtype == "I8" {
+            return self.int8(name, shard, entry, dtype, device);
+        }
         let Some(stored) = entry.float() else {
             return Err(ModelError::TensorMismatch {
                 path: shard.path.clone(),

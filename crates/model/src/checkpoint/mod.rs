@@ -126,6 +126,9 @@ fn find(files: &Files, prefix: &str, name: &str) -> Option<String> {
 fn check_entry(files: &Files, name: &str, tensor: &FileTensor) -> Result<()> {
     let Some((path, entry)) = files.entry(name) else { return Ok(()) };
     let expected = tensor.shape();
+    if entry.dtype == "I8" && entry.shape == expected && files.scales(name).is_some_and(|e| e.shape.first() == expected.first()) {
+        return Ok(());
+    }
     if entry.float().is_some() && entry.shape == expected {
         return Ok(());
     }
@@ -167,8 +170,11 @@ impl Facts {
     pub fn read(dir: &Path, task: Option<Task>) -> Result<Self> {
         let opened = Opened::read(dir, task, false)?;
         let stored_dtype = opened.stored_dtype();
-        let used: BTreeSet<&str> = opened.tensors.iter().map(|(name, _)| name.as_str()).collect();
-        let unused = opened.files.names().filter(|name| !used.contains(name)).map(str::to_owned).collect();
+        let mut used: BTreeSet<String> = opened.tensors.iter().map(|(name, _)| name.clone()).collect();
+        for (name, _) in &opened.tensors {
+            used.extend(files::beside_int8(name));
+        }
+        let unused = opened.files.names().filter(|name| !used.contains(*name)).map(str::to_owned).collect();
         let file_bytes = opened.files.bytes();
         let Opened { resolved, config, .. } = opened;
         Ok(Self {
@@ -232,6 +238,7 @@ pub(crate) fn assemble(
 ) -> Transformer {
     Transformer {
         blocked: Blocked::default(),
+        int8: int8_threshold(&config),
         blueprint: Arc::new(resolved.blueprint),
         dims: resolved.dims,
         params,
@@ -239,6 +246,37 @@ pub(crate) fn assemble(
         device: options.device.clone(),
         dtype: options.dtype,
     }
+}
+
+/// `quantization_config` of a model whose matrices are stored as int8.
+const QUANTISED: &str = "quantization_config";
+/// Linear modules of transformers that are never int8 here: heads, poolers and routers.
+const SKIPPED: &[&str] = &["lm_head", "classifier", "score", "pooler", "cls", "qa_outputs", "router", "block_sparse_moe.gate", "mlp.gate"];
+
+/// The outlier threshold in a config, if it is of an int8 model in bitsandbytes' layout.
+pub(crate) fn int8_threshold(config: &serde_json::Value) -> Option<f64> {
+    let own = config.get(QUANTISED)?;
+    let ours = own.get("quant_method")?.as_str()? == "bitsandbytes" && own.get("load_in_8bit")?.as_bool()?;
+    ours.then(|| own.get("llm_int8_threshold").and_then(serde_json::Value::as_f64).unwrap_or(6.0))
+}
+
+/// Whether a slot's matrix lies transposed in the family's files.
+pub(crate) fn is_transposed(model: &Transformer, slot: &str) -> Result<bool> {
+    let found = named_tensors(model)?.into_iter().find(|(_, t)| t.parts.iter().any(|s| s.name == slot));
+    Ok(found.is_some_and(|(_, t)| t.is_transposed()))
+}
+
+/// Names of the file tensors that hold int8 values.
+pub fn int8_tensors(model: &Transformer) -> Result<BTreeSet<String>> {
+    if model.int8().is_none() {
+        return Ok(BTreeSet::new());
+    }
+    let mut linears = BTreeSet::new();
+    for layer in 0..model.n_layers() {
+        linears.extend(model.linears(layer)?);
+    }
+    let all = named_tensors(model)?.into_iter();
+    Ok(all.filter(|(_, t)| !t.parts.is_empty() && t.parts.iter().all(|s| linears.contains(&s.name))).map(|(name, _)| name).collect())
 }
 
 /// The config and the tensors under their file names: fused and transposed as the family's own files are. Tied tensors are left out.
@@ -254,7 +292,17 @@ pub fn to_checkpoint(model: &Transformer) -> Result<(serde_json::Value, BTreeMap
         });
     }
     let origin = &model.origin;
-    let config = family::write_config(origin.family, &origin.config, origin.task, &model.blueprint, &model.dims)?;
+    let mut config = family::write_config(origin.family, &origin.config, origin.task, &model.blueprint, &model.dims)?;
+    if let (Some(threshold), Some(fields)) = (model.int8(), config.as_object_mut()) {
+        let own = serde_json::json!({
+            "quant_method": "bitsandbytes",
+            "load_in_8bit": true,
+            "llm_int8_threshold": threshold,
+            "llm_int8_has_fp16_weight": false,
+            "llm_int8_skip_modules": SKIPPED,
+        });
+        fields.insert(QUANTISED.to_owned(), own);
+    }
     let mut tensors = BTreeMap::new();
     for (name, tensor) in named_tensors(model)? {
         let parts = tensor.parts.iter().map(|slot| model.params.require(&slot.name).cloned()).collect::<Result<Vec<_>>>()?;

@@ -179,6 +179,11 @@ impl FileTensor {
         shape
     }
 
+    /// Whether a matrix lies as `[in, out]`.
+    pub fn is_transposed(&self) -> bool {
+        matches!(self.how, How::Transposed | How::QkvTransposed(_))
+    }
+
     /// The slots' tensors of a tensor as it lies in the file.
     pub fn split(&self, tensor: &Tensor) -> Result<Vec<Tensor>> {
         let tensor = self.turn(tensor)?;

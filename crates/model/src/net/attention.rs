@@ -31,6 +31,9 @@ pub(crate) fn attention(
     }
     let spec = blueprint.layers.get(layer).ok_or(ModelError::NoSuchLayer { layer, layers: blueprint.layers.len() })?;
     show(tap, layer, Point::AttentionInput, x)?;
+    // A model of int8 never picks: an outlier column belongs to the whole sequence.
+    let rounded = model.int8_input(x, context.keep.as_ref())?;
+    let (x, asks) = (&rounded, if picked.is_some() { asks } else { &rounded });
 
     let heads = |name: &str, x: &Tensor, n: usize| -> Result<Tensor> {
         let projected = linear(params, &format!("{stem}.{name}"), x)?.reshape((b, x.dim(1)?, n, dims.head_dim))?;
@@ -74,7 +77,8 @@ pub(crate) fn attention(
         };
     }
     show(tap, layer, Point::HeadContext, &seen)?;
-    let out = linear(params, &format!("{stem}.o"), &seen.reshape((b, sq, dims.q_width()))?)?;
+    let seen = model.int8_input(&seen.reshape((b, sq, dims.q_width()))?, context.keep.as_ref())?;
+    let out = linear(params, &format!("{stem}.o"), &seen)?;
     show(tap, layer, Point::AttentionOutput, &out)?;
     Ok(out)
 }

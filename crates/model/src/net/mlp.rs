@@ -29,12 +29,12 @@ pub(crate) fn mlp(
     let out = if dims.experts > 0 {
         mixture(model, layer, x, context, gates, tap)?
     } else {
-        let mut inner = intermediate(spec, params, &stem, x)?; // [b, s, ffn]
+        let mut inner = intermediate(spec, params, &stem, &model.int8_input(x, context.keep.as_ref())?)?; // [b, s, ffn]
         if let Some(gate) = gates.and_then(|g| g.neurons.as_ref()) {
             inner = kernels::gate(&inner, &spread_gate("neurons", gate, context.batch, &[dims.ffn], 2, model.dtype)?)?;
         }
         show(tap, layer, Point::Intermediate, &inner)?;
-        linear(params, &format!("{stem}.down"), &inner)?
+        linear(params, &format!("{stem}.down"), &model.int8_input(&inner, context.keep.as_ref())?)?
     };
     show(tap, layer, Point::MlpOutput, &out)?;
     Ok(out)
@@ -95,7 +95,8 @@ fn mixture(
         let index = Tensor::new(rows.as_slice(), x.device())?;
         show(tap, layer, Point::ExpertRows(expert), &index)?;
         let prefix = format!("{stem}.experts.{expert}");
-        let mut inner = intermediate(spec, params, &prefix, &x.index_select(&index, 0)?)?; // [rows, ffn]
+        let own = model.int8_input(&x.index_select(&index, 0)?, None)?;
+        let mut inner = intermediate(spec, params, &prefix, &own)?; // [rows, ffn]
         if let Some(gate) = &neuron_gates {
             let gate = gate.narrow(1, expert, 1)?.squeeze(1)?; // [1 or b, ffn]
             inner = if gate.dim(0)? == 1 {
@@ -106,7 +107,7 @@ fn mixture(
             };
         }
         show(tap, layer, Point::ExpertIntermediate(expert), &inner)?;
-        let out = linear(params, &format!("{prefix}.down"), &inner)?;
+        let out = linear(params, &format!("{prefix}.down"), &model.int8_input(&inner, None)?)?;
         show(tap, layer, Point::ExpertOutput(expert), &out)?;
         let mut weight = weights.index_select(&index, 0)?.narrow(1, expert, 1)?; // [rows, 1]
         if let Some(gate) = expert_gates {

@@ -16,6 +16,7 @@ mod gum;
 mod hrank;
 mod loss_delta;
 mod loss_model;
+mod lrp;
 mod magnitude;
 mod movement;
 mod planned_data;
@@ -156,7 +157,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     snip::ENTRY,
     grasp::ENTRY,
     synflow::ENTRY,
-    planned_data::LRP,
+    lrp::ENTRY,
     activation::ENTRY,
     adaptive::ENTRY,
     planned_learned::SERENE,

@@ -1,9 +1,9 @@
 //! Rows of criteria that score from data and gradients, known to `check` and `plan` and not carried out yet.
 
-use prunectl_recipe::catalogue::{Entry, SiteKind, Ty};
+use prunectl_recipe::catalogue::{Entry, SiteKind};
 
 use super::Criterion;
-use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, param};
+use crate::row::{CALIBRATION, criterion, needs_data};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
@@ -11,18 +11,6 @@ macro_rules! planned {
     };
 }
 
-planned!(
-    LRP,
-    needs_data(criterion(
-        "lrp",
-        "Yeom et al., Pruning by explaining: a novel criterion for deep neural network pruning (2021), eq. 3-5",
-        &[CALIBRATION, param("rule", Ty::OneOf(&["epsilon", "zplus"]), "epsilon", "How relevance is shared among a layer's inputs."),],
-        INNER_SITES,
-        "Layer-wise relevance propagation: relevance that flows through a unit, `Σ_x |R|`.\n\n\
-         Mind: relevance is conserved, Σ in = Σ out, up to the share of biases; the published code's rule named epsilon is z⁺.\n\n\
-         ```prune\nscore m.layers[*].mlp.neurons using lrp(on = d.train.sample(64, seed = 0), rule = zplus) as s\n```",
-    ))
-);
 planned!(
     SLICE,
     needs_data(criterion(

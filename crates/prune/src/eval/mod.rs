@@ -3,11 +3,15 @@
 mod paired;
 mod perplexity;
 mod planned;
+mod sensitivity;
+mod similarity;
 mod simple;
 mod task;
 mod teacher;
 
 pub use paired::paired_lower_bound;
+use std::collections::BTreeMap;
+
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::Entry;
 pub(crate) use task::rank_correlation as spearman;
@@ -59,6 +63,8 @@ pub struct Measured {
     pub examples: Option<u64>,
     /// The value of each example, in order, for paired comparison; empty where there are none.
     pub per_example: Vec<f64>,
+    /// Further values by name, of a metric whose one value sums up many (`0-1`: of blocks 0 and 1).
+    pub details: BTreeMap<String, f64>,
 }
 
 /// A number about a model.
@@ -86,7 +92,7 @@ pub static METRICS: &[Entry<dyn Metric>] = &[
     planned::BARRIER,
     planned::MEMORY,
     planned::ZERO_COST,
-    planned::SENSITIVITY,
-    planned::CKA,
-    planned::COSINE,
+    sensitivity::ENTRY,
+    similarity::CKA,
+    similarity::COSINE,
 ];

@@ -124,6 +124,7 @@ impl Metric for Perplexity {
             tokens: Some(tokens),
             examples: Some(total),
             per_example: Vec::new(),
+            ..Measured::default()
         })
     }
 }

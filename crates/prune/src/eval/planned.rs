@@ -50,33 +50,3 @@ planned!(
         "Scores an untrained shape; a sweep's table gives Spearman's correlation with the trained result.",
     ))
 );
-planned!(
-    SENSITIVITY,
-    needs_data(metric(
-        "sensitivity",
-        "Li et al., Pruning Filters for Efficient ConvNets (2017), fig. 2b",
-        &[
-            param("amounts", Ty::List(&Ty::Percent), "[10%, 30%, 50%, 70%]", "Shares removed from one layer at a time."),
-            param("criterion", Ty::Text, "\"magnitude\"", "The criterion that ranks the units."),
-        ],
-        "Loss against share removed, one layer at a time.",
-    ))
-);
-planned!(
-    CKA,
-    needs_data(metric(
-        "cka",
-        "Kornblith et al., Similarity of Neural Network Representations Revisited (2019), eq. 4",
-        &[param("kernel", Ty::OneOf(&["linear", "rbf"]), "linear", "The kernel.")],
-        "Centred kernel alignment between blocks' outputs, over tokens.\n\nMind: the biased estimate depends on the number of tokens.",
-    ))
-);
-planned!(
-    COSINE,
-    needs_data(metric(
-        "cosine",
-        "Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers (2024), eq. 6",
-        &[],
-        "Mean cosine between the inputs of each pair of blocks.",
-    ))
-);

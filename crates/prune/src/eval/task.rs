@@ -110,6 +110,7 @@ impl TaskMetric {
             tokens: Some(count),
             examples: Some(examples),
             per_example,
+            ..Measured::default()
         })
     }
 

@@ -65,6 +65,7 @@ impl Metric for Kl {
             tokens: Some(count),
             examples: Some(per_example.len() as u64),
             per_example,
+            ..Measured::default()
         })
     }
 }

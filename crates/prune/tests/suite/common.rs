@@ -122,6 +122,7 @@ fn default(text: &str, ty: Ty) -> Value {
         Ty::OneOf(_) => Value::Word(text.into()),
         Ty::Count | Ty::Float | Ty::Scheduled => Value::Number(number(text)),
         Ty::List(of) => Value::List(text.trim_matches(['[', ']']).split(',').map(|t| default(t.trim(), *of)).collect()),
+        Ty::Text => Value::Text(text.trim_matches('"').into()),
         other => panic!("default of {other:?}"),
     }
 }

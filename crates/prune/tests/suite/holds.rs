@@ -3,9 +3,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use prunectl_model::{Batch, Labels, LoadOptions, SiteKind as ModelKind, Task, Transformer};
-use prunectl_prune::{CRITERIA, InMemory, PruneError, Scores, Sites};
+use prunectl_prune::{CRITERIA, Decision, InMemory, Key, PruneError, Removed, Scores, Sites, surgery};
 use prunectl_recipe::catalogue::{SiteKind, Support};
-use prunectl_recipe::plan::Value;
+use prunectl_recipe::plan::{Share, Value};
 
 use crate::common::{all, build, golden};
 
@@ -236,4 +236,36 @@ fn a_model_that_gives_nan_is_an_error_and_never_a_score() {
         }
     }
     assert!(named >= 15, "{named} say which unit of which layer");
+}
+
+/// One point of the curves by hand: the loss with the lowest tenth of a layer's neurons masked is the loss of the model so masked.
+#[test]
+fn sensitivity_is_the_loss_of_one_masked_layer() {
+    let model = bert();
+    let measure = |m: &Transformer, name: &str, args: &[(&str, Value)]| {
+        let mut data = batches(8, true);
+        let mut inputs =
+            prunectl_prune::Inputs { model: m, batches: Some(&mut data), stream: None, teacher: None, batch: 8, progress: &() };
+        build(prunectl_prune::METRICS, name, args).measure(&mut inputs).unwrap()
+    };
+    let tenth = Share::from_fraction(0.1);
+    let given = [("amounts", Value::List(vec![Value::Percent(tenth)])), ("criterion", Value::Text("magnitude".into()))];
+    let found = measure(&model, "sensitivity", &given);
+    assert_eq!(found.details.len(), 1 + 2 * 3, "{:?}", found.details);
+    let dense = measure(&model, "loss", &[]).value;
+    assert!((found.details["dense"] - dense).abs() < 1e-6 * dense);
+
+    let key = Key::of(SiteKind::Neurons, 1);
+    let mut sites = Sites::default();
+    sites.add(key, 0..48);
+    let scores = score("magnitude", &model, &sites, &mut batches(8, true)).unwrap();
+    let mut order: Vec<usize> = (0..48).collect();
+    order.sort_by(|a, b| scores.sites[&key][*a].total_cmp(&scores.sites[&key][*b]));
+    let mut kept = order[4..].to_vec();
+    kept.sort_unstable();
+    let mut masked = model.clone();
+    let decision = Decision { sites: [(key, kept)].into(), ..Decision::default() };
+    surgery::mask(&mut masked, &mut Removed::default(), &decision).unwrap();
+    let loss = measure(&masked, "loss", &[]).value;
+    assert!((found.details["layers.1.mlp.neurons 10%"] - loss).abs() < 1e-6 * loss);
 }

@@ -36,6 +36,9 @@ pub struct Recorded {
     pub data: Option<String>,
     /// Whether the model was still as it was loaded.
     pub dense: bool,
+    /// Further values by name, where the value sums up many.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub details: BTreeMap<String, f64>,
 }
 
 /// One `eval` with what only the report needs.
@@ -334,6 +337,7 @@ mod tests {
             model: "m".into(),
             data: None,
             dense: true,
+            details: BTreeMap::new(),
         }
     }
 

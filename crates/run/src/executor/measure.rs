@@ -80,6 +80,7 @@ impl Executor<'_> {
             model: name,
             data: data.map(describe),
             dense: !changed,
+            details: measured.details.clone(),
         })
     }
 

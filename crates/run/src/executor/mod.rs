@@ -283,10 +283,7 @@ impl<'a> Executor<'a> {
             }
             StepKind::Attach { adapter, selector, name } => self.attach(adapter, selector, name),
             StepKind::Fuse { adapter, model } => self.fuse(adapter, model),
-            StepKind::Quantize { .. } => Err(Error::Refused {
-                what: format!("`{}` is not carried out by this build", kind_name(&step.kind)),
-                remedy: "leave it out".to_owned(),
-            }),
+            StepKind::Quantize { model, method } => self.quantize(model, method),
             StepKind::Repeat { .. } | StepKind::Sweep { .. } | StepKind::Expect { .. } => {
                 Err(Error::Internal(format!("`{}` reached the wrong place", kind_name(&step.kind))))
             }

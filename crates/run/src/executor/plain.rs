@@ -1,8 +1,8 @@
 //! Steps that are quick enough to be done again in a resumed run: loading, copies, snapshots, rewinding, compacting.
 
 use candle_core::Tensor;
-use prunectl_prune::{Removed, UnitMap, surgery};
-use prunectl_recipe::plan::ModelSource;
+use prunectl_prune::{QUANTIZERS, Removed, UnitMap, build, surgery};
+use prunectl_recipe::plan::{Method, ModelSource};
 
 use crate::error::{Error, Result};
 use crate::executor::state::ModelState;
@@ -104,6 +104,14 @@ impl Executor<'_> {
         surgery::compact(&mut state.model, &mut state.removed, &mut state.map)?;
         let after = state.model.parameter_count();
         ui.note(format!("compact {model}: {before} parameters before, {after} after"));
+        Ok(Outcome::default())
+    }
+
+    /// Matrices of fewer bits. Nothing may change them afterwards.
+    pub(super) fn quantize(&mut self, model: &str, method: &Method) -> Result<Outcome> {
+        let state = self.state.model_mut(model)?;
+        state.model = build(QUANTIZERS, &method.name, &method.args)?.quantize(&state.model)?;
+        state.changed = true;
         Ok(Outcome::default())
     }
 

@@ -129,6 +129,11 @@ impl Executor<'_> {
                     None => beside_adapters(&mut state, &mut ready, request, prune, &progress)?,
                 };
                 result["standing"] = json!(ready.criterion.standing());
+                if bound.is_none() && block_by_block(method, prune, request.scope) {
+                    let amount = amount_text(amount);
+                    self.options.ui.detail(format!("{}: its scores were made block by block; they hold for {amount} alone", step.name));
+                    result["holds_for"] = json!(amount);
+                }
                 (decision, scores, None, ready.data)
             }
             stored => {
@@ -356,6 +361,32 @@ pub(super) fn default_scope(sites: &Sites) -> Scope {
     if sites.weights.is_empty() { Scope::Global } else { Scope::Matrix }
 }
 
+/// Whether a prune scores each block on what its pruned predecessors give, so that the scores belong to this amount.
+fn block_by_block(method: &Method, prune: &Prune, scope: Scope) -> bool {
+    let sequential = CRITERIA.iter().any(|e| e.spec.name == method.name && e.spec.sequential);
+    sequential && prune.dense_inputs != Some(true) && scope != Scope::Global
+}
+
+/// Refuses scores that a prune made block by block: at another amount the blocks would have seen other inputs.
+fn reusable(dir: &Path, name: &str) -> Result<()> {
+    for event in crate::journal::Journal::read(dir)? {
+        let crate::journal::Event::Step(done) = event else { continue };
+        if file_name_of(&done.name) != name || done.kind != "prune" {
+            continue;
+        }
+        if let Some(amount) = done.result.get("holds_for").and_then(serde_json::Value::as_str) {
+            return Err(Error::Refused {
+                what: format!(
+                    "the scores `{name}` of {} were made block by block on pruned inputs: they hold for {amount} alone",
+                    dir.display()
+                ),
+                remedy: "score it with `score … using … as NAME`, on dense inputs, or prune by the criterion itself".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Scores in another run's directory: by name, by the same step's name, or the only ones there.
 fn scores_of_run(dir: &Path, name: Option<&str>, step: &str, model: &Transformer) -> Result<(Scores, std::path::PathBuf)> {
     let folder = dir.join(SCORES);
@@ -380,6 +411,9 @@ fn scores_of_run(dir: &Path, name: Option<&str>, step: &str, model: &Transformer
             });
         }
     };
+    if dir.join(crate::journal::JOURNAL).exists() {
+        reusable(dir, &chosen)?;
+    }
     let path = folder.join(format!("{chosen}.safetensors"));
     let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
     Ok((read_scores(&bytes, &path, model)?, path))

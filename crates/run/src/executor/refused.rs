@@ -34,10 +34,16 @@ fn no(what: &str, span: Span, hint: &str) -> Diagnostic {
 }
 
 fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
+    let mut quantised: Vec<&str> = Vec::new();
     for step in all {
+        if let Some(model) = changed(&step.kind).filter(|m| quantised.contains(m)) {
+            let what = format!("`{model}` is quantised: nothing may change its weights afterwards");
+            let d = Diagnostic::error(CODE, what, step.span, "too late");
+            out.push(d.hint("`quantize` comes last, before `eval` and `save`"));
+        }
         match &step.kind {
             StepKind::Reconstruct { data, .. } => chat(data, step.span, out),
-            StepKind::Quantize { method, .. } => out.push(no(&format!("`quantize … using {}`", method.name), step.span, "leave it out")),
+            StepKind::Quantize { model, .. } => quantised.push(model),
             StepKind::Prune(prune) => self::prune(prune, step.span, out),
             StepKind::Train(train) => {
                 train.prunes.iter().for_each(|p| self::prune(p, step.span, out));
@@ -56,6 +62,19 @@ fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
             StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| steps(&c.steps, out)),
             _ => {}
         }
+    }
+}
+
+/// The model whose weights a step changes.
+fn changed(kind: &StepKind) -> Option<&str> {
+    match kind {
+        StepKind::Prune(p) => Some(super::model_of(&p.selector)),
+        StepKind::Train(t) => Some(&t.model),
+        StepKind::Reconstruct { selector, .. } | StepKind::Attach { selector, .. } => Some(super::model_of(selector)),
+        StepKind::Compact { model } | StepKind::Reinit { model, .. } | StepKind::Quantize { model, .. } | StepKind::Fuse { model, .. } => {
+            Some(model)
+        }
+        _ => None,
     }
 }
 

@@ -144,6 +144,7 @@ mod tests {
             model: "m".into(),
             data: Some("d.test".into()),
             dense,
+            details: Default::default(),
         };
         Row { name: name.into(), call: format!("{metric}()"), recorded, higher_is_better: Some(true) }
     }

@@ -20,7 +20,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
-use prunectl_model::{Origin, Transformer, to_checkpoint};
+use prunectl_model::{Origin, Transformer, int8_tensors, to_checkpoint};
 use serde::{Deserialize, Serialize};
 
 pub use assets::Assets;
@@ -149,7 +149,7 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
         fields.shift_remove("auto_map");
     }
     draft.write_bytes("config.json", &weights::pretty(&config))?;
-    weights::write_weights(&mut draft, &tensors, dtype, request.shard_bytes)?;
+    weights::write_weights(&mut draft, &tensors, &int8_tensors(&shaped)?, dtype, request.shard_bytes)?;
     drop(tensors);
     assets::write(&mut draft, request.assets, &config, origin.task)?;
     write_record(&mut draft, request, &loaders)?;
@@ -158,6 +158,9 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
     let mut warnings = Vec::new();
     if let Some(text) = verified.warning() {
         warnings.push(text);
+    }
+    if model.int8().is_some() {
+        warnings.push("the matrices are int8 in bitsandbytes' layout: prunectl reads them; transformers needs bitsandbytes to".into());
     }
     let files = draft.publish()?;
     let weight_bytes = files.iter().filter(|(name, _)| name.ends_with(".safetensors")).map(|(_, bytes)| bytes).sum();

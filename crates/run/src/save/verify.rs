@@ -91,7 +91,9 @@ pub(crate) fn against(found: &Transformer, rounded: &Transformer, model: &Transf
 fn rounded(model: &Transformer, stored: DType) -> Result<Transformer, SaveError> {
     let mut params = BTreeMap::new();
     for (name, tensor) in model.params().iter() {
-        params.insert(name.to_owned(), tensor.to_dtype(stored)?.to_dtype(model.dtype())?);
+        // int8 values are in the file as they are.
+        let tensor = if model.is_int8(name) { tensor.clone() } else { tensor.to_dtype(stored)?.to_dtype(model.dtype())? };
+        params.insert(name.to_owned(), tensor);
     }
     Ok(model.with_shape(model.dims().to_vec(), Params(params))?)
 }

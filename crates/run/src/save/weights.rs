@@ -1,7 +1,7 @@
 //! Safetensors files, streamed: one tensor at a time is converted and written, so that memory stays flat and the bytes depend on the
 //! tensors alone (names sorted, one metadata key).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use candle_core::{DType, Tensor};
@@ -33,14 +33,25 @@ fn stored(dtype: DType) -> Result<(&'static str, usize), SaveError> {
 pub(super) fn write_weights(
     draft: &mut Draft,
     tensors: &BTreeMap<String, Tensor>,
+    int8: &BTreeSet<String>,
     dtype: DType,
     shard_bytes: u64,
 ) -> Result<(), SaveError> {
-    let (_, size) = stored(dtype)?;
-    let mut shards: Vec<Vec<(&str, &Tensor)>> = vec![Vec::new()];
-    let (mut filled, mut total) = (0_u64, 0_u64);
+    stored(dtype)?;
+    let mut pieces: Vec<(String, Piece<'_>)> = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let bytes = tensor.elem_count() as u64 * size as u64;
+        pieces.extend(match int8.contains(name) {
+            true => quantised(name, tensor)?.into_iter().collect(),
+            false => vec![(name.clone(), Piece::Float(tensor))],
+        });
+    }
+    // Wide values first, so that each lies at a multiple of its width.
+    let width = |p: &Piece<'_>| -> u64 { p.bytes(dtype).unwrap_or(0) / (p.shape().iter().product::<usize>() as u64).max(1) };
+    pieces.sort_by(|a, b| width(&b.1).cmp(&width(&a.1)).then_with(|| a.0.cmp(&b.0)));
+    let mut shards: Vec<Vec<&(String, Piece<'_>)>> = vec![Vec::new()];
+    let (mut filled, mut total) = (0_u64, 0_u64);
+    for piece in &pieces {
+        let bytes = piece.1.bytes(dtype)?;
         total += bytes;
         if filled > 0 && filled + bytes > shard_bytes {
             shards.push(Vec::new());
@@ -48,7 +59,7 @@ pub(super) fn write_weights(
         }
         filled += bytes;
         if let Some(shard) = shards.last_mut() {
-            shard.push((name, tensor));
+            shard.push(piece);
         }
     }
     if let [only] = shards.as_slice() {
@@ -61,12 +72,66 @@ pub(super) fn write_weights(
         let file = format!("model-{:05}-of-{n:05}.safetensors", i + 1);
         draft.write(&file, |out| write_file(out, shard, dtype))?;
         for (name, _) in shard {
-            map.insert((*name).to_owned(), file.clone().into());
+            map.insert(name.clone(), file.clone().into());
         }
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
     draft.write_bytes("model.safetensors.index.json", &pretty(&index))?;
     Ok(())
+}
+
+/// What is written under one name.
+enum Piece<'t> {
+    /// In the dtype asked for.
+    Float(&'t Tensor),
+    /// An int8 matrix `[rows, columns]`.
+    Codes(Vec<i8>, [usize; 2]),
+    /// Its rows' scales.
+    Scales(Vec<f32>),
+    /// The number of its layout: 0, row by row.
+    Format,
+}
+
+impl Piece<'_> {
+    fn word(&self, dtype: DType) -> Result<&'static str, SaveError> {
+        Ok(match self {
+            Self::Float(_) => stored(dtype)?.0,
+            Self::Codes(..) => "I8",
+            Self::Scales(_) => "F32",
+            Self::Format => "U8",
+        })
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Float(t) => t.dims().to_vec(),
+            Self::Codes(_, shape) => shape.to_vec(),
+            Self::Scales(s) => vec![s.len()],
+            Self::Format => Vec::new(),
+        }
+    }
+
+    fn bytes(&self, dtype: DType) -> Result<u64, SaveError> {
+        Ok(match self {
+            Self::Float(t) => t.elem_count() as u64 * stored(dtype)?.1 as u64,
+            Self::Codes(codes, _) => codes.len() as u64,
+            Self::Scales(s) => s.len() as u64 * 4,
+            Self::Format => 1,
+        })
+    }
+}
+
+/// An int8 matrix as bitsandbytes stores it: codes, scales (SCB), and the mark of their layout.
+fn quantised<'t>(name: &str, tensor: &Tensor) -> Result<[(String, Piece<'t>); 3], SaveError> {
+    let found = prunectl_model::int8::codes(tensor)?;
+    prunectl_model::int8::check_codes(name, &found)?;
+    let (rows, columns) = tensor.dims2()?;
+    let stem = name.strip_suffix(".weight").unwrap_or(name);
+    Ok([
+        (name.to_owned(), Piece::Codes(found.codes, [rows, columns])),
+        (format!("{stem}.SCB"), Piece::Scales(found.scales)),
+        (format!("{stem}.weight_format"), Piece::Format),
+    ])
 }
 
 /// JSON as people read it, with a line's end.
@@ -75,14 +140,15 @@ pub(super) fn pretty(value: &serde_json::Value) -> Vec<u8> {
 }
 
 /// One file: length, header, data. The header is padded with spaces so that the data starts at a multiple of 8.
-fn write_file(out: &mut dyn Write, tensors: &[(&str, &Tensor)], dtype: DType) -> Result<(), SaveError> {
+fn write_file(out: &mut dyn Write, pieces: &[&(String, Piece<'_>)], dtype: DType) -> Result<(), SaveError> {
     let (word, size) = stored(dtype)?;
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
     let mut offset = 0_u64;
-    for (name, tensor) in tensors {
-        let end = offset + tensor.elem_count() as u64 * size as u64;
-        header.insert((*name).to_owned(), serde_json::json!({ "dtype": word, "shape": tensor.dims(), "data_offsets": [offset, end] }));
+    for (name, piece) in pieces {
+        let end = offset + piece.bytes(dtype)?;
+        let entry = serde_json::json!({ "dtype": piece.word(dtype)?, "shape": piece.shape(), "data_offsets": [offset, end] });
+        header.insert(name.clone(), entry);
         offset = end;
     }
     let mut text = serde_json::Value::Object(header).to_string().into_bytes();
@@ -91,7 +157,24 @@ fn write_file(out: &mut dyn Write, tensors: &[(&str, &Tensor)], dtype: DType) ->
     write(out, &(text.len() as u64).to_le_bytes())?;
     write(out, &text)?;
     let mut buffer = Vec::with_capacity(CHUNK * size);
-    for (name, tensor) in tensors {
+    for (name, piece) in pieces {
+        let tensor = match piece {
+            Piece::Float(tensor) => tensor,
+            Piece::Codes(codes, _) => {
+                let bytes: Vec<u8> = codes.iter().map(|q| *q as u8).collect();
+                write(out, &bytes)?;
+                continue;
+            }
+            Piece::Scales(scales) => {
+                let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+                write(out, &bytes)?;
+                continue;
+            }
+            Piece::Format => {
+                write(out, &[0])?;
+                continue;
+            }
+        };
         let flat = tensor.flatten_all()?;
         let n = flat.elem_count();
         let mut bad = 0;
@@ -102,7 +185,7 @@ fn write_file(out: &mut dyn Write, tensors: &[(&str, &Tensor)], dtype: DType) ->
             write(out, &buffer)?;
         }
         if bad > 0 {
-            return Err(SaveError::NotFinite { tensor: (*name).to_owned(), count: bad, dtype: word.to_lowercase() });
+            return Err(SaveError::NotFinite { tensor: name.clone(), count: bad, dtype: word.to_lowercase() });
         }
     }
     Ok(())
@@ -161,7 +244,7 @@ mod tests {
         {
             let target = dir.path().join(format!("{dtype:?}"));
             let mut draft = Draft::beside(&target).unwrap();
-            write_weights(&mut draft, &tensors(), dtype, SHARD_BYTES).unwrap();
+            write_weights(&mut draft, &tensors(), &BTreeSet::new(), dtype, SHARD_BYTES).unwrap();
             draft.publish().unwrap();
             let bytes = std::fs::read(target.join("model.safetensors")).unwrap();
             let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -183,7 +266,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("m");
         let mut draft = Draft::beside(&target).unwrap();
-        write_weights(&mut draft, &tensors(), DType::F32, 44).unwrap();
+        write_weights(&mut draft, &tensors(), &BTreeSet::new(), DType::F32, 44).unwrap();
         draft.publish().unwrap();
         let index: serde_json::Value =
             serde_json::from_slice(&std::fs::read(target.join("model.safetensors.index.json")).unwrap()).unwrap();
@@ -203,7 +286,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let big = BTreeMap::from([("x.weight".to_owned(), Tensor::new(&[1.0_f32, 1e6], &Device::Cpu).unwrap())]);
         let mut draft = Draft::beside(&dir.path().join("m")).unwrap();
-        let error = write_weights(&mut draft, &big, DType::F16, SHARD_BYTES).unwrap_err().to_string();
+        let error = write_weights(&mut draft, &big, &BTreeSet::new(), DType::F16, SHARD_BYTES).unwrap_err().to_string();
         assert!(error.contains("`x.weight` has 1 value"), "{error}");
         drop(draft);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a failed save leaves nothing behind");

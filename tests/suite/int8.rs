@@ -1,0 +1,58 @@
+//! `quantize m using int8(…)`: pruned, quantised, saved, loaded again.
+
+use serde_json::Value;
+
+use crate::common::{run, stderr, stdout};
+
+#[test]
+fn an_int8_model_is_saved_and_loaded_with_the_same_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let head = "edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata  d = builtin(\"tales\")\nlet test = d.validation.take(128)\n";
+    write(
+        "small.prune",
+        &format!(
+            "{head}eval accuracy() of m on test as dense\nprune m.layers[*].mlp.neurons by 10% using magnitude() {{ scope = layer }}\ncompact m\n\
+             save m to \"out/float\"\nquantize m using int8(threshold = 6.0)\neval accuracy() of m on test as int8\n\
+             eval loss() of m on test as loss8\nexpect int8 >= dense - 5 pp\nsave m to \"out/int8\"\n"
+        ),
+    );
+    let done = run(dir.path(), &["run", "small.prune", "-q", "--out", "a"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let size = |path: &str| std::fs::metadata(dir.path().join(path)).unwrap().len();
+    let (float, int8) = (size("out/float/model.safetensors"), size("out/int8/model.safetensors"));
+    assert!(int8 * 10 < float * 8, "{int8} bytes of int8, {float} before");
+
+    // Anybody's reader finds codes and scales.
+    let bytes = std::fs::read(dir.path().join("out/int8/model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let name = "bert.encoder.layer.0.intermediate.dense";
+    let codes = file.tensor(&format!("{name}.weight")).unwrap();
+    assert_eq!(codes.dtype(), safetensors::Dtype::I8);
+    let scales = file.tensor(&format!("{name}.SCB")).unwrap();
+    assert_eq!((scales.dtype(), scales.shape()), (safetensors::Dtype::F32, &codes.shape()[..1]));
+    let largest = codes.data().chunks(codes.shape()[1]).map(|row| row.iter().map(|b| (*b as i8).unsigned_abs()).max().unwrap());
+    assert!(largest.into_iter().all(|m| m == 127 || m == 0));
+    let config: Value = serde_json::from_slice(&std::fs::read(dir.path().join("out/int8/config.json")).unwrap()).unwrap();
+    assert_eq!(config["quantization_config"]["llm_int8_threshold"], 6.0);
+
+    write(
+        "again.prune",
+        "edition 2026\nmodel m = dir(\"out/int8\")\ndata  d = builtin(\"tales\")\nlet test = d.validation.take(128)\n\
+         eval accuracy() of m on test as int8\neval loss() of m on test as loss8\n",
+    );
+    let again = run(dir.path(), &["run", "again.prune", "-q", "--out", "b"]);
+    assert!(again.status.success(), "{}", stderr(&again));
+    let metrics =
+        |run: &str| -> Value { serde_json::from_slice(&std::fs::read(dir.path().join(run).join("metrics.json")).unwrap()).unwrap() };
+    let (a, b) = (metrics("a"), metrics("b"));
+    assert_eq!(a["int8"]["value"], b["int8"]["value"]);
+    let (a, b) = (a["loss8"]["value"].as_f64().unwrap(), b["loss8"]["value"].as_f64().unwrap());
+    assert!((a - b).abs() <= 1e-5 * a.abs(), "{a} {b}");
+    assert!(stdout(&run(dir.path(), &["plan", "again.prune"])).contains("bert"));
+
+    write("late.prune", &format!("{head}quantize m using int8()\nprune m.layers[*].mlp.neurons by 10% using magnitude()\n"));
+    let late = run(dir.path(), &["run", "late.prune", "-q", "--out", "c"]);
+    assert_eq!(late.status.code(), Some(1));
+    assert!(stderr(&late).contains("is quantised: nothing may change its weights afterwards"), "{}", stderr(&late));
+}
