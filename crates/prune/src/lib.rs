@@ -42,7 +42,7 @@ pub use data::{Batches, Examples, InMemory, Progress, TokenStream};
 pub use decision::{Decision, Record, Removed, SiteRecord, UnitMap};
 pub use error::{PruneError, Result};
 pub use eval::{Inputs, METRICS, Measured, Metric, Needs, paired_lower_bound};
-pub use loss::{LEARNED, LOSSES, LossInput, LossTerm};
+pub use loss::{LEARNED, LOSSES, LossInput, LossTerm, Shared};
 pub use optimizer::{Memory, OPTIMIZERS, Optimizer, Update};
 pub use quantizer::{QUANTIZERS, Quantizer};
 pub use recovery::{BlockObserver, BlockSpec, Fit, Fitted, Progressed, Rebuilt, Stage, fit, reconstruct, stages};

@@ -2,7 +2,6 @@
 
 mod inner;
 
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -18,7 +17,7 @@ use crate::buffers;
 use crate::data::Examples;
 use crate::decision::Removed;
 use crate::error::{PruneError, Result};
-use crate::loss::{LossInput, LossTerm};
+use crate::loss::{LossInput, LossTerm, Shared};
 use crate::optimizer::{Memory, Optimizer, Update};
 use crate::schedule::Clock;
 use crate::surgery;
@@ -461,11 +460,11 @@ impl<'a> Trainer<'a> {
         let mut loss = 0.0;
         let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for (i, batch) in batches.iter().enumerate() {
-            let outputs = OnceCell::new();
+            let shared = Shared::of(terms.iter().map(|t| &*t.term), &model);
             let alone = terms.len() == 1;
             let mut total: Option<Tensor> = None;
             for (term, scale) in terms.iter().zip(&scales).filter(|(_, s)| **s != 0.0) {
-                let input = LossInput::new(&model, batch, term.teacher.as_ref(), seed(i), alone, &outputs);
+                let input = LossInput::new(&model, batch, term.teacher.as_ref(), seed(i), alone, &shared);
                 let sum = (term.term.sum(&input, &self.clock, step)?.to_dtype(DType::F32)? * *scale)?;
                 total = Some(match total {
                     Some(total) => (total + sum)?,

@@ -23,6 +23,11 @@ struct AttentionMaps {
     kl: bool,
 }
 
+/// Queries and keys of layers.
+fn places(layers: impl Iterator<Item = usize>) -> Vec<(usize, Point)> {
+    layers.flat_map(|l| [(l, Point::Queries), (l, Point::Keys)]).collect()
+}
+
 /// Attention scores of a layer, `[b, h, s, s]`, before the mask; None where its attention is gone.
 fn scores(model: &Transformer, seen: &Seen, layer: usize) -> Result<Option<Tensor>> {
     let (Some(q), Some(k)) = (seen.get(layer, Point::Queries), seen.get(layer, Point::Keys)) else { return Ok(None) };
@@ -33,6 +38,10 @@ fn scores(model: &Transformer, seen: &Seen, layer: usize) -> Result<Option<Tenso
 impl LossTerm for AttentionMaps {
     fn teacher(&self) -> Option<&Value> {
         Some(&self.teacher)
+    }
+
+    fn places(&self, model: &Transformer) -> Vec<(usize, Point)> {
+        places(0..model.n_layers())
     }
 
     fn count(&self, model: &Transformer, batch: &Batch, _: u64) -> Result<f64> {
@@ -46,14 +55,13 @@ impl LossTerm for AttentionMaps {
     fn sum(&self, input: &LossInput<'_>, _: &Clock, _: u64) -> Result<Tensor> {
         let teacher = input.imitated(NAME)?;
         let map = self.map.of(NAME, input.model.n_layers(), teacher.n_layers())?;
-        let places = |layers: &mut dyn Iterator<Item = usize>| layers.flat_map(|l| [(l, Point::Queries), (l, Point::Keys)]).collect();
-        let theirs = Seen::of(teacher, input.batch, places(&mut map.iter().copied()))?;
-        let ours = input.look(places(&mut (0..map.len())))?;
+        let theirs = Seen::of(teacher, input.batch, places(map.iter().copied()))?;
+        let ours = input.look()?;
         let real = input.real()?;
         let seen = imitate::seen(&real, input.model.blueprint().attention.causal)?;
         let (mut total, mut layers): (Option<Tensor>, usize) = (None, 0);
         for (layer, of) in map.iter().enumerate() {
-            let (Some(x), Some(y)) = (scores(input.model, &ours, layer)?, scores(teacher, &theirs, *of)?) else { continue };
+            let (Some(x), Some(y)) = (scores(input.model, ours, layer)?, scores(teacher, &theirs, *of)?) else { continue };
             let mut y = y.detach().to_dtype(x.dtype())?;
             let mut x = x;
             if x.dim(1)? != y.dim(1)? {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
-use prunectl_model::{Batch, Gates, ModelError, Point, Tap, Transformer};
+use prunectl_model::{Batch, Context, Gates, ModelError, Point, Tap, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Param, Ty};
 use prunectl_recipe::plan::Value;
 
@@ -92,9 +92,14 @@ impl Tap for Seen {
 impl Seen {
     /// What a network shows at those places for a batch.
     pub fn of(model: &Transformer, batch: &Batch, wanted: Vec<(usize, Point)>) -> Result<Self> {
+        Ok(Self::pass(model, batch, wanted)?.2)
+    }
+
+    /// The same with the last block's output.
+    pub fn pass(model: &Transformer, batch: &Batch, wanted: Vec<(usize, Point)>) -> Result<(Tensor, Context, Self)> {
         let mut seen = Self { wanted, seen: BTreeMap::new() };
-        model.hidden(batch, &Gates::default(), &mut seen)?;
-        Ok(seen)
+        let (x, context) = model.hidden(batch, &Gates::default(), &mut seen)?;
+        Ok((x, context, seen))
     }
 
     /// One of them; None where the layer has no such place (any more).

@@ -53,6 +53,10 @@ impl LossTerm for Hidden {
         Ok(vec![(WEIGHT.into(), weight), (BIAS.into(), bias)])
     }
 
+    fn places(&self, model: &Transformer) -> Vec<(usize, Point)> {
+        (0..model.n_layers()).map(|l| (l, Point::BlockOutput)).collect()
+    }
+
     fn count(&self, _: &Transformer, batch: &Batch, _: u64) -> Result<f64> {
         match self.distance {
             Distance::First => Ok(batch.size()?.0 as f64),
@@ -64,7 +68,7 @@ impl LossTerm for Hidden {
         let teacher = input.imitated(NAME)?;
         let map = self.map.of(NAME, input.model.n_layers(), teacher.n_layers())?;
         let theirs = Seen::of(teacher, input.batch, map.iter().map(|l| (*l, Point::BlockOutput)).collect())?;
-        let ours = input.look((0..map.len()).map(|l| (l, Point::BlockOutput)).collect())?;
+        let ours = input.look()?;
         let real = input.real()?;
         let mut total: Option<Tensor> = None;
         for (layer, of) in map.iter().enumerate() {

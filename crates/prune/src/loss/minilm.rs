@@ -24,6 +24,11 @@ struct MiniLm {
     layer: Option<usize>,
 }
 
+/// The last layer that attends.
+fn last_attention(model: &Transformer) -> Option<usize> {
+    model.dims().iter().rposition(|d| d.q_heads > 0)
+}
+
 /// Relations of a layer's vectors, `[b, relation heads, s, s]`, before the softmax.
 fn relations(x: &Tensor, heads: usize, whose: &str) -> Result<Tensor> {
     let width = x.dim(1)? * x.dim(3)?;
@@ -43,25 +48,28 @@ impl LossTerm for MiniLm {
         Some(&self.teacher)
     }
 
+    fn places(&self, model: &Transformer) -> Vec<(usize, Point)> {
+        last_attention(model).into_iter().flat_map(|l| self.points.iter().map(move |p| (l, *p))).collect()
+    }
+
     fn count(&self, _: &Transformer, batch: &Batch, _: u64) -> Result<f64> {
         Ok(batch.size()?.0 as f64)
     }
 
     fn sum(&self, input: &LossInput<'_>, _: &Clock, _: u64) -> Result<Tensor> {
         let teacher = input.imitated(NAME)?;
-        let has = |model: &Transformer| model.dims().iter().rposition(|d| d.q_heads > 0);
         let missing = |whose: &str| PruneError::Missing { method: NAME, needs: format!("attention in the {whose}") };
-        let last = has(input.model).ok_or_else(|| missing("student"))?;
+        let last = last_attention(input.model).ok_or_else(|| missing("student"))?;
         let of = match self.layer {
             Some(layer) if layer < teacher.n_layers() => layer,
             Some(layer) => {
                 let expected = format!("one of the teacher's {}, from 0", teacher.n_layers());
                 return Err(PruneError::Invalid { what: "`layer` of minilm", found: layer.to_string(), expected });
             }
-            None => has(teacher).ok_or_else(|| missing("teacher"))?,
+            None => last_attention(teacher).ok_or_else(|| missing("teacher"))?,
         };
         let theirs = Seen::of(teacher, input.batch, self.points.iter().map(|p| (of, *p)).collect())?;
-        let ours = input.look(self.points.iter().map(|p| (last, *p)).collect())?;
+        let ours = input.look()?;
         let real = input.real()?;
         let seen = imitate::seen(&real, false)?;
         let mut total: Option<Tensor> = None;

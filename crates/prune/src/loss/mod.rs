@@ -15,7 +15,7 @@ mod task;
 use std::cell::OnceCell;
 
 use candle_core::Tensor;
-use prunectl_model::{Batch, Gates, Point, Transformer};
+use prunectl_model::{Batch, Context, Gates, Point, Transformer};
 use prunectl_recipe::catalogue::Entry;
 use prunectl_recipe::plan::Value;
 
@@ -23,6 +23,22 @@ use crate::error::Result;
 
 /// What the names of parameters begin with that a loss term learns: they stand beside the model's, whose network never reads them.
 pub const LEARNED: &str = "loss.";
+
+/// One pass of the model over a micro-batch, made once for all terms that want it.
+#[derive(Default)]
+pub struct Shared {
+    /// Where terms look.
+    places: Vec<(usize, Point)>,
+    hidden: OnceCell<(Tensor, Context, features::Seen)>,
+    outputs: OnceCell<Tensor>,
+}
+
+impl Shared {
+    /// What these terms will want of that model.
+    pub fn of<'t>(terms: impl Iterator<Item = &'t dyn LossTerm>, model: &Transformer) -> Self {
+        Self { places: terms.flat_map(|t| t.places(model)).collect(), ..Self::default() }
+    }
+}
 
 /// One micro-batch of a training step.
 pub struct LossInput<'a> {
@@ -36,25 +52,34 @@ pub struct LossInput<'a> {
     pub seed: u64,
     /// Whether other terms want the outputs, too; a term alone may compute only the rows that it scores.
     pub alone: bool,
-    outputs: &'a OnceCell<Tensor>,
+    shared: &'a Shared,
 }
 
 impl<'a> LossInput<'a> {
-    /// The input of a term; `outputs` is shared by the terms of one micro-batch.
+    /// The input of a term; `shared` is the same for the terms of one micro-batch.
     pub fn new(
         model: &'a Transformer,
         batch: &'a Batch,
         teacher: Option<&'a Transformer>,
         seed: u64,
         alone: bool,
-        outputs: &'a OnceCell<Tensor>,
+        shared: &'a Shared,
     ) -> Self {
-        Self { model, batch, teacher, seed, alone, outputs }
+        Self { model, batch, teacher, seed, alone, shared }
     }
 
-    /// What the model shows at those places, its parameters in the graph.
-    fn look(&self, places: Vec<(usize, Point)>) -> Result<features::Seen> {
-        features::Seen::of(self.model, self.batch, places)
+    /// What the model shows at the places of all terms, its parameters in the graph.
+    fn look(&self) -> Result<&'a features::Seen> {
+        Ok(&self.pass()?.2)
+    }
+
+    fn pass(&self) -> Result<&'a (Tensor, Context, features::Seen)> {
+        if self.shared.hidden.get().is_none() {
+            let pass = features::Seen::pass(self.model, self.batch, self.shared.places.clone())?;
+            // The cell is empty: only this function fills it, on this thread.
+            let _ = self.shared.hidden.set(pass);
+        }
+        self.shared.hidden.get().ok_or(crate::error::PruneError::Missing { method: "loss", needs: "the model's hidden states".into() })
     }
 
     /// A parameter that the term learns ([`LossTerm::parameters`]).
@@ -64,12 +89,17 @@ impl<'a> LossInput<'a> {
 
     /// The model's outputs for the batch as it is, computed once for all terms.
     pub fn outputs(&self) -> Result<&Tensor> {
-        if self.outputs.get().is_none() {
-            let outputs = self.model.forward(self.batch, &Gates::default(), &mut ())?;
+        if self.shared.outputs.get().is_none() {
+            let outputs = if self.shared.places.is_empty() {
+                self.model.forward(self.batch, &Gates::default(), &mut ())?
+            } else {
+                let (x, context, _) = self.pass()?;
+                self.model.finish(x, context, &mut ())?
+            };
             // The cell is empty: only this function fills it, on this thread.
-            let _ = self.outputs.set(outputs);
+            let _ = self.shared.outputs.set(outputs);
         }
-        self.outputs.get().ok_or(crate::error::PruneError::Missing { method: "loss", needs: "the model's outputs".into() })
+        self.shared.outputs.get().ok_or(crate::error::PruneError::Missing { method: "loss", needs: "the model's outputs".into() })
     }
 }
 
@@ -82,6 +112,11 @@ pub trait LossTerm: Send + Sync {
     /// Whether it is a penalty on learned scores, which the training loop computes itself: `count` and `sum` are never asked then.
     fn of_scores(&self) -> bool {
         false
+    }
+    /// Where in the student it looks ([`LossInput`] then has what stands there).
+    fn places(&self, model: &Transformer) -> Vec<(usize, Point)> {
+        let _ = model;
+        Vec::new()
     }
     /// What the term learns besides the model: names and first values. They train with it, and are not part of it.
     fn parameters(&self, model: &Transformer, teacher: Option<&Transformer>, seed: u64) -> Result<Vec<(String, Tensor)>> {

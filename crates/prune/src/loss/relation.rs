@@ -28,6 +28,10 @@ impl LossTerm for Relation {
         Some(&self.teacher)
     }
 
+    fn places(&self, model: &Transformer) -> Vec<(usize, Point)> {
+        model.n_layers().checked_sub(1).map(|l| (l, Point::BlockOutput)).into_iter().collect()
+    }
+
     fn count(&self, _: &Transformer, batch: &Batch, _: u64) -> Result<f64> {
         Ok(batch.size()?.0 as f64)
     }
@@ -38,7 +42,7 @@ impl LossTerm for Relation {
         let (last, of) = (input.model.n_layers().checked_sub(1), teacher.n_layers().checked_sub(1));
         let (last, of) = last.zip(of).ok_or_else(missing)?;
         let theirs = Seen::of(teacher, input.batch, vec![(of, Point::BlockOutput)])?;
-        let ours = input.look(vec![(last, Point::BlockOutput)])?;
+        let ours = input.look()?;
         let real = input.real()?;
         let lengths = real.sum(1)?.maximum(1.0)?;
         let embed = |x: &Tensor| -> Result<Tensor> { Ok(x.broadcast_mul(&real)?.sum(1)?.broadcast_div(&lengths)?) };

@@ -1,11 +1,10 @@
 //! Distillation losses through their rows: golden numbers, gradients against finite differences, padding, layer maps, refusals.
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
 use prunectl_model::{Batch, LoadOptions, SiteKind, Transformer};
-use prunectl_prune::{Clock, LEARNED, LOSSES, LossInput, LossTerm};
+use prunectl_prune::{Clock, LEARNED, LOSSES, LossInput, LossTerm, Shared};
 use prunectl_recipe::plan::{Share, Value};
 
 use crate::common::{Case, build, close, golden, worst};
@@ -21,8 +20,8 @@ fn word(w: &str) -> Value {
 }
 
 fn sum(term: &dyn LossTerm, model: &Transformer, teacher: &Transformer, batch: &Batch) -> prunectl_prune::Result<Tensor> {
-    let outputs = OnceCell::new();
-    term.sum(&LossInput::new(model, batch, Some(teacher), 11, true, &outputs), &Clock::steps(1), 0)
+    let shared = Shared::of(std::iter::once(term), model);
+    term.sum(&LossInput::new(model, batch, Some(teacher), 11, true, &shared), &Clock::steps(1), 0)
 }
 
 /// Sum over count, and its gradients by the parameters.
