@@ -4,7 +4,8 @@
     python make_more.py --out families        # needs torch and transformers, no network
 
 The folders and tensors are those of the pack (its README is the reference): config.json and model.safetensors by save_pretrained, and
-expected.safetensors with input_ids, attention_mask, token_type_ids?, labels, logits, loss. Weights are random, none of them 0 or 1.
+expected.safetensors with input_ids, attention_mask, token_type_ids?, labels, logits, loss; of XLM-R, which has no pack of its own, also
+head_gate_grad [layers, heads] and ffn_gate_grad [layers, neurons]. Weights are random, none of them 0 or 1.
 """
 
 import argparse
@@ -38,6 +39,30 @@ CASES = {
     "llama_dynamic": (T.LlamaForCausalLM, T.LlamaConfig(**dict(DECODER, max_position_embeddings=12, rope_parameters=dict(rope_type="dynamic", factor=4.0, rope_theta=10000.0))), "tokens"),
     "qwen3_moe_mixed": (T.Qwen3MoeForCausalLM, T.Qwen3MoeConfig(**dict(DECODER, num_hidden_layers=3, head_dim=8, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, norm_topk_prob=False, mlp_only_layers=[1], decoder_sparse_step=1)), "tokens"),
 }
+
+
+def gate_gradients(model, inputs, labels):
+    """Gradients of the loss by gates of 1 on the context of each head and on each neuron, of an encoder like BERT's."""
+    layers, heads = model.base_model.encoder.layer, model.config.num_attention_heads
+    gates = {
+        "head_gate_grad": torch.ones(len(layers), heads, requires_grad=True),
+        "ffn_gate_grad": torch.ones(len(layers), model.config.intermediate_size, requires_grad=True),
+    }
+    hooks = []
+    for i, layer in enumerate(layers):
+        def on_heads(module, args, i=i):
+            split = args[0].unflatten(-1, (heads, -1)) * gates["head_gate_grad"][i][:, None]
+            return (split.flatten(-2), *args[1:])
+
+        def on_neurons(module, args, i=i):
+            return (args[0] * gates["ffn_gate_grad"][i], *args[1:])
+
+        hooks.append(layer.attention.output.dense.register_forward_pre_hook(on_heads))
+        hooks.append(layer.output.dense.register_forward_pre_hook(on_neurons))
+    model(**inputs, labels=labels).loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return {name: gate.grad for name, gate in gates.items()}
 
 
 def make(name, cls, config, labels_of, out):
@@ -89,6 +114,8 @@ def make(name, cls, config, labels_of, out):
         else:
             r = model(**inputs, labels=save["labels"])
             save["logits"], save["loss"] = r.logits, r.loss
+    if name == "xlm_roberta_mlm":
+        save.update(gate_gradients(model, inputs, save["labels"]))
     save_file({k: v.contiguous() for k, v in save.items()}, os.path.join(folder, "expected.safetensors"), metadata={"family": name})
 
 

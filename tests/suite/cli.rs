@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::common::{QUICK, run, stderr, stdout};
+use crate::common::{QUICK, prunectl, run, stderr, stdout};
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -303,4 +303,31 @@ fn weight_scores_are_named_as_in_the_model_files() {
     for file in ["scores/s.safetensors", "decisions/prune-1.safetensors"] {
         assert_eq!(fs::read(dir.path().join("one").join(file)).unwrap(), fs::read(dir.path().join("two").join(file)).unwrap(), "{file}");
     }
+}
+
+/// `loads_in` is held against the shapes before anything runs.
+#[test]
+fn a_loader_that_cannot_read_the_result_is_a_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = |name: &str, scope: &str, loader: &str, layout: &str| {
+        let text = format!(
+            "edition 2026\n\nmodel m = builtin(\"tiny-bert\")\n\nprune m.layers[*].mlp.neurons by 25% using magnitude() {{\n    \
+             scope = {scope}\n    loads_in = [{loader}]\n}}\ncompact m\nsave m to \"out/m\" {{ layout = {layout} }}\n"
+        );
+        std::fs::write(dir.path().join(name), text).unwrap();
+        let output = prunectl(dir.path(), &["check", name]).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(recipe("layer.prune", "layer", "transformers, candle", "compact").0, Some(0));
+    assert_eq!(recipe("code.prune", "global", "transformers", "compact").0, Some(0), "remote code reads it");
+    assert_eq!(recipe("padded.prune", "global", "candle", "padded").0, Some(0));
+    let (status, said) = recipe("global.prune", "global", "candle", "compact");
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("`loads_in` names candle-transformers") && said.contains("scope = layer"), "{said}");
+    let (status, said) = recipe("llama.prune", "layer", "llama_cpp", "compact");
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("only causal language models"), "{said}");
+    let run = prunectl(dir.path(), &["run", "global.prune"]).output().unwrap();
+    assert_eq!(run.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&run.stderr).contains("loads_in"));
 }

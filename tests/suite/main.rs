@@ -1,7 +1,9 @@
 //! The program as its users meet it.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod again;
 mod bounds;
+mod candle;
 mod cli;
 mod common;
 mod compare;

@@ -1,6 +1,8 @@
 //! What a plan would do to its models, worked out from their configs and headers: which units a selector names, how many go, what is
 //! left in each layer as far as the recipe decides it, and what only scores can decide as a range.
 
+mod loads_in;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -8,6 +10,7 @@ use prunectl_model::{Facts as ModelFile, LayerDims, cost};
 use prunectl_prune::{CRITERIA, CURVE_POINTS, Key, Sites, build, site};
 use prunectl_recipe::Sources;
 use prunectl_recipe::catalogue::SiteKind;
+use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::{
     Amount, Bound, CriterionRef, Goal, LimitValue, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Value,
 };
@@ -35,6 +38,20 @@ pub struct Forecast {
     pub steps: Vec<StepForecast>,
     /// An estimate from above of the largest step; `None` where no model is known.
     pub peak_memory_bytes: Option<u64>,
+}
+
+impl Forecast {
+    /// Prunes that leave a shape which a loader in their `loads_in` can't read, each once.
+    #[must_use]
+    pub fn unloadable(&self) -> Vec<Diagnostic> {
+        let mut out: Vec<Diagnostic> = Vec::new();
+        for d in self.steps.iter().flat_map(|s| &s.unloadable) {
+            if !out.iter().any(|known| known.span == d.span && known.message == d.message) {
+                out.push(d.clone());
+            }
+        }
+        out
+    }
 }
 
 /// One model.
@@ -129,6 +146,9 @@ pub struct StepForecast {
     pub notes: Vec<String>,
     /// Passes over its data.
     pub passes: Option<u64>,
+    /// Loaders of its `loads_in` that can't read what it leaves.
+    #[serde(skip)]
+    unloadable: Vec<Diagnostic>,
 }
 
 /// A model while the steps are walked.
@@ -143,12 +163,15 @@ struct Sim {
     vague: bool,
     /// Whether masked units have been taken out since the last prune.
     compacted: bool,
+    /// It is saved in the original shape only.
+    padded: bool,
 }
 
 /// Works the plan out.
 pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
     let mut sims: BTreeMap<String, Sim> = BTreeMap::new();
     let mut why: BTreeMap<String, String> = BTreeMap::new();
+    let padded = loads_in::padded(plan);
     for decl in &plan.models {
         let read = match &decl.source {
             ModelSource::Copy(of) => sims.get(of).map(|s| s.file.clone()).ok_or_else(|| why.get(of).cloned().unwrap_or_default()),
@@ -156,7 +179,7 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
         };
         match read {
             Ok(file) => {
-                let sim = Sim { file, gone: BTreeMap::new(), ranges: BTreeMap::new(), vague: false, compacted: false };
+                let sim = Sim { file, gone: BTreeMap::new(), ranges: BTreeMap::new(), vague: false, compacted: false, padded: padded.contains(&decl.name) };
                 sims.insert(decl.name.clone(), sim);
             }
             Err(e) => {
@@ -231,7 +254,7 @@ fn advise(steps: &[Step], recovered: &BTreeSet<&str>, out: &mut [StepForecast]) 
 }
 
 fn plain(step: &Step, notes: Vec<String>) -> StepForecast {
-    StepForecast { line: step.line, kind: kind_name(&step.kind), name: step.name.clone(), notes, passes: None }
+    StepForecast { line: step.line, kind: kind_name(&step.kind), name: step.name.clone(), notes, passes: None, unloadable: Vec::new() }
 }
 
 fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> StepForecast {
@@ -239,7 +262,8 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
     match &step.kind {
         StepKind::Prune(prune) => {
             let (notes, passes) = prune_notes(prune, sims, sources);
-            StepForecast { passes, ..plain(step, notes) }
+            let unloadable = sims.get(model_of(&prune.selector)).map(|sim| loads_in::check(prune, step, sim)).unwrap_or_default();
+            StepForecast { passes, unloadable, ..plain(step, notes) }
         }
         StepKind::Score { selector, criterion, .. } => {
             let sites = sites_of(selector, sims);
@@ -259,10 +283,12 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
         }
         StepKind::Train(train) => {
             let mut notes = vec![format!("on {} for {}", describe_data(&train.data), length(train.length))];
+            let mut unloadable = Vec::new();
             for prune in &train.prunes {
                 notes.extend(prune_notes(&at_the_end(prune), sims, sources).0);
+                unloadable.extend(sims.get(model_of(&prune.selector)).map(|sim| loads_in::check(prune, step, sim)).unwrap_or_default());
             }
-            plain(step, notes)
+            StepForecast { unloadable, ..plain(step, notes) }
         }
         StepKind::Reconstruct { selector, data, length: each, .. } => {
             let of = sites_of(selector, sims).map_or_else(|| "blocks of a model that is not at hand".to_owned(), |s| named(&s));

@@ -116,6 +116,17 @@ const ROWS: &[Row] = {
         row("qwen3_moe",   Transformers, Any,      true,  READS_HEAD_DIM),
         row("bert",        Candle,       Derived,  true,  BY_HIDDEN),
         row("llama",       Candle,       Derived,  true,  BY_HIDDEN),
+        row("distilbert",  Candle,       Derived,  true,  BY_HIDDEN),
+        row("xlm-roberta", Candle,       Derived,  true,  BY_HIDDEN),
+        row("mistral",     Candle,       Any,      true,  READS_HEAD_DIM),
+        row("qwen2",       Candle,       Derived,  true,  BY_HIDDEN),
+        row("qwen3",       Candle,       Any,      true,  READS_HEAD_DIM),
+        row("gemma2",      Candle,       Any,      true,  READS_HEAD_DIM),
+        row("gemma3_text", Candle,       Any,      true,  READS_HEAD_DIM),
+        row("falcon",      Candle,       Derived,  true,  BY_HIDDEN),
+        row("phi3",        Candle,       Derived,  true,  BY_HIDDEN),
+        row("mixtral",     Candle,       Derived,  true,  BY_HIDDEN),
+        row("qwen3_moe",   Candle,       Any,      true,  READS_HEAD_DIM),
         row("roberta",     Candle,       Absent,   false, NO_CANDLE),
         row("electra",     Candle,       Absent,   false, NO_CANDLE),
         row("gpt2",        Candle,       Absent,   false, NO_CANDLE),
@@ -130,6 +141,10 @@ const ROWS: &[Row] = {
 
 /// Rows of 16 bytes, in the narrowest dtype that we write.
 const GROUPED_ALIGN: usize = 8;
+
+/// What vLLM's Llama with a shape of its own for each layer takes (its `nemotron_nas` model).
+const VLLM_BLOCKS: &str = "vLLM's per-layer `block_configs` say only which sublayers are gone, equal query heads over fewer key/value heads, \
+                           and FFN widths in steps of 256, and this build does not write them";
 
 /// Architectures that tests/suite/llama_cpp.rs runs.
 const TRIED_IN_LLAMA_CPP: &[&str] = &["llama", "deci", "qwen3", "qwen3moe", "gemma2", "gemma3", "gpt2"];
@@ -243,6 +258,9 @@ fn verdict(target: &Target<'_>, loader: Loader) -> Verdict {
     };
     let Some((reason, remedy)) = obstacle(target, row) else { return Verdict::Stock { tried: row.tried } };
     match target.no_remote_code {
+        _ if loader == Loader::Vllm && row.model_type == "llama" => {
+            Verdict::Refused { reason, remedy: format!("{remedy}; {VLLM_BLOCKS}") }
+        }
         _ if loader != Loader::Transformers => Verdict::Refused { reason, remedy },
         None => Verdict::RemoteCode { reason },
         Some(why) => Verdict::Refused { reason: format!("{reason}; remote code can't either: {why}"), remedy },

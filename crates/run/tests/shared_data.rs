@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use prunectl_model::{Gates, LoadOptions, Task, load};
+use candle_core::{Device, Tensor};
+use prunectl_model::{Batch, Gates, LoadOptions, Task, load};
 use prunectl_prune::{Batches, Inputs, METRICS, Metric, build};
 use prunectl_recipe::catalogue::Args;
 use prunectl_recipe::plan::{DataDecl, DataExpr, DataSource, Span, Unit, Value};
@@ -143,4 +143,52 @@ fn other_files_read_naturally() {
     let stream = wiki.stream(Some(&t), 30522).expect("stream");
     eprintln!("wiki.test.raw: {} tokens in {:?}", stream.ids.len(), started.elapsed());
     assert_eq!(stream.prefix, [101]);
+}
+
+/// STS-B (Cer et al., 2017): the cosine of two mean-pooled embeddings, ranked against people's judgement.
+#[test]
+fn sentence_embeddings_rank_pairs_as_transformers_does() {
+    const BATCH: usize = 64;
+    let Some(shared) = shared("sentence_embeddings_rank_pairs_as_transformers_does") else { return };
+    let dir = shared.join("models/all-minilm-l6-v2");
+    let expected = json(&shared.join("golden/sts/expected.json"));
+    let model = load(&dir, &LoadOptions { task: Some(Task::Encoder), ..LoadOptions::default() }).expect("loads");
+    let tokenizer = tokenizer(&dir).limited(128).expect("limits");
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).from_path(shared.join("data/stsb/stsb-en-test.csv")).expect("opens");
+    let rows: Vec<(String, String, f64)> = reader.deserialize().collect::<Result<_, _>>().expect("reads");
+    assert_eq!(rows.len(), expected["pairs"]);
+    let texts: Vec<&str> = rows.iter().flat_map(|(a, b, _)| [a.as_str(), b.as_str()]).collect();
+    let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t, None).expect("encodes").ids).collect();
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by_key(|i| ids[*i].len());
+    let mut embeddings = vec![Vec::new(); ids.len()];
+    for part in order.chunks(BATCH) {
+        let longest = part.iter().map(|i| ids[*i].len()).max().expect("not empty");
+        let padded: Vec<u32> = part.iter().flat_map(|i| ids[*i].iter().copied().chain(std::iter::repeat(0)).take(longest)).collect();
+        let keep: Vec<u8> = part.iter().flat_map(|i| (0..longest).map(|t| u8::from(t < ids[*i].len()))).collect();
+        let tensor = |shape: (usize, usize)| Tensor::from_vec(padded, shape, &Device::Cpu).expect("fits");
+        let batch = Batch {
+            keep: Some(Tensor::from_vec(keep, (part.len(), longest), &Device::Cpu).expect("fits")),
+            ..Batch::new(tensor((part.len(), longest)))
+        };
+        let out = model.forward(&batch, &Gates::default(), &mut ()).expect("runs").to_vec2::<f32>().expect("rows");
+        for (i, row) in part.iter().zip(out) {
+            embeddings[*i] = row;
+        }
+    }
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let cosines: Vec<f64> =
+        embeddings.chunks(2).map(|p| dot(&p[0], &p[1]) / (dot(&p[0], &p[0]).sqrt() * dot(&p[1], &p[1]).sqrt())).collect();
+    for (found, wanted) in cosines.iter().zip(expected["first_10_cosines"].as_array().expect("ten")) {
+        assert!((found - wanted.as_f64().expect("a number")).abs() < 1e-5, "{found} against {wanted}");
+    }
+    let ranks = |values: &[f64]| -> Vec<f64> {
+        values.iter().map(|v| values.iter().map(|w| if w < v { 1.0 } else if w == v { 0.5 } else { 0.0 }).sum()).collect()
+    };
+    let (a, b) = (ranks(&cosines), ranks(&rows.iter().map(|r| r.2).collect::<Vec<_>>()));
+    let mean = (a.len() as f64) / 2.0;
+    let sum = |f: &dyn Fn(f64, f64) -> f64| a.iter().zip(&b).map(|(x, y)| f(x - mean, y - mean)).sum::<f64>();
+    let spearman = sum(&|x, y| x * y) / (sum(&|x, _| x * x) * sum(&|_, y| y * y)).sqrt();
+    println!("STS-B: Spearman {spearman:.6}, transformers {}", expected["spearman"]);
+    assert!((spearman - expected["spearman"].as_f64().expect("a number")).abs() < 1e-4, "{spearman}");
 }

@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor};
 use prunectl_model::{Batch, Gates, Labels, LoadOptions, Pooling, Task, load};
 
+use crate::golden::OpenGates;
 use crate::pack::*;
 
 const TOLERANCE: f64 = 1e-4;
@@ -14,6 +15,7 @@ fn other_heads_and_variants_equal_transformers() {
     let mut folders: Vec<_> = std::fs::read_dir(&root).unwrap().map(|f| f.unwrap().path()).collect();
     folders.sort();
     assert_eq!(folders.len(), 13);
+    let mut with_gradients = 0;
     for folder in folders {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
         let model = load(&folder, &LoadOptions::default()).unwrap();
@@ -44,8 +46,17 @@ fn other_heads_and_variants_equal_transformers() {
         });
         let loss = model.loss(&batch, &outputs).unwrap().mean().unwrap();
         let on_tokens = |a: &Tensor, b: &Tensor| if a.rank() == 2 { error(a, b) } else { error_where_real(a, b, &keep) };
+        if let Some(heads) = want.get("head_gate_grad") {
+            let open = OpenGates::new(&model, heads, &want["ffn_gate_grad"]);
+            let (_, by_head, by_neuron) = open.gradients(&model, &batch);
+            let (by_head, by_neuron) = (error(&by_head, heads), error(&by_neuron, &want["ffn_gate_grad"]));
+            println!("{name:16} gradients of head gates {by_head:.1e}, of neuron gates {by_neuron:.1e}");
+            assert!(by_head < TOLERANCE && by_neuron < TOLERANCE, "{name}: {by_head:.1e} {by_neuron:.1e}");
+            with_gradients += 1;
+        }
         let (logits, loss) = (on_tokens(&outputs, &want["logits"]), error(&loss, &want["loss"]));
         println!("{name:16} logits {logits:.1e} loss {loss:.1e}");
         assert!(logits < TOLERANCE && loss < LOSS_TOLERANCE, "{name}: logits {logits:.1e}, loss {loss:.1e}");
     }
+    assert_eq!(with_gradients, 1, "XLM-R has them");
 }

@@ -89,6 +89,7 @@ fn every_site_of_every_family() {
             let pruned = without(&model, kind, layer, &all);
             let logits = run(&pruned, &Gates::default());
             let gated = compare(&run(&model, &zero_gates(&model, kind, layer, &all)), &logits);
+            println!("site {family} {kind:?} {gated:.1e}");
             assert!(gated < TOLERANCE, "{family} {kind:?}: gate 0 against surgery {gated:.1e}");
             // It must have mattered, or the comparison shows nothing.
             assert!(compare(&dense, &logits) > 1e-3, "{family} {kind:?}: removal changed nothing");

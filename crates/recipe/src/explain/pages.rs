@@ -428,8 +428,8 @@ eval perplexity() of m on t as ppl
     },
     Page {
         code: "P0414",
-        title: "checked and planned only",
-        cause: "This build knows the method but does not carry it out. `run` refuses it by name before it loads anything.",
+        title: "can't be carried out",
+        cause: "This build knows the method but does not carry it out, or a loader that `loads_in` names can't read what a prune would leave. `run` refuses it by name before it loads anything.",
         bad: "prune m.layers[*].linears.weights by 50% using sparsegpt(on = d.train)\n",
         good: "prune m.layers[*].linears.weights by 50% using wanda(on = d.train)\n",
     },

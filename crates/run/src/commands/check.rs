@@ -10,6 +10,7 @@ use crate::cli::{DONE, parse_set};
 use crate::commands::print_json;
 use crate::compile::compile;
 use crate::error::{EXIT_RECIPE, Result};
+use crate::forecast::forecast;
 use crate::hub::Door;
 use crate::recipes::RecipeFile;
 use crate::session::Options;
@@ -33,12 +34,12 @@ impl Check {
         for path in &self.recipes {
             let recipe = RecipeFile::open(path)?;
             let compiled = compile(&recipe, &self.set, Door::cache_only())?;
-            let diagnostics = match &compiled.result {
-                Ok(plan) => &plan.warnings,
-                Err(mistakes) => mistakes,
+            let diagnostics = &match &compiled.result {
+                Ok(plan) => [forecast(plan, &compiled.sources, &Door::cache_only()).unloadable(), plan.warnings.clone()].concat(),
+                Err(mistakes) => mistakes.clone(),
             };
             let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
-            failed |= compiled.result.is_err();
+            failed |= errors > 0;
             if options.json {
                 located.extend(locate(diagnostics, &compiled.sources));
                 continue;

@@ -35,7 +35,7 @@ impl PlanCommand {
             eprintln!("{}", render(&plan.warnings, sources, options.ui.color).trim_end());
         }
         let forecast = forecast(&plan, sources, &options.hub);
-        let refused = refused(&plan);
+        let refused = [refused(&plan), forecast.unloadable()].concat();
         if options.json {
             print_json(&to_json(&plan, &forecast, &refused.iter().map(|d| d.message.clone()).collect::<Vec<_>>()))?;
             return DONE;

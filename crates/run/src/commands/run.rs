@@ -169,7 +169,7 @@ pub fn accepted(result: Result<Plan, Vec<Diagnostic>>, sources: &Sources, option
     let refuse =
         |mistakes: Vec<Diagnostic>| Error::Recipe { rendered: render(&mistakes, sources, options.ui.color), errors: mistakes.len() };
     let plan = result.map_err(refuse)?;
-    let refused = crate::compile::refused(&plan);
+    let refused = [crate::compile::refused(&plan), crate::forecast::forecast(&plan, sources, &options.hub).unloadable()].concat();
     if !refused.is_empty() {
         return Err(refuse(refused));
     }

@@ -182,9 +182,10 @@ fn choose(b: &Blueprint, dims: &[LayerDims]) -> Result<Arch, Inexpressible> {
         && let Err((what, counts)) = equal(dims)
     {
         let nearest = counts.iter().max().copied().unwrap_or(0);
+        let padded = if what == "experts" { "" } else { ", or save with layout = padded and export that" };
         return refuse(
             format!("layers differ in {what} ({counts:?}), and the architecture `{}` has one count for all", arch.name()),
-            format!("give each layer {nearest} (`scope = layer`), or save with layout = padded and export that"),
+            format!("keep as many in each layer, such as {nearest} (`scope = layer`){padded}"),
         );
     }
     Ok(arch)

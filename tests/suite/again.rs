@@ -1,0 +1,95 @@
+//! A model that is pruned, saved, opened again and pruned further: the weights are those of the original model's units that `prune.json`
+//! lists, and it tells the whole history.
+
+use std::path::Path;
+
+use prunectl_model::{LoadOptions, Transformer, load};
+use prunectl_run::save::PruneRecord;
+use serde_json::Value;
+
+use crate::common::prunectl;
+
+fn run(dir: &Path, name: &str, text: &str) {
+    std::fs::write(dir.join(name), text).unwrap();
+    let output = prunectl(dir, &["run", name]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn rows(model: &Transformer, slot: &str) -> Vec<Vec<f32>> {
+    model.params().require(slot).unwrap().to_vec2::<f32>().unwrap()
+}
+
+#[test]
+fn pruned_saved_opened_and_pruned_further() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-bert");
+    let first = format!(
+        "edition 2026\n\nmodel m = dir(\"{}\")\n\nprune m.layers[*].attention.heads by 25% using magnitude() {{ at_least = 1 head }}\n\
+         prune m.layers[*].mlp.neurons by 30% using magnitude() {{ scope = global  at_least = 4 }}\ncompact m\nsave m to \"out/one\"\n",
+        source.display()
+    );
+    run(dir.path(), "first.prune", &first);
+    let second = "edition 2026\n\nmodel m = dir(\"out/one\")\n\nprune m.layers[*].mlp.neurons by 40% using magnitude() { scope = layer }\n\
+                  prune m.layers[*].attention.heads by 1 head using magnitude() { at_least = 1 head }\ncompact m\nsave m to \"out/two\"\n";
+    run(dir.path(), "second.prune", second);
+
+    let original = load(&source, &LoadOptions::default()).unwrap();
+    let two = load(&dir.path().join("out/two"), &LoadOptions::default()).unwrap();
+    let record = PruneRecord::read(&dir.path().join("out/two")).unwrap().unwrap();
+    assert_eq!(record.original, original.dims());
+    assert_eq!(record.run.recipe.name, "second");
+    assert_eq!(record.history.iter().map(|r| r.recipe.name.as_str()).collect::<Vec<_>>(), ["first"]);
+    let mut fewer = 0;
+    for (l, d) in two.dims().iter().enumerate() {
+        let from = record.layers[l];
+        let kept = |site: &str, all: usize| -> Vec<usize> {
+            let site = record.sites.iter().find(|s| s.site == site);
+            site.and_then(|s| s.kept.get(&from)).cloned().unwrap_or_else(|| (0..all).collect())
+        };
+        let before = original.dims()[from];
+        let (neurons, heads) = (kept("mlp.neurons", before.ffn), kept("attention.heads", before.q_heads));
+        assert_eq!((neurons.len(), heads.len()), (d.ffn, d.q_heads), "layer {l}");
+        fewer += before.ffn - d.ffn;
+        let (now, then) = (rows(&two, &format!("layers.{l}.mlp.up.weight")), rows(&original, &format!("layers.{from}.mlp.up.weight")));
+        assert!(neurons.iter().zip(&now).all(|(unit, row)| *row == then[*unit]), "neurons of layer {l}");
+        let (now, then) = (rows(&two, &format!("layers.{l}.attention.q.weight")), rows(&original, &format!("layers.{from}.attention.q.weight")));
+        let size = d.head_dim;
+        let same = heads.iter().enumerate().all(|(i, h)| now[i * size..(i + 1) * size] == then[h * size..(h + 1) * size]);
+        assert!(same, "heads of layer {l}");
+    }
+    assert!(fewer > 0);
+    // `inspect` tells it to a person.
+    let output = prunectl(dir.path(), &["inspect", "out/two"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("pruned by `first`") && said.contains("pruned by `second`"), "{said}");
+}
+
+/// `export` of what was saved: another dtype, the original shape, and a refusal that says why.
+#[test]
+fn a_saved_model_is_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = "edition 2026\n\nmodel m = builtin(\"tiny-llama\")\n\nprune m.layers[*].mlp.neurons by 30% using magnitude() { scope = global }\n\
+                  compact m\nsave m to \"out/m\"\nsave m to \"out/g\" { format = gguf  dtype = f16 }\n";
+    run(dir.path(), "p.prune", recipe);
+    assert!(dir.path().join("out/g/model.gguf").is_file() && dir.path().join("out/g/prune.json").is_file());
+    let export = |args: &[&str]| {
+        let output = prunectl(dir.path(), &[&["export", "out/m", "--json"], args].concat()).output().unwrap();
+        let value: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        (output.status.code(), value, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (status, found, said) = export(&["--format", "gguf", "--dtype", "q8_0"]);
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!((found["path"].as_str(), found["difference"].as_f64()), (Some("m-q8_0.gguf"), Some(0.0)));
+    assert!(dir.path().join("m-q8_0.gguf").metadata().unwrap().len() == found["bytes"].as_u64().unwrap());
+    let (status, _, said) = export(&["--format", "gguf", "--dtype", "q8_0"]);
+    assert!(status == Some(2) && said.contains("is there already"), "{said}");
+    let (status, found, said) = export(&["--format", "hf", "--layout", "padded", "--dtype", "bf16", "--out", "out/padded"]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(found["loaders"][0].as_str().unwrap().contains("loads as it is"), "{found}");
+    let again = load(&dir.path().join("out/padded"), &LoadOptions::default()).unwrap();
+    let dense = load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-llama"), &LoadOptions::default()).unwrap();
+    assert_eq!(again.dims(), dense.dims());
+    let bert = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-bert");
+    let output = prunectl(dir.path(), &["export", bert.to_str().unwrap(), "--format", "gguf"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only causal language models"));
+}
