@@ -25,7 +25,7 @@ fn pruned_saved_opened_and_pruned_further() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-bert");
     let first = format!(
         "edition 2026\n\nmodel m = dir(\"{}\")\n\nprune m.layers[*].attention.heads by 25% using magnitude() {{ at_least = 1 head }}\n\
-         prune m.layers[*].mlp.neurons by 30% using magnitude() {{ scope = global  at_least = 4 }}\ncompact m\nsave m to \"out/one\"\n",
+         prune m.layers[*].mlp.neurons by 30% using magnitude() {{ scope = global  at_least = 4 neurons }}\ncompact m\nsave m to \"out/one\"\n",
         source.display()
     );
     run(dir.path(), "first.prune", &first);

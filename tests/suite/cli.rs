@@ -312,19 +312,19 @@ fn a_loader_that_cannot_read_the_result_is_a_mistake() {
     let recipe = |name: &str, scope: &str, loader: &str, layout: &str| {
         let text = format!(
             "edition 2026\n\nmodel m = builtin(\"tiny-bert\")\n\nprune m.layers[*].mlp.neurons by 25% using magnitude() {{\n    \
-             scope = {scope}\n    loads_in = [{loader}]\n}}\ncompact m\nsave m to \"out/m\" {{ layout = {layout} }}\n"
+             scope = {scope}\n    loads_in = [{loader}]\n}}\ncompact m\nsave m to \"out/m\" {layout}\n"
         );
         std::fs::write(dir.path().join(name), text).unwrap();
         let output = prunectl(dir.path(), &["check", name]).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    assert_eq!(recipe("layer.prune", "layer", "transformers, candle", "compact").0, Some(0));
-    assert_eq!(recipe("code.prune", "global", "transformers", "compact").0, Some(0), "remote code reads it");
-    assert_eq!(recipe("padded.prune", "global", "candle", "padded").0, Some(0));
-    let (status, said) = recipe("global.prune", "global", "candle", "compact");
+    assert_eq!(recipe("layer.prune", "layer", "transformers, candle", "").0, Some(0));
+    assert_eq!(recipe("code.prune", "global", "transformers", "").0, Some(0), "remote code reads it");
+    assert_eq!(recipe("padded.prune", "global", "candle", "{ layout = padded }").0, Some(0));
+    let (status, said) = recipe("global.prune", "global", "candle", "");
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("`loads_in` names candle-transformers") && said.contains("scope = layer"), "{said}");
-    let (status, said) = recipe("llama.prune", "layer", "llama_cpp", "compact");
+    let (status, said) = recipe("llama.prune", "layer", "llama_cpp", "");
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("only causal language models"), "{said}");
     let run = prunectl(dir.path(), &["run", "global.prune"]).output().unwrap();
