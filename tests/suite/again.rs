@@ -52,7 +52,8 @@ fn pruned_saved_opened_and_pruned_further() {
         fewer += before.ffn - d.ffn;
         let (now, then) = (rows(&two, &format!("layers.{l}.mlp.up.weight")), rows(&original, &format!("layers.{from}.mlp.up.weight")));
         assert!(neurons.iter().zip(&now).all(|(unit, row)| *row == then[*unit]), "neurons of layer {l}");
-        let (now, then) = (rows(&two, &format!("layers.{l}.attention.q.weight")), rows(&original, &format!("layers.{from}.attention.q.weight")));
+        let (now, then) =
+            (rows(&two, &format!("layers.{l}.attention.q.weight")), rows(&original, &format!("layers.{from}.attention.q.weight")));
         let size = d.head_dim;
         let same = heads.iter().enumerate().all(|(i, h)| now[i * size..(i + 1) * size] == then[h * size..(h + 1) * size]);
         assert!(same, "heads of layer {l}");

@@ -179,7 +179,14 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
         };
         match read {
             Ok(file) => {
-                let sim = Sim { file, gone: BTreeMap::new(), ranges: BTreeMap::new(), vague: false, compacted: false, padded: padded.contains(&decl.name) };
+                let sim = Sim {
+                    file,
+                    gone: BTreeMap::new(),
+                    ranges: BTreeMap::new(),
+                    vague: false,
+                    compacted: false,
+                    padded: padded.contains(&decl.name),
+                };
                 sims.insert(decl.name.clone(), sim);
             }
             Err(e) => {

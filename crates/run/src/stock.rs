@@ -254,9 +254,7 @@ fn verdict(target: &Target<'_>, loader: Loader) -> Verdict {
     };
     let Some((reason, remedy)) = obstacle(target, row) else { return Verdict::Stock { tried: row.tried } };
     match target.no_remote_code {
-        _ if loader == Loader::Vllm && row.model_type == "llama" => {
-            Verdict::Refused { reason, remedy: format!("{remedy}; {VLLM_BLOCKS}") }
-        }
+        _ if loader == Loader::Vllm && row.model_type == "llama" => Verdict::Refused { reason, remedy: format!("{remedy}; {VLLM_BLOCKS}") },
         _ if loader != Loader::Transformers => Verdict::Refused { reason, remedy },
         None => Verdict::RemoteCode { reason },
         Some(why) => Verdict::Refused { reason: format!("{reason}; remote code can't either: {why}"), remedy },

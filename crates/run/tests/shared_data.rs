@@ -183,7 +183,23 @@ fn sentence_embeddings_rank_pairs_as_transformers_does() {
         assert!((found - wanted.as_f64().expect("a number")).abs() < 1e-5, "{found} against {wanted}");
     }
     let ranks = |values: &[f64]| -> Vec<f64> {
-        values.iter().map(|v| values.iter().map(|w| if w < v { 1.0 } else if w == v { 0.5 } else { 0.0 }).sum()).collect()
+        values
+            .iter()
+            .map(|v| {
+                values
+                    .iter()
+                    .map(|w| {
+                        if w < v {
+                            1.0
+                        } else if w == v {
+                            0.5
+                        } else {
+                            0.0
+                        }
+                    })
+                    .sum()
+            })
+            .collect()
     };
     let (a, b) = (ranks(&cosines), ranks(&rows.iter().map(|r| r.2).collect::<Vec<_>>()));
     let mean = (a.len() as f64) / 2.0;
