@@ -67,3 +67,105 @@ fn scores_without_a_recipe_serve_one() {
     assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
     assert!(stderr(&out).contains("wanda"), "{}", stderr(&out));
 }
+
+/// A data set as Python's library leaves it in its cache: blobs, a snapshot that names them, a ref.
+fn cached_set(cache: &std::path::Path) {
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let root = cache.join("datasets--org--set");
+    std::fs::create_dir_all(root.join("refs")).unwrap();
+    std::fs::write(root.join("refs/main"), commit).unwrap();
+    let snapshot = root.join("snapshots").join(commit);
+    std::fs::create_dir_all(snapshot.join("plain")).unwrap();
+    let card = "---\nconfigs:\n- config_name: plain\n  data_files:\n  - split: train\n    path: plain/train-*\n  - split: validation\n    path: plain/dev.jsonl\n---\n";
+    std::fs::write(snapshot.join("README.md"), card).unwrap();
+    let row = |i: usize| format!("{{\"sentence\": \"the fox was happy {i}\", \"label\": {}}}\n", i % 2);
+    for shard in 0..2 {
+        let rows: String = (0..4).map(row).collect();
+        std::fs::write(snapshot.join(format!("plain/train-0000{shard}-of-00002.jsonl")), rows).unwrap();
+    }
+    std::fs::write(snapshot.join("plain/dev.jsonl"), row(1)).unwrap();
+}
+
+#[test]
+fn a_data_set_of_the_hub_is_read_from_pythons_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("hub");
+    cached_set(&cache);
+    let eval = |split: &str| {
+        let args = ["eval", "builtin:tiny-bert", "--data", "hf:org/set", "--split", split, "--json", "-q"];
+        crate::common::prunectl(dir.path(), &args).env("HF_HUB_CACHE", &cache).output().unwrap()
+    };
+    for (split, rows) in [("train", 8), ("validation", 1)] {
+        let out = eval(split);
+        assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+        let value: Value = serde_json::from_str(&stdout(&out)).unwrap();
+        assert_eq!(value["metrics"]["accuracy"]["examples"], rows, "{value}");
+    }
+    let out = eval("test");
+    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
+    assert!(stderr(&out).contains("no split `test`") && stderr(&out).contains("train"), "{}", stderr(&out));
+}
+
+#[test]
+fn a_locked_run_refuses_what_has_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = "text,label\nthe fox was happy,1\nthe fox was sad,0\n";
+    std::fs::create_dir(dir.path().join("r")).unwrap();
+    std::fs::write(dir.path().join("r/d.csv"), data).unwrap();
+    let recipe = "edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata d = csv(\"d.csv\")\neval accuracy() of m on d as acc\n";
+    std::fs::write(dir.path().join("r/a.prune"), recipe).unwrap();
+    let out = run(dir.path(), &["run", "r/a.prune", "--locked", "-q"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(stderr(&out).contains("prunectl lock r/a.prune"), "{}", stderr(&out));
+    let out = run(dir.path(), &["lock", "r/a.prune", "-q"]);
+    assert_eq!((out.status.code(), stdout(&out).trim()), (Some(0), "r/a.lock"), "{}", stderr(&out));
+    // The same from another folder: paths in the lock start from the recipe's.
+    let out = run(&dir.path().join("r"), &["run", "a.prune", "--locked", "-q"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    std::fs::write(dir.path().join("r/d.csv"), format!("{data}more,1\n")).unwrap();
+    let out = run(dir.path(), &["run", "r/a.prune", "--locked", "-q"]);
+    assert_eq!(out.status.code(), Some(2));
+    let told = stderr(&out);
+    assert!(told.contains("data d.csv: ") && told.contains("is locked") && told.contains("prunectl lock r/a.prune"), "{told}");
+    assert_eq!(run(dir.path(), &["run", "r/a.prune", "-q"]).status.code(), Some(0));
+}
+
+#[test]
+fn choices_and_last_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let quiz = "{\"q\": \"Once upon a\", \"a\": [\"time\", \"xylophone of doom\"], \"key\": \"A\"}\n{\"q\": \"\", \"a\": [\"The fox was happy.\", \"happy fox The. was\"], \"key\": 0}\n";
+    std::fs::write(dir.path().join("q.jsonl"), quiz).unwrap();
+    std::fs::write(dir.path().join("w.jsonl"), "{\"text\": \"Once upon a time\"}\n").unwrap();
+    let source = "jsonl(\"q.jsonl\", text = \"q\", choices = [\"a\"], label = \"key\")";
+    let args =
+        ["eval", "builtin:tiny-llama", "--data", source, "--metric", "choice", "--metric", "choice(length = characters)", "--json", "-q"];
+    let out = run(dir.path(), &args);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    let value: Value = serde_json::from_str(&stdout(&out)).unwrap();
+    assert_eq!(value["metrics"]["choice"]["examples"], 2);
+    assert!(value["metrics"]["choice_2"]["protocol"].as_str().unwrap().contains("characters"), "{value}");
+    let out = run(dir.path(), &["eval", "builtin:tiny-llama", "--data", "w.jsonl", "--metric", "last_word", "-q"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    let out = run(dir.path(), &["eval", "builtin:tiny-bert", "--data", source, "--metric", "choice", "-q"]);
+    assert!(stderr(&out).contains("does not continue texts"), "{}", stderr(&out));
+}
+
+#[test]
+fn how_much_must_go_is_told_from_headers() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = run(dir.path(), &["plan", "builtin:tiny-llama", "--to", "params <= 80% of dense", "--json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    let value: Value = serde_json::from_str(&stdout(&out)).unwrap();
+    let limit = &value["fit"]["limits"][0];
+    assert!(limit["after"].as_f64() <= limit["limit"].as_f64() && limit["limit"].as_f64() < limit["before"].as_f64(), "{value}");
+    // The plan of the statements agrees with the arithmetic.
+    let after = value["models"][0]["known"]["parameters_after"].as_array().unwrap();
+    assert_eq!(after[0].as_f64(), limit["after"].as_f64(), "{value}");
+    let out = run(dir.path(), &["plan", "builtin:tiny-llama", "--to", "params <= 10"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(stderr(&out).contains("can't come down to 10"), "{}", stderr(&out));
+    assert_eq!(run(dir.path(), &["plan", "builtin:tiny-llama"]).status.code(), Some(0));
+    let out = run(dir.path(), &["man", "--out", "man"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    assert!(std::fs::read_to_string(dir.path().join("man/prunectl-bench.1")).unwrap().contains("prunectl"));
+}

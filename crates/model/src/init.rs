@@ -6,10 +6,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use crate::blueprint::{Blueprint, NormKind, SlotKind};
+use crate::blueprint::{Blueprint, NormKind, Slot, SlotKind};
 use crate::checkpoint::LoadOptions;
 use crate::dims::LayerDims;
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::params::Params;
 
 /// transformers' default.
@@ -17,20 +17,38 @@ const DEFAULT_STD: f64 = 0.02;
 
 /// Parameters for every slot.
 pub(crate) fn parameters(blueprint: &Blueprint, dims: &[LayerDims], config: &Value, seed: u64, options: &LoadOptions) -> Result<Params> {
-    let std = ["initializer_range", "init_std"].iter().find_map(|k| config.get(*k).and_then(Value::as_f64)).unwrap_or(DEFAULT_STD);
     let mut params = Params::default();
     for (stream, slot) in blueprint.slots(dims).into_iter().enumerate() {
-        let n = slot.shape.iter().product();
-        let values = match slot.kind {
-            SlotKind::Embedding | SlotKind::Matrix => normal(seed, stream as u64, n, std),
-            SlotKind::NormWeight if blueprint.norm.kind == NormKind::RmsOffsetOne => vec![0.0; n],
-            SlotKind::NormWeight => vec![1.0; n],
-            SlotKind::Bias | SlotKind::NormBias => vec![0.0; n],
-        };
-        let tensor = Tensor::from_vec(values, slot.shape, &Device::Cpu)?;
-        params.set(slot.name, tensor.to_dtype(options.dtype)?.to_device(&options.device)?);
+        let tensor = values(blueprint, &slot, config, seed, stream as u64, options)?;
+        params.set(slot.name, tensor);
     }
     Ok(params)
+}
+
+/// One slot's parameters: those that [`parameters`] would give it.
+pub(crate) fn slot(
+    blueprint: &Blueprint,
+    dims: &[LayerDims],
+    config: &Value,
+    name: &str,
+    seed: u64,
+    options: &LoadOptions,
+) -> Result<Tensor> {
+    let found = blueprint.slots(dims).into_iter().enumerate().find(|(_, s)| s.name == name);
+    let (stream, slot) = found.ok_or_else(|| ModelError::MissingSlot { slot: name.to_owned() })?;
+    values(blueprint, &slot, config, seed, stream as u64, options)
+}
+
+fn values(blueprint: &Blueprint, slot: &Slot, config: &Value, seed: u64, stream: u64, options: &LoadOptions) -> Result<Tensor> {
+    let std = ["initializer_range", "init_std"].iter().find_map(|k| config.get(*k).and_then(Value::as_f64)).unwrap_or(DEFAULT_STD);
+    let n = slot.shape.iter().product();
+    let values = match slot.kind {
+        SlotKind::Embedding | SlotKind::Matrix => normal(seed, stream, n, std),
+        SlotKind::NormWeight if blueprint.norm.kind == NormKind::RmsOffsetOne => vec![0.0; n],
+        SlotKind::NormWeight => vec![1.0; n],
+        SlotKind::Bias | SlotKind::NormBias => vec![0.0; n],
+    };
+    Ok(Tensor::from_vec(values, slot.shape.as_slice(), &Device::Cpu)?.to_dtype(options.dtype)?.to_device(&options.device)?)
 }
 
 /// Normal numbers by Box and Muller (1958), in f64, narrowed.

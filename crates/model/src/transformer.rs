@@ -137,7 +137,12 @@ impl Transformer {
 
     /// New random weights in the same shapes, drawn as `init` draws them.
     pub fn reinit(&self, seed: u64) -> Result<Self> {
-        let options = crate::checkpoint::LoadOptions { dtype: self.dtype, device: self.device.clone(), task: Some(self.origin.task) };
+        let options = crate::checkpoint::LoadOptions {
+            dtype: self.dtype,
+            device: self.device.clone(),
+            task: Some(self.origin.task),
+            ..Default::default()
+        };
         let params = crate::init::parameters(&self.blueprint, &self.dims, &self.origin.config, seed, &options)?;
         Ok(Self { params, ..self.clone() })
     }

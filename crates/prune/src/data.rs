@@ -45,6 +45,28 @@ pub struct TokenStream {
     pub ids: Vec<u32>,
 }
 
+/// A context and what may follow it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Question {
+    /// What may follow, each with its context.
+    pub options: Vec<Continuation>,
+    /// The right one.
+    pub answer: usize,
+}
+
+/// A context with one continuation, in tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// Context and continuation.
+    pub ids: Vec<u32>,
+    /// The continuation's first token, at least 1.
+    pub from: usize,
+    /// Characters of the option as the data has it.
+    pub characters: usize,
+    /// Its bytes in UTF-8.
+    pub bytes: usize,
+}
+
 /// Told how far a method is; asked whether to go on.
 pub trait Progress: Sync {
     /// `done` of `total` units of work of that name.

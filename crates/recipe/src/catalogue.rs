@@ -51,6 +51,8 @@ pub enum Ty {
     Steps,
     /// A string.
     Text,
+    /// A column by its name, or by its number from 0.
+    Column,
     /// A file or folder.
     Path,
     /// One of these words.

@@ -85,6 +85,8 @@ pub struct ModelDecl {
     pub dtype: Option<String>,
     /// `task = "…"`.
     pub task: Option<String>,
+    /// `labels = 3`: classes of the head.
+    pub labels: Option<u64>,
     /// The statement.
     pub span: Span,
 }
@@ -128,6 +130,8 @@ pub enum DataSource {
     Csv(PathBuf),
     /// `jsonl("f.jsonl", …)`.
     Jsonl(PathBuf),
+    /// `parquet("f.parquet", …)`.
+    Parquet(PathBuf),
     /// `tokens("f.safetensors")`.
     Tokens(PathBuf),
     /// `builtin("name")`.

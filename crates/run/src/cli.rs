@@ -98,12 +98,16 @@ pub enum Command {
     Inspect(commands::inspect::Inspect),
     /// Write a saved model in another format: a GGUF file for llama.cpp, or a folder of another dtype or layout.
     Export(commands::export::Export),
+    /// Write down everything that a recipe reads, with its hashes, for `run --locked`.
+    Lock(commands::lock::LockCommand),
     /// Every method and its parameters as JSON.
     Schema(commands::schema::Schema),
     /// Devices, features, threads and disk of this machine.
     Doctor(commands::doctor::Doctor),
     /// Completions for a shell, on stdout.
     Completions(commands::completions::Completions),
+    /// Manual pages, for man(1).
+    Man(commands::man::Man),
 }
 
 impl Cli {
@@ -127,9 +131,11 @@ impl Cli {
             Command::Compare(c) => c.run(&options),
             Command::Inspect(c) => c.run(&options),
             Command::Export(c) => c.run(&options),
+            Command::Lock(c) => c.run(&options),
             Command::Schema(c) => c.run(),
             Command::Doctor(c) => c.run(&options),
             Command::Completions(c) => c.run(&mut Self::command()),
+            Command::Man(c) => c.run(Self::command(), &options),
         }
     }
 }

@@ -131,6 +131,16 @@ pub enum Error {
         /// Hash that was recorded.
         expected: String,
     },
+    /// `--locked`, and something is not as it was locked.
+    #[error("{} does not say what is here:\n  {}\nput the old state back, or accept the new one:\n    prunectl lock {}", path.display(), differences.join("\n  "), crate::interrupt::shell_quote(recipe))]
+    Unlocked {
+        /// The lock.
+        path: PathBuf,
+        /// Each difference, in words.
+        differences: Vec<String>,
+        /// The recipe, as it was named.
+        recipe: String,
+    },
     /// The device isn't there.
     #[error("device `{device}`: {reason}")]
     Device {

@@ -9,6 +9,7 @@ pub mod data;
 pub mod error;
 pub mod executor;
 pub mod files;
+pub mod fit;
 pub mod forecast;
 pub mod gguf;
 pub mod hub;

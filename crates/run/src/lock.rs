@@ -75,6 +75,52 @@ impl Lock {
         serde_yaml::to_string(self).map_err(|e| Error::Internal(format!("the lock can't be written as YAML: {e}")))
     }
 
+    /// The same with paths that start from the recipe's folder, so that a lock says the same wherever the command is given.
+    pub fn within(mut self, base: &Path) -> Self {
+        let inside = |path: &str| -> String {
+            let rest = Path::new(path).strip_prefix(base).ok().filter(|p| !p.as_os_str().is_empty());
+            rest.map_or_else(|| path.to_owned(), |p| p.display().to_string())
+        };
+        self.recipe.path = inside(&self.recipe.path);
+        for file in self.uses.iter_mut().chain(&mut self.data) {
+            file.path = inside(&file.path);
+        }
+        for source in self.models.values_mut() {
+            for kind in ["dir:", "init:"] {
+                if let Some(path) = source.source.strip_prefix(kind) {
+                    source.source = format!("{kind}{}", inside(path));
+                }
+            }
+            source.files = std::mem::take(&mut source.files).into_iter().map(|(name, hash)| (inside(&name), hash)).collect();
+        }
+        self
+    }
+
+    /// What is otherwise in `now`, one line each.
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let (locked, found) = (self.entries(), now.entries());
+        let changed = locked.iter().filter_map(|(what, was)| match found.get(what) {
+            None => Some(format!("{what} is locked and no longer read")),
+            Some(is) if is != was => Some(format!("{what}: {} is locked, {} is there", short(was), short(is))),
+            Some(_) => None,
+        });
+        let new = found.keys().filter(|what| !locked.contains_key(*what)).map(|what| format!("{what} is read and not locked"));
+        changed.chain(new).collect()
+    }
+
+    /// Everything that it locks, by name: a hash, a commit, a source.
+    fn entries(&self) -> BTreeMap<String, &str> {
+        let mut out = BTreeMap::new();
+        out.insert(format!("recipe {}", self.recipe.path), self.recipe.sha256.as_str());
+        out.extend(self.uses.iter().map(|f| (format!("used recipe {}", f.path), f.sha256.as_str())));
+        for (name, model) in &self.models {
+            out.insert(format!("model {name}"), model.source.as_str());
+            out.extend(model.files.iter().map(|(file, hash)| (format!("model {name}, {file}"), hash.as_str())));
+        }
+        out.extend(self.data.iter().map(|f| (format!("data {}", f.path), f.sha256.as_str())));
+        out
+    }
+
     /// Refuses a recipe, or one that it `use`s, that is not the locked one.
     pub fn verify_texts(&self, other: &Self, since: &'static str) -> Result<()> {
         verify(&self.recipe, &other.recipe, since)?;
@@ -119,6 +165,13 @@ impl Lock {
     }
 }
 
+/// Enough of a hash to tell two apart; anything else as it is.
+fn short(text: &str) -> &str {
+    const SHOWN: usize = 12;
+    let hash = text.len() >= 40 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if hash { text.get(..SHOWN).unwrap_or(text) } else { text }
+}
+
 fn verify(expected: &LockedFile, found: &LockedFile, since: &'static str) -> Result<()> {
     if expected.sha256 == found.sha256 {
         return Ok(());
@@ -138,6 +191,24 @@ mod tests {
         assert!(!lock.model("m", source("11"), "the run began").unwrap());
         let e = lock.model("m", source("22"), "the run began").unwrap_err().to_string();
         assert!(e.contains("config.json") && e.contains("found sha256 22") && e.contains("expected 11"), "{e}");
+        let mut other = lock.clone();
+        other.models.insert("n".into(), source("33"));
+        other.recipe.sha256 = "b".repeat(64);
+        assert_eq!(
+            lock.differences(&other),
+            [
+                format!("recipe a.prune: {} is locked, bbbbbbbbbbbb is there", &lock.recipe.sha256[..12]),
+                "model n is read and not locked".to_owned(),
+                "model n, config.json is read and not locked".to_owned(),
+            ]
+        );
+        assert!(lock.differences(&lock).is_empty());
+        let mut below = lock.clone();
+        below.recipe.path = "r/a.prune".into();
+        below.models.insert("m".into(), LockedSource { source: "dir:r/m".into(), ..source("11") });
+        let mut here = lock.clone();
+        here.models.insert("m".into(), source("11"));
+        assert_eq!(below.within(Path::new("r")), here);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("recipe.lock");
         std::fs::write(&path, lock.to_yaml().unwrap()).unwrap();

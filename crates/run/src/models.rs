@@ -66,6 +66,12 @@ fn dtype_of(decl: &ModelDecl, asked: Option<Dtype>) -> Result<DType> {
         .map_err(|e| Error::Refused { what: format!("dtype of `{}`: {e}", decl.name), remedy: "leave it out for f32".to_owned() })
 }
 
+/// What a declaration says of the head. A recipe that names its task wants a head for it, whatever the files hold.
+fn options_of(decl: &ModelDecl) -> Result<LoadOptions> {
+    let labels = decl.labels.and_then(|n| usize::try_from(n).ok());
+    Ok(LoadOptions { task: task_of(decl)?, labels, fresh_head: decl.task.is_some(), ..LoadOptions::default() })
+}
+
 /// A config that lies in a built-in model: `init("builtin:tiny-bert")`.
 fn builtin_config(config: &Path) -> Option<&str> {
     config.to_str()?.rsplit('/').next()?.strip_prefix("builtin:")
@@ -90,7 +96,7 @@ fn with_builtin<T>(files: &[builtin::ModelFile], work: impl FnOnce(&Path) -> Res
 
 /// Loads what a declaration names. A `copy(…)` is the executor's.
 pub fn load(decl: &ModelDecl, device: &Device, dtype: Option<Dtype>, hub: &Door) -> Result<Loaded> {
-    let options = LoadOptions { dtype: dtype_of(decl, dtype)?, device: device.clone(), task: task_of(decl)? };
+    let options = LoadOptions { dtype: dtype_of(decl, dtype)?, device: device.clone(), ..options_of(decl)? };
     match &decl.source {
         ModelSource::Dir(path) => from_folder(path.clone(), &options),
         ModelSource::Hub { repo, revision } => from_folder(hub.model(repo, revision.as_deref())?, &options),
@@ -123,9 +129,10 @@ fn from_folder(path: PathBuf, options: &LoadOptions) -> Result<Loaded> {
 
 /// What config and headers say, no weight read; of a model on the Hub that is not in the cache only these are fetched.
 pub fn read_facts(decl: &ModelDecl, hub: &Door) -> Result<ModelFile> {
-    let task = task_of(decl)?;
+    let options = options_of(decl)?;
+    let task = options.task;
     match &decl.source {
-        ModelSource::Dir(path) => Ok(ModelFile::read(path, task)?),
+        ModelSource::Dir(path) => Ok(ModelFile::read_for(path, &options)?),
         ModelSource::Builtin(name) => {
             let files = builtin_files(name, task)?;
             if !files.iter().any(|(file, _)| file.ends_with(".safetensors")) {
@@ -135,13 +142,13 @@ pub fn read_facts(decl: &ModelDecl, hub: &Door) -> Result<ModelFile> {
                     remedy: format!("train it with recipes/builtin, or write init(\"builtin:{name}\") for random ones"),
                 });
             }
-            with_builtin(files, |dir| Ok(ModelFile::read(dir, task)?))
+            with_builtin(files, |dir| Ok(ModelFile::read_for(dir, &options)?))
         }
         ModelSource::Init { config, .. } => match builtin_config(config) {
-            Some(name) => with_builtin(builtin_files(name, task)?, |dir| Ok(ModelFile::of_config(&dir.join("config.json"), task)?)),
-            None => Ok(ModelFile::of_config(config, task)?),
+            Some(name) => with_builtin(builtin_files(name, task)?, |dir| Ok(ModelFile::of_config_for(&dir.join("config.json"), &options)?)),
+            None => Ok(ModelFile::of_config_for(config, &options)?),
         },
-        ModelSource::Hub { repo, revision } => Ok(ModelFile::read(hub.headers(repo, revision.as_deref())?.path(), task)?),
+        ModelSource::Hub { repo, revision } => Ok(ModelFile::read_for(hub.headers(repo, revision.as_deref())?.path(), &options)?),
         ModelSource::Copy(of) => Err(Error::Internal(format!("`copy({of})` was asked of the loader"))),
     }
 }
@@ -264,6 +271,6 @@ impl ModelFacts for DiskFacts {
     }
 
     fn splits(&self, decl: &DataDecl) -> Option<Vec<String>> {
-        crate::data::splits(decl)
+        crate::data::splits(decl, &self.hub)
     }
 }

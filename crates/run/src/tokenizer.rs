@@ -49,6 +49,9 @@ pub struct Encoded {
     pub cut: bool,
 }
 
+/// Token ids, and of each the bytes of the text that it covers: from, to.
+pub type Spanned = (Vec<u32>, Vec<(usize, usize)>);
+
 /// A tokenizer; cloning is cheap.
 #[derive(Clone)]
 pub struct Tokenizer {
@@ -61,6 +64,11 @@ pub struct Tokenizer {
     special: Arc<Vec<u32>>,
     largest: (u32, String),
     limit: Option<usize>,
+    /// BOS, or EOS where there is none.
+    start: Option<u32>,
+    /// The words of BOS and EOS, for templates.
+    marks: (String, String),
+    template: Option<Arc<str>>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -88,7 +96,11 @@ impl Tokenizer {
             let bytes = std::fs::read(dir.join(name)).unwrap_or_default();
             serde_json::from_slice(&bytes).unwrap_or_default()
         };
-        Self::build(&path.display().to_string(), json, &side("config.json"), &side("tokenizer_config.json")).map(Some)
+        let mut this = Self::build(&path.display().to_string(), json, &side("config.json"), &side("tokenizer_config.json"))?;
+        if let Ok(template) = std::fs::read_to_string(dir.join("chat_template.jinja")) {
+            this.template = Some(template.into());
+        }
+        Ok(Some(this))
     }
 
     /// A tokenizer from the bytes of a tokenizer.json, as built-in models carry it, with the model's config for its padding token.
@@ -122,6 +134,21 @@ impl Tokenizer {
         // Padded places are never attended to nor scored, so any id that the embedding has will do.
         let pad = id("pad_token_id").or_else(|| named("pad_token")).or_else(|| any(&["[PAD]", "<pad>"])).unwrap_or(0);
         let mask = named("mask_token").or_else(|| any(&["[MASK]", "<mask>"]));
+        let start = named("bos_token").or_else(|| id("bos_token_id")).or_else(|| named("eos_token")).or_else(|| id("eos_token_id"));
+        let word = |key: &str| match tokenizer_config.get(key) {
+            Some(serde_json::Value::String(s)) => s.clone(),
+            Some(v) => v.get("content").and_then(|c| c.as_str()).unwrap_or_default().to_owned(),
+            None => id(&format!("{key}_id")).and_then(|i| inner.id_to_token(i)).unwrap_or_default(),
+        };
+        let marks = (word("bos_token"), word("eos_token"));
+        // One template, or several by name, of which `default` is meant.
+        let template = tokenizer_config.get("chat_template").and_then(|t| match t {
+            serde_json::Value::Array(all) => {
+                let default = all.iter().find(|t| t.get("name").and_then(|n| n.as_str()) == Some("default"))?;
+                default.get("template")?.as_str().map(Arc::from)
+            }
+            t => t.as_str().map(Arc::from),
+        });
         let prefix = prefix_of(&inner).map_err(|e| unreadable(e.to_string()))?;
         Ok(Self {
             inner: Arc::new(inner),
@@ -133,6 +160,9 @@ impl Tokenizer {
             special: Arc::new(special),
             largest,
             limit: None,
+            start,
+            marks,
+            template,
         })
     }
 
@@ -187,6 +217,21 @@ impl Tokenizer {
         Ok(self.inner.encode_fast(text, false).map_err(|e| self.trouble(&e))?.get_ids().to_vec())
     }
 
+    /// A text without special tokens of the tokenizer's own, never cut, with the bytes that each token covers: for templates, which write
+    /// special tokens out.
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Spanned, TokenizerError> {
+        let unlimited = if self.limit.is_some() { Some(self.unlimited()?) } else { None };
+        let inner = unlimited.as_ref().map_or(&*self.inner, |t| t);
+        let encoding = inner.encode(text, false).map_err(|e| self.trouble(&e))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+    }
+
+    fn unlimited(&self) -> Result<tokenizers::Tokenizer, TokenizerError> {
+        let mut inner = (*self.inner).clone();
+        inner.with_truncation(None).map_err(|e| TokenizerError::Unreadable { origin: self.origin.clone(), why: e.to_string() })?;
+        Ok(inner)
+    }
+
     /// Text of tokens; special tokens are left out on request.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
         self.inner.decode(ids, skip_special_tokens).map_err(|e| self.trouble(&e))
@@ -199,6 +244,24 @@ impl Tokenizer {
     /// The special tokens that this tokenizer puts in front of a text: BOS, `[CLS]`, or nothing.
     pub fn prefix(&self) -> &[u32] {
         &self.prefix
+    }
+    /// What stands in front of a text without context: BOS, or EOS where there is none.
+    pub fn start(&self) -> Option<u32> {
+        self.start
+    }
+    /// The words of BOS and EOS; empty where there are none.
+    pub fn marks(&self) -> (&str, &str) {
+        (&self.marks.0, &self.marks.1)
+    }
+    /// The chat template.
+    pub fn template(&self) -> Option<&str> {
+        self.template.as_deref()
+    }
+    /// The same tokenizer with a chat template.
+    #[cfg(test)]
+    pub(crate) fn with_template(mut self, template: &str) -> Self {
+        self.template = Some(template.into());
+        self
     }
     /// The id for padded places.
     pub fn pad(&self) -> u32 {

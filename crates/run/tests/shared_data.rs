@@ -9,6 +9,7 @@ use prunectl_prune::{Batches, Inputs, METRICS, Metric, build};
 use prunectl_recipe::catalogue::Args;
 use prunectl_recipe::plan::{DataDecl, DataExpr, DataSource, Span, Unit, Value};
 use prunectl_run::data::{BatchSpec, Classes, DataStore, Dataset, Need, Target};
+use prunectl_run::hub::Door;
 use prunectl_run::tokenizer::Tokenizer;
 
 fn shared(test: &str) -> Option<PathBuf> {
@@ -30,7 +31,9 @@ fn json(path: &Path) -> serde_json::Value {
 fn data(source: DataSource, fields: &[(&str, f64)], split: Option<&str>) -> Dataset {
     let fields = Args(fields.iter().map(|(k, v)| ((*k).to_owned(), Value::Number(*v))).collect());
     let decl = DataDecl { name: "d".into(), source, fields, span: Span::default() };
-    DataStore::new(&[decl]).resolve(&DataExpr::Source { name: "d".into(), split: split.map(str::to_owned) }).expect("opens")
+    DataStore::new(&[decl], &Door::cache_only())
+        .resolve(&DataExpr::Source { name: "d".into(), split: split.map(str::to_owned) })
+        .expect("opens")
 }
 
 fn tokenizer(dir: &Path) -> Tokenizer {
@@ -38,7 +41,7 @@ fn tokenizer(dir: &Path) -> Tokenizer {
 }
 
 fn spec(target: Option<Target>, batch: usize) -> BatchSpec {
-    BatchSpec { target, need: Need::Required, max_length: 128, batch, vocabulary: 30522, token_types: 2, device: Device::Cpu }
+    BatchSpec { target, need: Need::Required, max_length: 128, batch, apart: false, vocabulary: 30522, token_types: 2, device: Device::Cpu }
 }
 
 #[test]
@@ -79,7 +82,7 @@ fn the_stream_and_its_perplexities_equal_transformers() {
     let stories = DataSource::Jsonl(shared.join("data/tinystories/valid.jsonl"));
     let decl = DataDecl { name: "d".into(), source: stories, fields: Args::default(), span: Span::default() };
     let half = DataExpr::Take { of: Box::new(DataExpr::Source { name: "d".into(), split: None }), n: 116 };
-    let joined = DataStore::new(&[decl]).resolve(&half).expect("opens").stream(Some(&t), 512).expect("stream");
+    let joined = DataStore::new(&[decl], &Door::cache_only()).resolve(&half).expect("opens").stream(Some(&t), 512).expect("stream");
     assert!(joined == stream);
 
     let model = load(&dir, &LoadOptions { task: Some(Task::CausalLm), ..LoadOptions::default() }).expect("loads");
@@ -93,7 +96,8 @@ fn the_stream_and_its_perplexities_equal_transformers() {
     for (protocol, variant, args) in cases {
         let args = Args(args.into_iter().map(|(k, v)| (k.to_owned(), v)).collect());
         let metric: Box<dyn Metric> = build(METRICS, "perplexity", &args).expect("builds");
-        let mut inputs = Inputs { model: &model, batches: None, stream: Some(&stream), teacher: None, batch: 16, progress: &() };
+        let mut inputs =
+            Inputs { model: &model, batches: None, stream: Some(&stream), questions: None, teacher: None, batch: 16, progress: &() };
         let found = metric.measure(&mut inputs).expect("measures");
         let expected = &expected["protocols"][protocol][variant];
         let (ppl, scored) = (expected["perplexity"].as_f64().expect("perplexity"), expected["tokens"].as_u64());

@@ -17,6 +17,9 @@ use crate::params::Params;
 use crate::transformer::{Blocked, Origin, Transformer};
 use files::{Files, read_json};
 
+/// Seed of a head that the files lack.
+const HEAD_SEED: u64 = 0;
+
 /// How to load.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -26,11 +29,15 @@ pub struct LoadOptions {
     pub device: Device,
     /// What for. None: as the config's `architectures` says.
     pub task: Option<Task>,
+    /// Classes of the head, where the config is not to say.
+    pub labels: Option<usize>,
+    /// A classifier or span head that the files lack is drawn at random ([`Facts::fresh`] names it) instead of being an error.
+    pub fresh_head: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { dtype: DType::F32, device: Device::Cpu, task: None }
+        Self { dtype: DType::F32, device: Device::Cpu, task: None, labels: None, fresh_head: false }
     }
 }
 
@@ -59,6 +66,8 @@ pub struct Facts {
     pub tied: bool,
     /// Tensors of the files that the network does not use.
     pub unused: Vec<String>,
+    /// Tensors of the head that the files lack: drawn at random when the model is loaded.
+    pub fresh: Vec<String>,
 }
 
 /// A folder whose config and headers are read and agree.
@@ -68,12 +77,33 @@ struct Opened {
     files: Files,
     /// Each tensor that the network needs, under the name that it has in these files.
     tensors: Vec<(String, FileTensor)>,
+    /// Those of the head that they lack and that may be drawn at random.
+    fresh: Vec<FileTensor>,
+}
+
+/// A config with another number of classes; their names go, if they are not so many.
+fn with_labels(mut config: serde_json::Value, labels: Option<usize>) -> serde_json::Value {
+    let (Some(labels), Some(fields)) = (labels, config.as_object_mut()) else { return config };
+    let named = fields.get("id2label").and_then(|names| names.as_object()).map(serde_json::Map::len);
+    if named != Some(labels) {
+        fields.remove("id2label");
+        fields.remove("label2id");
+    }
+    fields.insert("num_labels".to_owned(), labels.into());
+    config
+}
+
+/// Whether a tensor belongs to a head that is trained for a task, and not to the network below it.
+fn of_task_head(tensor: &FileTensor, task: Task) -> bool {
+    let head = |slot: &str| slot.starts_with("classifier.") || slot.starts_with("pooler.");
+    matches!(task, Task::Classification | Task::QuestionAnswering) && tensor.parts.iter().all(|slot| head(&slot.name))
 }
 
 impl Opened {
-    fn read(dir: &Path, task: Option<Task>, data: bool) -> Result<Self> {
+    fn read(dir: &Path, options: &LoadOptions, data: bool) -> Result<Self> {
+        let task = options.task;
         let path = dir.join("config.json");
-        let config = read_json(&path)?;
+        let config = with_labels(read_json(&path)?, options.labels);
         // The config is judged before the weights: its complaint says more than a missing file.
         family::resolve(&path, &config, task, &|_| false)?;
         let files = Files::open(dir, data)?;
@@ -84,18 +114,29 @@ impl Opened {
             *pooling = stated;
         }
         let names = (resolved.family.names)(&resolved.blueprint);
-        let mut tensors = Vec::new();
+        let (mut tensors, mut fresh) = (Vec::new(), Vec::new());
         for tensor in names.file_tensors(&resolved.blueprint, &resolved.dims)? {
-            let name = find(&files, names.prefix, &tensor.name).ok_or_else(|| ModelError::MissingTensor {
-                path: dir.to_owned(),
-                tensor: tensor.name.clone(),
-                expected: format!("{:?}", tensor.shape()),
-                task: resolved.task.to_string(),
-            })?;
+            let Some(name) = find(&files, names.prefix, &tensor.name) else {
+                if options.fresh_head && of_task_head(&tensor, resolved.task) {
+                    fresh.push(tensor);
+                    continue;
+                }
+                return Err(ModelError::MissingTensor {
+                    path: dir.to_owned(),
+                    tensor: tensor.name.clone(),
+                    expected: format!("{:?}", tensor.shape()),
+                    task: resolved.task.to_string(),
+                });
+            };
+            let other = files.entry(&name).is_some_and(|(_, entry)| entry.shape != tensor.shape());
+            if other && options.fresh_head && options.labels.is_some() && of_task_head(&tensor, resolved.task) {
+                fresh.push(tensor);
+                continue;
+            }
             check_entry(&files, &name, &tensor)?;
             tensors.push((name, tensor));
         }
-        Ok(Self { resolved, config, files, tensors })
+        Ok(Self { resolved, config, files, tensors, fresh })
     }
 
     fn stored_dtype(&self) -> DType {
@@ -168,7 +209,12 @@ fn sentence_pooling(dir: &Path) -> Result<Option<Pooling>> {
 impl Facts {
     /// Reads `config.json` and the headers of the safetensors files in a folder. Works where the files' data section is absent.
     pub fn read(dir: &Path, task: Option<Task>) -> Result<Self> {
-        let opened = Opened::read(dir, task, false)?;
+        Self::read_for(dir, &LoadOptions { task, ..LoadOptions::default() })
+    }
+
+    /// The same of what `load` would make with these options.
+    pub fn read_for(dir: &Path, options: &LoadOptions) -> Result<Self> {
+        let opened = Opened::read(dir, options, false)?;
         let stored_dtype = opened.stored_dtype();
         let mut used: BTreeSet<String> = opened.tensors.iter().map(|(name, _)| name.clone()).collect();
         for (name, _) in &opened.tensors {
@@ -176,8 +222,9 @@ impl Facts {
         }
         let unused = opened.files.names().filter(|name| !used.contains(*name)).map(str::to_owned).collect();
         let file_bytes = opened.files.bytes();
-        let Opened { resolved, config, .. } = opened;
+        let Opened { resolved, config, fresh, .. } = opened;
         Ok(Self {
+            fresh: fresh.into_iter().map(|t| t.name).collect(),
             parameters: resolved.blueprint.parameter_count(&resolved.dims),
             tied: matches!(resolved.blueprint.head, Head::Tokens { tied: true, .. }),
             blueprint: resolved.blueprint,
@@ -194,7 +241,13 @@ impl Facts {
 
     /// The same of a config alone (`init("config.json", …)`): no file, so no bytes.
     pub fn of_config(path: &Path, task: Option<Task>) -> Result<Self> {
-        let config = read_json(path)?;
+        Self::of_config_for(path, &LoadOptions { task, ..LoadOptions::default() })
+    }
+
+    /// The same of what `init` would make with these options.
+    pub fn of_config_for(path: &Path, options: &LoadOptions) -> Result<Self> {
+        let task = options.task;
+        let config = with_labels(read_json(path)?, options.labels);
         let resolved = family::resolve(path, &config, task, &|_| false)?;
         Ok(Self {
             parameters: resolved.blueprint.parameter_count(&resolved.dims),
@@ -208,13 +261,14 @@ impl Facts {
             stored_dtype: DType::F32,
             file_bytes: 0,
             unused: Vec::new(),
+            fresh: Vec::new(),
         })
     }
 }
 
 /// Loads a model from a folder with `config.json` and `model.safetensors` (or shards and an index).
 pub fn load(dir: &Path, options: &LoadOptions) -> Result<Transformer> {
-    let opened = Opened::read(dir, options.task, true)?;
+    let opened = Opened::read(dir, options, true)?;
     let mut params = Params::default();
     for (name, tensor) in &opened.tensors {
         let Some(value) = opened.files.tensor(name, options.dtype, &options.device)? else {
@@ -225,7 +279,10 @@ pub fn load(dir: &Path, options: &LoadOptions) -> Result<Transformer> {
         }
     }
     let stored_dtype = opened.stored_dtype();
-    let Opened { resolved, config, .. } = opened;
+    let Opened { resolved, config, fresh, .. } = opened;
+    for slot in fresh.iter().flat_map(|t| &t.parts) {
+        params.set(slot.name.clone(), crate::init::slot(&resolved.blueprint, &resolved.dims, &config, &slot.name, HEAD_SEED, options)?);
+    }
     Ok(assemble(resolved, config, params, stored_dtype, options))
 }
 
@@ -413,7 +470,7 @@ fn part_name(file: &str, slot: &str) -> String {
 
 /// A model with random weights in the shapes of a config (`init("config.json", seed = …)`).
 pub fn init(config: &Path, seed: u64, options: &LoadOptions) -> Result<Transformer> {
-    let value = read_json(config)?;
+    let value = with_labels(read_json(config)?, options.labels);
     let resolved = family::resolve(config, &value, options.task, &|_| false)?;
     let params = crate::init::parameters(&resolved.blueprint, &resolved.dims, &value, seed, options)?;
     Ok(assemble(resolved, value, params, DType::F32, options))

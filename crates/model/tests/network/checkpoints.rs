@@ -101,6 +101,26 @@ fn configs_that_make_no_sense_are_refused_by_field() {
 }
 
 #[test]
+fn a_head_that_the_files_lack_is_drawn_only_when_asked_for() {
+    let dir = folder("llama", "config.json");
+    let asked = LoadOptions { task: Some(Task::Classification), labels: Some(3), fresh_head: true, ..LoadOptions::default() };
+    let facts = prunectl_model::Facts::read_for(dir.path(), &asked).unwrap();
+    assert_eq!(facts.fresh, ["score.weight"]);
+    let model = load(dir.path(), &asked).unwrap();
+    let head = |m: &prunectl_model::Transformer| m.params().require("classifier.weight").unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!((head(&model).len(), head(&model)[0].len()), (3, 64));
+    assert_eq!(head(&model), head(&load(dir.path(), &asked).unwrap()), "the same head each time");
+    // Only the head: a network with a hole in it is refused as before.
+    let deeper = with_config("llama", |config| config["num_hidden_layers"] = json!(4));
+    let message = load(deeper.path(), &asked).unwrap_err().to_string();
+    assert!(message.contains("model.layers.3."), "{message}");
+    // A classifier for another number of classes is replaced, its names forgotten.
+    let classes = folder("bert_cls", "config.json");
+    let facts = prunectl_model::Facts::read_for(classes.path(), &LoadOptions { labels: Some(7), ..asked }).unwrap();
+    assert_eq!(facts.fresh, ["classifier.weight", "classifier.bias"]);
+}
+
+#[test]
 fn weights_that_do_not_fit_are_refused_by_tensor() {
     let name = "model.layers.1.mlp.up_proj.weight";
     let wider = with_config("llama", |config| config["intermediate_size"] = json!(100));

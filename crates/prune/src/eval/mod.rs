@@ -1,5 +1,7 @@
 //! Metrics: one file each, ending in its row. Every value states its protocol.
 
+mod agreement;
+mod choice;
 mod paired;
 mod perplexity;
 mod planned;
@@ -9,14 +11,14 @@ mod simple;
 mod task;
 mod teacher;
 
+pub(crate) use agreement::rank_correlation as spearman;
 pub use paired::paired_lower_bound;
 use std::collections::BTreeMap;
 
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::Entry;
-pub(crate) use task::rank_correlation as spearman;
 
-use crate::data::{Batches, Progress, TokenStream};
+use crate::data::{Batches, Progress, Question, TokenStream};
 use crate::error::Result;
 
 /// What a metric reads.
@@ -28,6 +30,10 @@ pub enum Needs {
     Batches,
     /// One stream of tokens.
     Stream,
+    /// Questions with the continuations that the data names.
+    Choices,
+    /// The last word of each text, as a question with one continuation.
+    LastWords,
     /// Batches, and another model beside the one measured.
     BatchesAndTeacher,
 }
@@ -40,6 +46,8 @@ pub struct Inputs<'a> {
     pub batches: Option<&'a mut dyn Batches>,
     /// The documents as one stream.
     pub stream: Option<&'a TokenStream>,
+    /// Questions.
+    pub questions: Option<&'a [Question]>,
     /// The other model (`kl(teacher)`).
     pub teacher: Option<&'a Transformer>,
     /// Sequences run at once, where the metric cuts its own windows.
@@ -82,15 +90,19 @@ pub static METRICS: &[Entry<dyn Metric>] = &[
     perplexity::ENTRY,
     task::ACCURACY,
     task::F1,
+    task::MATTHEWS,
+    task::PEARSON,
     task::SPEARMAN,
     task::LOSS,
     teacher::KL,
+    choice::CHOICE,
+    choice::LAST_WORD,
     simple::PARAMS,
     simple::FLOPS,
     simple::LATENCY,
+    simple::MEMORY,
     simple::SPARSITY,
     planned::BARRIER,
-    planned::MEMORY,
     planned::ZERO_COST,
     sensitivity::ENTRY,
     similarity::CKA,

@@ -25,18 +25,6 @@ planned!(
     ))
 );
 planned!(
-    MEMORY,
-    metric(
-        "memory",
-        "arithmetic over the network's shapes",
-        &[
-            within(param("batch", Ty::Count, "1", "Sequences at once."), 1.0, 1e6),
-            within(param("length", Ty::Tokens, "2048 tokens", "Tokens of each sequence."), 1.0, 1e9),
-        ],
-        "Bytes of weights and KV cache while generating.",
-    )
-);
-planned!(
     ZERO_COST,
     needs_data(metric(
         "zero_cost",

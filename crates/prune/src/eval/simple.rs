@@ -83,6 +83,7 @@ struct Latency {
     batch: usize,
     length: usize,
     runs: usize,
+    quantile: f64,
 }
 
 /// Forward passes before the clock counts.
@@ -116,19 +117,59 @@ impl Metric for Latency {
             }
         }
         times.sort_by(f64::total_cmp);
-        let median = times.get(times.len() / 2).copied().unwrap_or_default();
-        let low = times.get(times.len() / 4).copied().unwrap_or_default();
-        let high = times.get(times.len() * 3 / 4).copied().unwrap_or_default();
+        let at = |share: f64| quantile(&times, share);
         Ok(Measured {
-            value: median,
+            value: at(self.quantile),
             protocol: format!(
-                "milliseconds of one forward pass, batch {}, {} tokens: median of {} after {WARM_UP} to warm up, quartiles {low:.2} to {high:.2}, {} threads",
+                "milliseconds of one forward pass, batch {}, {} tokens: {} of {} after {WARM_UP} to warm up (10 % {:.2}, 50 % {:.2}, 90 % {:.2}, 99 % {:.2}), {} threads",
                 self.batch,
                 self.length,
+                if self.quantile == 0.5 { "median".to_owned() } else { format!("{} % quantile", self.quantile * 100.0) },
                 self.runs,
+                at(0.1),
+                at(0.5),
+                at(0.9),
+                at(0.99),
                 rayon::current_num_threads()
             ),
             tokens: Some((self.batch * self.length) as u64),
+            ..Measured::default()
+        })
+    }
+}
+
+/// The value below which that share of sorted values lies, between neighbours in proportion.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = share.clamp(0.0, 1.0) * sorted.len().saturating_sub(1) as f64;
+    let low = place.floor();
+    let at = |i: f64| sorted.get(i as usize).copied().unwrap_or_default();
+    at(low) + (at(place.ceil()) - at(low)) * (place - low)
+}
+
+struct Memory {
+    batch: usize,
+    length: usize,
+}
+
+impl Metric for Memory {
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+    fn higher_is_better(&self) -> Option<bool> {
+        Some(false)
+    }
+    fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured> {
+        let m = inputs.model;
+        let each = m.dtype().size_in_bytes();
+        let weights = m.parameter_count() * each as u64;
+        let causal = m.blueprint().attention.causal;
+        let cache = if causal { cost::kv_cache_bytes(m.blueprint(), m.dims(), self.batch, self.length, each) } else { 0 };
+        Ok(Measured {
+            value: (weights + cache) as f64,
+            protocol: format!(
+                "arithmetic: weights {weights} bytes and KV cache {cache} bytes at {each} bytes a value, batch {}, {} tokens; activations not counted",
+                self.batch, self.length
+            ),
             ..Measured::default()
         })
     }
@@ -146,11 +187,16 @@ fn sparsity(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
     Ok(Box::new(Sparsity))
 }
 
+fn memory(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
+    Ok(Box::new(Memory { batch: args.count("batch")? as usize, length: args.count("length")? as usize }))
+}
+
 fn latency(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
     Ok(Box::new(Latency {
         batch: args.count("batch")? as usize,
         length: args.count("length")? as usize,
         runs: args.count("runs")? as usize,
+        quantile: args.float("quantile")?,
     }))
 }
 
@@ -184,8 +230,33 @@ pub(super) const LATENCY: Entry<dyn Metric> = Entry {
             within(param("batch", Ty::Count, "1", "Sequences at once."), 1.0, 1e6),
             within(param("length", Ty::Tokens, "128 tokens", "Tokens of each sequence."), 1.0, 1e9),
             within(param("runs", Ty::Count, "20", "Timed passes."), 1.0, 1e6),
+            within(param("quantile", Ty::Percent, "50%", "The quantile of their times that is the value."), 0.0, 100.0),
         ],
-        "Milliseconds of one forward pass: the median, in this process, on this machine.\n\nMind: masked units cost as much as live ones until they are compacted.",
+        "Milliseconds of one forward pass, in this process, on this machine, after passes to warm up; the protocol states four quantiles.\n\nMind: masked units cost as much as live ones until they are compacted.",
     )),
     build: Some(latency),
 };
+pub(super) const MEMORY: Entry<dyn Metric> = Entry {
+    spec: runs(metric(
+        "memory",
+        "arithmetic over the network's shapes",
+        &[
+            within(param("batch", Ty::Count, "1", "Sequences at once."), 1.0, 1e6),
+            within(param("length", Ty::Tokens, "2048 tokens", "Tokens of each sequence."), 1.0, 1e9),
+        ],
+        "Bytes of weights and KV cache while generating, in the type that the model computes in. Masked units count until they are compacted.",
+    )),
+    build: Some(memory),
+};
+
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn quantiles_lie_between_neighbours() {
+        let times = [1.0, 2.0, 4.0];
+        assert_eq!([0.0, 0.5, 0.75, 1.0].map(|q| quantile(&times, q)), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!((quantile(&[], 0.5), quantile(&[7.0], 0.9)), (0.0, 7.0));
+    }
+}

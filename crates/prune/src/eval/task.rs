@@ -1,9 +1,10 @@
-//! Metrics over examples: the task's loss, accuracy, F1, Spearman's correlation.
+//! Metrics over examples: the task's loss, accuracy, F1, Matthews' and the other correlations.
 
 use candle_core::{D, DType, Tensor};
-use prunectl_model::{Batch, Gates, Labels};
+use prunectl_model::{Batch, Gates, Head, Labels};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
+use super::agreement::{f1, matthews, pearson, ranks, stderr};
 use super::{Inputs, Measured, Metric, Needs};
 use crate::error::{PruneError, Result};
 use crate::labels::output_rows;
@@ -13,6 +14,8 @@ use crate::row::{metric, needs_data, param, runs};
 enum What {
     Accuracy,
     F1 { macro_average: bool },
+    Matthews,
+    Pearson,
     Spearman,
     Loss,
 }
@@ -32,6 +35,8 @@ impl TaskMetric {
         match self.0 {
             What::Accuracy => "accuracy",
             What::F1 { .. } => "f1",
+            What::Matthews => "matthews",
+            What::Pearson => "pearson",
             What::Spearman => "spearman",
             What::Loss => "loss",
         }
@@ -48,6 +53,19 @@ impl TaskMetric {
                 let truth: Vec<f64> = labels.to_vec1::<i64>()?.iter().map(|l| *l as f64).collect();
                 let predicted = outputs.argmax(D::Minus1)?.to_vec1::<u32>()?.iter().map(|c| f64::from(*c)).collect();
                 Ok(Pairs { predicted, truth, counts: vec![1; b] })
+            }
+            Some(Labels::Values(labels)) if matches!(inputs.model.blueprint().head, Head::Encode { .. }) => {
+                let truth: Vec<f64> = labels.to_dtype(DType::F64)?.to_vec1()?;
+                let n = truth.len();
+                if b != 2 * n {
+                    return Err(self.wrong_labels("pairs of texts: their embeddings are compared"));
+                }
+                let vectors = outputs.to_dtype(DType::F64)?;
+                let (first, second) = (vectors.narrow(0, 0, n)?, vectors.narrow(0, n, n)?); // [n, hidden]
+                let dot = |x: &Tensor, y: &Tensor| (x * y)?.sum(D::Minus1)?.to_vec1::<f64>();
+                let (xy, xx, yy) = (dot(&first, &second)?, dot(&first, &first)?, dot(&second, &second)?);
+                let cosine = xy.iter().zip(xx.iter().zip(&yy)).map(|(xy, (xx, yy))| xy / (xx * yy).sqrt().max(f64::MIN_POSITIVE));
+                Ok(Pairs { predicted: cosine.collect(), truth, counts: vec![1; n] })
             }
             Some(Labels::Values(labels)) => {
                 let truth = labels.to_dtype(DType::F64)?.to_vec1()?;
@@ -130,69 +148,6 @@ impl TaskMetric {
     }
 }
 
-/// Standard error of a mean.
-pub(crate) fn stderr(values: &[f64]) -> f64 {
-    let n = values.len() as f64;
-    if n < 2.0 {
-        return 0.0;
-    }
-    let mean = values.iter().sum::<f64>() / n;
-    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    (variance / n).sqrt()
-}
-
-/// Ranks from 1; equal values share the mean of their ranks.
-fn ranks(values: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    let at = |i: &usize| values.get(*i).copied().unwrap_or_default();
-    order.sort_by(|a, b| at(a).total_cmp(&at(b)));
-    let mut out = vec![0.0; values.len()];
-    let mut rank = 0;
-    for tie in order.chunk_by(|a, b| at(a) == at(b)) {
-        let mean = rank as f64 + (tie.len() as f64 + 1.0) / 2.0;
-        rank += tie.len();
-        for i in tie {
-            if let Some(r) = out.get_mut(*i) {
-                *r = mean;
-            }
-        }
-    }
-    out
-}
-
-/// Pearson's correlation; None where a side is constant.
-fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
-    let n = a.len() as f64;
-    let (ma, mb) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
-    let mut cov = 0.0;
-    let (mut va, mut vb) = (0.0, 0.0);
-    for (x, y) in a.iter().zip(b) {
-        cov += (x - ma) * (y - mb);
-        va += (x - ma).powi(2);
-        vb += (y - mb).powi(2);
-    }
-    (va > 0.0 && vb > 0.0).then(|| cov / (va * vb).sqrt())
-}
-
-/// Spearman's ρ; None where a side is constant or there are fewer than two values.
-pub(crate) fn rank_correlation(a: &[f64], b: &[f64]) -> Option<f64> {
-    if a.len() < 2 || a.len() != b.len() {
-        return None;
-    }
-    pearson(&ranks(a), &ranks(b))
-}
-
-/// F1 of one class.
-fn f1(predicted: &[f64], truth: &[f64], class: f64) -> f64 {
-    let (mut hit, mut said, mut is) = (0.0, 0.0, 0.0);
-    for (p, t) in predicted.iter().zip(truth) {
-        said += f64::from(u8::from(*p == class));
-        is += f64::from(u8::from(*t == class));
-        hit += f64::from(u8::from(*p == class && *t == class));
-    }
-    if said + is > 0.0 { 2.0 * hit / (said + is) } else { 0.0 }
-}
-
 /// The class that counts as positive in a binary F1.
 const POSITIVE: f64 = 1.0;
 
@@ -258,13 +213,28 @@ impl Metric for TaskMetric {
                 let protocol = if macro_average { "F1, unweighted mean over the classes that occur" } else { "F1 of class 1" };
                 Measured { value, protocol: protocol.into(), ..measured }
             }
-            What::Spearman => {
-                let value = pearson(&ranks(&predicted), &ranks(&truth)).ok_or_else(|| {
+            What::Matthews => {
+                let protocol = "Matthews' correlation over all classes; 0 where a side is constant";
+                Measured { value: matthews(&predicted, &truth), protocol: protocol.into(), ..measured }
+            }
+            What::Pearson | What::Spearman => {
+                let ranked = self.0 == What::Spearman;
+                let value = if ranked { pearson(&ranks(&predicted), &ranks(&truth)) } else { pearson(&predicted, &truth) };
+                let value = value.ok_or_else(|| {
                     self.wrong_labels("predictions and labels that vary: one side is constant, so there is no correlation")
                 })?;
-                // Fisher's z for ranks, with the variance 1.06/(n − 3) of Fieller et al. (1957).
-                let stderr = (n > 3.0).then(|| (1.0 - value * value) * (1.06 / (n - 3.0)).sqrt());
-                Measured { value, stderr, protocol: "Spearman's rank correlation, ties at their mean rank".into(), ..measured }
+                // Fisher's z has variance 1/(n − 3), for ranks 1.06/(n − 3) (Fieller et al. 1957); r changes by 1 − r² as much as z.
+                let variance = if ranked { 1.06 } else { 1.0 };
+                let stderr = (n > 3.0).then(|| (1.0 - value * value) * (variance / (n - 3.0)).sqrt());
+                let of = match inputs.model.blueprint().head {
+                    Head::Encode { .. } => "the cosines of the two texts' embeddings",
+                    _ => "predictions",
+                };
+                let protocol = match ranked {
+                    true => format!("Spearman's rank correlation of {of} and labels, ties at their mean rank"),
+                    false => format!("Pearson's correlation of {of} and labels"),
+                };
+                Measured { value, stderr, protocol, ..measured }
             }
             What::Loss => measured,
         })
@@ -279,6 +249,12 @@ fn build_f1(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
 }
 fn spearman(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
     Ok(Box::new(TaskMetric(What::Spearman)))
+}
+fn matthews_metric(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
+    Ok(Box::new(TaskMetric(What::Matthews)))
+}
+fn pearson_metric(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
+    Ok(Box::new(TaskMetric(What::Pearson)))
 }
 fn loss(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
     Ok(Box::new(TaskMetric(What::Loss)))
@@ -308,9 +284,31 @@ pub(super) const SPEARMAN: Entry<dyn Metric> = Entry {
         "spearman",
         "Spearman, The proof and measurement of association between two things (1904)",
         &[],
-        "Rank correlation between predicted and true values; ties take their mean rank.",
+        "Rank correlation between predicted and true values; ties take their mean rank. For a model without a task's head (an encoder of \
+         sentences) the predictions are the cosines between the embeddings of the two texts of each row, by the pooling that the model's \
+         folder states.\n\n\
+         ```prune\neval spearman() of m on d.test as similarity\n```",
     ))),
     build: Some(spearman),
+};
+pub(super) const PEARSON: Entry<dyn Metric> = Entry {
+    spec: runs(needs_data(metric(
+        "pearson",
+        "Pearson, Notes on regression and inheritance in the case of two parents (1895)",
+        &[],
+        "Correlation between predicted and true values; of an encoder of sentences, as `spearman`.",
+    ))),
+    build: Some(pearson_metric),
+};
+pub(super) const MATTHEWS: Entry<dyn Metric> = Entry {
+    spec: runs(needs_data(metric(
+        "matthews",
+        "Matthews, Comparison of the predicted and observed secondary structure of T4 phage lysozyme (1975); for several classes, \
+         Gorodkin (2004), eq. 8",
+        &[],
+        "Correlation between predicted and true classes, 1 for all right, 0 for chance; what CoLA is scored by.",
+    ))),
+    build: Some(matthews_metric),
 };
 pub(super) const LOSS: Entry<dyn Metric> = Entry {
     spec: runs(needs_data(metric(
@@ -321,31 +319,3 @@ pub(super) const LOSS: Entry<dyn Metric> = Entry {
     ))),
     build: Some(loss),
 };
-
-#[cfg(test)]
-mod tests {
-    use super::{f1, pearson, ranks, stderr};
-
-    #[test]
-    fn ties_share_their_mean_rank() {
-        assert_eq!(ranks(&[10.0, 20.0, 10.0, 30.0]), [1.5, 3.0, 1.5, 4.0]);
-    }
-
-    #[test]
-    fn correlation_by_hand() {
-        let r = pearson(&[1.0, 2.0, 3.0], &[1.0, 3.0, 2.0]);
-        assert_eq!(r, Some(0.5));
-        assert_eq!(pearson(&[1.0, 1.0], &[0.0, 1.0]), None);
-    }
-
-    #[test]
-    fn f1_by_hand() {
-        // 1 hit, 2 said, 3 are: 2·1/(2 + 3)
-        assert!((f1(&[1.0, 1.0, 0.0, 0.0], &[1.0, 0.0, 1.0, 1.0], 1.0) - 0.4).abs() < 1e-12);
-    }
-
-    #[test]
-    fn standard_error_by_hand() {
-        assert!((stderr(&[1.0, 3.0]) - 1.0).abs() < 1e-12);
-    }
-}

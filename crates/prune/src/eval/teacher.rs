@@ -5,7 +5,7 @@ use prunectl_kernels::kl_div;
 use prunectl_model::Gates;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
-use super::task::stderr;
+use super::agreement::stderr;
 use super::{Inputs, Measured, Metric, Needs};
 use crate::error::{PruneError, Result};
 use crate::labels::{output_rows, scored};

@@ -244,8 +244,15 @@ fn sensitivity_is_the_loss_of_one_masked_layer() {
     let model = bert();
     let measure = |m: &Transformer, name: &str, args: &[(&str, Value)]| {
         let mut data = batches(8, true);
-        let mut inputs =
-            prunectl_prune::Inputs { model: m, batches: Some(&mut data), stream: None, teacher: None, batch: 8, progress: &() };
+        let mut inputs = prunectl_prune::Inputs {
+            model: m,
+            batches: Some(&mut data),
+            stream: None,
+            questions: None,
+            teacher: None,
+            batch: 8,
+            progress: &(),
+        };
         build(prunectl_prune::METRICS, name, args).measure(&mut inputs).unwrap()
     };
     let tenth = Share::from_fraction(0.1);

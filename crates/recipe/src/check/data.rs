@@ -7,11 +7,11 @@ use crate::plan::{DataDecl, DataExpr, DataSource, ModelDecl, ModelSource, Span, 
 use crate::syntax_error::nearest;
 
 use super::eval::{Val, describe, share};
-use super::options::{CSV_FIELDS, DATA_FIELDS, HUB_DATA_FIELDS, MODEL_FIELDS};
+use super::options::{CSV_FIELDS, DATA_FIELDS, HUB_DATA_FIELDS, MODEL_FIELDS, ROW_FIELDS};
 use super::{Binding, Checker, Cx};
 
 const MODEL_SOURCES: &[&str] = &["hf", "dir", "builtin", "init", "copy"];
-const DATA_SOURCES: &[&str] = &["hf", "text", "csv", "jsonl", "tokens", "builtin"];
+const DATA_SOURCES: &[&str] = &["hf", "text", "csv", "jsonl", "parquet", "tokens", "builtin"];
 const DATA_METHODS: &[&str] = &["sample", "pack", "take", "chat"];
 
 const SAMPLE: &[Param] = &[
@@ -127,16 +127,16 @@ impl<'a> Checker<'a> {
             };
             let model = self.model_name(value, cx)?;
             let task = self.models.iter().find(|m| m.name == model).and_then(|m| m.task.clone());
-            return Some(ModelDecl { name: name.name.clone(), source: ModelSource::Copy(model), dtype: None, task, span });
+            return Some(ModelDecl { name: name.name.clone(), source: ModelSource::Copy(model), dtype: None, task, labels: None, span });
         }
         let (text, rest) = self.first_text(source, args, cx, call)?;
         for a in rest {
             self.static_argument(&a.value, cx);
         }
         let params: &'static [Param] = match source {
-            "hf" => &MODEL_FIELDS[..3],
-            "init" => &MODEL_FIELDS[1..4],
-            _ => &MODEL_FIELDS[1..3],
+            "hf" => &MODEL_FIELDS[..4],
+            "init" => &MODEL_FIELDS[1..],
+            _ => &MODEL_FIELDS[1..4],
         };
         let given = self.args(source, params, rest, cx, call);
         let (given, options) = (given?, options?);
@@ -145,13 +145,14 @@ impl<'a> Checker<'a> {
             _ => None,
         };
         let seed = given.count("seed").unwrap_or(0);
+        let labels = given.count("labels").or_else(|_| options.count("labels")).ok();
         let source = match source {
             "hf" => ModelSource::Hub { repo: text, revision: text_of("revision") },
             "dir" => ModelSource::Dir(self.join(&text)),
             "builtin" => ModelSource::Builtin(text),
             _ => ModelSource::Init { config: self.join(&text), seed },
         };
-        Some(ModelDecl { name: name.name.clone(), source, dtype: text_of("dtype"), task: text_of("task"), span })
+        Some(ModelDecl { name: name.name.clone(), source, dtype: text_of("dtype"), task: text_of("task"), labels, span })
     }
 
     /// A `data` statement.
@@ -171,7 +172,8 @@ impl<'a> Checker<'a> {
         let (source, args, scx, call) = self.source_call(value, cx, DATA_SOURCES, "data")?;
         let params: &'static [Param] = match source {
             "hf" => HUB_DATA_FIELDS,
-            "csv" | "jsonl" => CSV_FIELDS,
+            "csv" => CSV_FIELDS,
+            "jsonl" | "parquet" => ROW_FIELDS,
             _ => DATA_FIELDS,
         };
         let extra = self.block_args(block, cx, params, "data");
@@ -187,6 +189,7 @@ impl<'a> Checker<'a> {
             "text" => DataSource::Text(self.join(&text)),
             "csv" => DataSource::Csv(self.join(&text)),
             "jsonl" => DataSource::Jsonl(self.join(&text)),
+            "parquet" => DataSource::Parquet(self.join(&text)),
             "tokens" => DataSource::Tokens(self.join(&text)),
             _ => DataSource::Builtin(text),
         };

@@ -44,6 +44,7 @@ pub(crate) fn ty_name(ty: &Ty) -> String {
         Ty::Tokens => "a number of tokens".into(),
         Ty::Steps => "a number of steps".into(),
         Ty::Text => "a string".into(),
+        Ty::Column => "a column's name in quotes, or its number from 0".into(),
         Ty::Path => "a path in quotes".into(),
         Ty::OneOf(words) => words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(" or "),
         Ty::Data => "data".into(),
@@ -269,7 +270,8 @@ impl<'a> Checker<'a> {
                 self.needs_unit(*x, "steps", e.span);
                 None
             }
-            (Ty::Text, Val::Text(s)) => Some(Value::Text(s.clone())),
+            (Ty::Text | Ty::Column, Val::Text(s)) => Some(Value::Text(s.clone())),
+            (Ty::Column, Val::Number(x)) if *x >= 0.0 && x.fract() == 0.0 => Some(Value::Number(*x)),
             (Ty::Path, Val::Text(s)) => Some(Value::Path(self.join(s))),
             (Ty::Path, Val::Path(p)) => Some(Value::Path(p.clone())),
             (Ty::OneOf(words), Val::Word(w, at, _)) => self.one_of(words, w, *at),

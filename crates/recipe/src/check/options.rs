@@ -30,25 +30,87 @@ pub(super) const MODEL_FIELDS: &[Param] = &[
     option("revision", Ty::Text, "Branch, tag or commit on the Hub."),
     option("dtype", DTYPES, "Type of the weights in memory; computing is in f32 unless this says otherwise."),
     option("task", Ty::Text, "Which head: `text-classification`, `fill-mask`, `text-generation`, …."),
+    within(
+        option(
+            "labels",
+            Ty::Count,
+            "Classes of the head. With `task`, a head that the files lack, or one for so many classes, is drawn at random and said so.",
+        ),
+        1.0,
+        1e6,
+    ),
     option("seed", Ty::Count, "Seed of `init`."),
 ];
 pub(super) const HUB_DATA_FIELDS: &[Param] = &[
     option("config", Ty::Text, "The set's configuration."),
-    option("files", Ty::Text, "Only these files of it."),
+    option("files", Ty::Text, "Only these files of it; `*` stands for any part of a name."),
     option("revision", Ty::Text, "Branch, tag or commit on the Hub."),
-    option("text", Ty::Text, "Column of the text."),
-    option("text2", Ty::Text, "Column of the second text of a pair."),
-    option("label", Ty::Text, "Column of the label."),
-    option("messages", Ty::Text, "Column of the turns of a conversation."),
+    option(
+        "text",
+        Ty::Column,
+        "Column of the text. Left out, the usual names are looked for: text, sentence, sentence1, question1, premise, ….",
+    ),
+    option("text_pair", Ty::Column, "Column of the second text of a pair."),
+    option(
+        "label",
+        Ty::Column,
+        "Column of the label: a class as a number or by name, a value for regression, or the right one of `choices`.",
+    ),
+    option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes."),
+    option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
+    option("messages", Ty::Column, "Column of the turns of a conversation."),
+    option(
+        "corrupt",
+        Ty::OneOf(&["stop", "skip"]),
+        "What a row that can't be read does: it is an error (`stop`, if left out), or it is left out, counted and reported.",
+    ),
 ];
 pub(super) const CSV_FIELDS: &[Param] = &[
-    option("text", Ty::Text, "Column of the text."),
-    option("label", Ty::Text, "Column of the label."),
-    option("text2", Ty::Text, "Column of the second text of a pair."),
-    option("messages", Ty::Text, "Column of the turns of a conversation."),
+    option(
+        "text",
+        Ty::Column,
+        "Column of the text. Left out, the usual names are looked for: text, sentence, sentence1, question1, premise, ….",
+    ),
+    option("text_pair", Ty::Column, "Column of the second text of a pair."),
+    option(
+        "label",
+        Ty::Column,
+        "Column of the label: a class as a number or by name, a value for regression, or the right one of `choices`.",
+    ),
+    option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes."),
+    option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
+    option("messages", Ty::Column, "Column of the turns of a conversation."),
+    option(
+        "corrupt",
+        Ty::OneOf(&["stop", "skip"]),
+        "What a row that can't be read does: it is an error (`stop`, if left out), or it is left out, counted and reported.",
+    ),
+    option("header", Ty::Bool, "Whether the first row names the columns; left out, it does unless columns are given by number."),
+    option("separator", Ty::Text, "One character; left out, a tab for .tsv and a comma otherwise."),
+    option("quoting", Ty::Bool, "Whether \"…\" may hold separators and line breaks; left out, it may except in .tsv."),
 ];
-pub(super) const DATA_FIELDS: &[Param] =
-    &[option("text", Ty::Text, "Column of the text."), option("label", Ty::Text, "Column of the label.")];
+pub(super) const ROW_FIELDS: &[Param] = &[
+    option(
+        "text",
+        Ty::Column,
+        "Column of the text. Left out, the usual names are looked for: text, sentence, sentence1, question1, premise, ….",
+    ),
+    option("text_pair", Ty::Column, "Column of the second text of a pair."),
+    option(
+        "label",
+        Ty::Column,
+        "Column of the label: a class as a number or by name, a value for regression, or the right one of `choices`.",
+    ),
+    option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes."),
+    option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
+    option("messages", Ty::Column, "Column of the turns of a conversation."),
+    option(
+        "corrupt",
+        Ty::OneOf(&["stop", "skip"]),
+        "What a row that can't be read does: it is an error (`stop`, if left out), or it is left out, counted and reported.",
+    ),
+];
+pub(super) const DATA_FIELDS: &[Param] = &[];
 
 /// `score`, `eval` outside `train`.
 pub(super) const BATCH_FIELDS: &[Param] = &[BATCH];
@@ -131,7 +193,8 @@ pub(super) const REINIT_FIELDS: &[Param] = &[with(option("seed", Ty::Count, "See
 pub const OPTION_TABLES: &[(&str, &[Param])] = &[
     ("model", MODEL_FIELDS),
     ("data = hf(…)", HUB_DATA_FIELDS),
-    ("data = csv(…), jsonl(…)", CSV_FIELDS),
+    ("data = csv(…)", CSV_FIELDS),
+    ("data = jsonl(…), parquet(…)", ROW_FIELDS),
     ("score, eval", BATCH_FIELDS),
     ("prune", PRUNE_FIELDS),
     ("prune, further", PRUNE_EXTRA),

@@ -388,7 +388,7 @@ save m to out
     Page {
         code: "P0409",
         title: "no such source",
-        cause: "Models come from `hf`, `dir`, `builtin`, `init`, `copy`; data from `hf`, `text`, `csv`, `jsonl`, `tokens`, `builtin`.",
+        cause: "Models come from `hf`, `dir`, `builtin`, `init`, `copy`; data from `hf`, `text`, `csv`, `jsonl`, `parquet`, `tokens`, `builtin`.",
         bad: r###"data t = txt("a.txt")
 eval perplexity() of m on t as ppl
 "###,

@@ -84,14 +84,16 @@ pub fn data_source(given: &str) -> Result<String> {
     if given.contains('(') && !Path::new(given).exists() {
         return Ok(given.to_owned());
     }
-    let kind = match Path::new(given).extension().and_then(|e| e.to_str()).unwrap_or_default() {
+    let named = given.trim_end_matches(".gz").trim_end_matches(".zst");
+    let kind = match Path::new(named).extension().and_then(|e| e.to_str()).unwrap_or_default() {
         "csv" | "tsv" => "csv",
-        "jsonl" | "ndjson" => "jsonl",
+        "jsonl" | "ndjson" | "json" => "jsonl",
+        "parquet" => "parquet",
         "safetensors" => "tokens",
         "txt" | "raw" | "md" => "text",
         other => {
             return Err(Error::Usage {
-                message: format!("{given}: found the ending `{other}`, expected txt, csv, tsv, jsonl or safetensors"),
+                message: format!("{given}: found the ending `{other}`, expected txt, csv, tsv, jsonl, parquet or safetensors"),
             });
         }
     };
@@ -168,10 +170,17 @@ pub fn plan(recipe: &RecipeFile, options: &Options) -> Result<Plan> {
     super::run::accepted(compiled.result, &compiled.sources, options)
 }
 
+/// The same of a recipe that is only looked at, so that steps which this build does not carry out are no mistakes.
+pub fn plan_only(recipe: &RecipeFile, options: &Options) -> Result<Plan> {
+    let compiled = compile(recipe, &[], options.hub.clone())?;
+    let color = options.ui.color;
+    compiled.result.map_err(|d| Error::Recipe { rendered: prunectl_recipe::render::render(&d, &compiled.sources, color), errors: d.len() })
+}
+
 /// `d.test.take(100)`: the rows that the arguments name.
 fn rows(decl: &DataDecl, args: &DataArgs, facts: &Facts, options: &Options) -> Result<String> {
     let mut on = "d".to_owned();
-    let splits = crate::data::splits(decl).unwrap_or_default();
+    let splits = crate::data::splits(decl, &options.hub).unwrap_or_default();
     let preferred: [&str; 3] = if facts.task == Task::CausalLm { ["test", "validation", "train"] } else { ["validation", "test", "train"] };
     let chosen = match &args.split {
         Some(split) => Some(split.clone()),

@@ -11,6 +11,8 @@ pub mod explain;
 pub mod export;
 pub mod fmt;
 pub mod inspect;
+pub mod lock;
+pub mod man;
 pub mod new;
 pub mod plan;
 pub mod run;

@@ -89,6 +89,7 @@ impl New {
             },
             dtype: None,
             task: None,
+            labels: None,
             span: Span::default(),
         };
         let facts = read_facts(&decl, &options.hub)?;

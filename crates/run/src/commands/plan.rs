@@ -1,18 +1,22 @@
 //! `prunectl plan RECIPE`: what a run would do, from configs and safetensors headers alone.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use prunectl_recipe::Sources;
-use prunectl_recipe::plan::Plan;
+use prunectl_recipe::plan::{Bound, Goal, Plan, StepKind};
 use serde_json::{Value, json};
 
-use crate::cli::{DONE, RecipeArgs};
+use crate::cli::{DONE, parse_set};
+use crate::commands::draft::{self, DataArgs, Draft, stem};
 use crate::commands::run::table;
 use crate::commands::{print, print_json};
 use crate::compile::{compile, refused};
 use crate::error::{Error, Result};
+use crate::fit::{Fit, What};
 use crate::forecast::{Forecast, ModelForecast, Range, StepForecast, forecast};
 use crate::hub::Door;
-use crate::recipes::RecipeFile;
+use crate::recipes::{BUILTIN, BUILTINS, RecipeFile};
 use crate::report::{FigureUnit, figure};
 use crate::session::Options;
 use prunectl_recipe::render::render;
@@ -20,15 +24,24 @@ use prunectl_recipe::render::render;
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 pub struct PlanCommand {
-    #[command(flatten)]
-    recipe: RecipeArgs,
+    /// A recipe file, or `builtin:<name>` for one inside the program; or a model: a folder, hf:<org/name>[@revision], builtin:<name>.
+    pub recipe: PathBuf,
+    /// Sets a `param` of the recipe; may be repeated.
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_set)]
+    pub set: Vec<(String, String)>,
+    /// Of a model: the bound that the smaller one shall keep, as a recipe writes it: 'params <= 6B', 'memory(batch = 8) <= 60% of dense'.
+    #[arg(long, value_name = "BOUND", conflicts_with = "set")]
+    pub to: Option<String>,
+    /// Of a model: what is taken out for --to.
+    #[arg(long, value_enum, default_value_t = What::Units, requires = "to")]
+    pub remove: What,
 }
 
 impl PlanCommand {
     /// Prints the plan.
     pub fn run(&self, options: &Options) -> Result<u8> {
-        let recipe = RecipeFile::open(&self.recipe.recipe)?;
-        let compiled = compile(&recipe, &self.recipe.set, options.hub.clone())?;
+        let (recipe, found) = self.recipe(options)?;
+        let compiled = compile(&recipe, &self.set, options.hub.clone())?;
         let sources = &compiled.sources;
         let plan = compiled.result.map_err(|d| Error::Recipe { rendered: render(&d, sources, options.ui.color), errors: d.len() })?;
         if !plan.warnings.is_empty() {
@@ -37,15 +50,80 @@ impl PlanCommand {
         let forecast = forecast(&plan, sources, &options.hub);
         let refused = [refused(&plan), forecast.unloadable()].concat();
         if options.json {
-            print_json(&to_json(&plan, &forecast, &refused.iter().map(|d| d.message.clone()).collect::<Vec<_>>()))?;
+            let mut value = to_json(&plan, &forecast, &refused.iter().map(|d| d.message.clone()).collect::<Vec<_>>());
+            if let (Some(fit), Some(object)) = (&found, value.as_object_mut()) {
+                object.insert("fit".to_owned(), json!(fit));
+                object.insert("statements".to_owned(), json!(recipe.text));
+            }
+            print_json(&value)?;
             return DONE;
         }
         print(&text(&plan, &forecast))?;
+        if let Some(fit) = &found {
+            print(&fitted(fit, &recipe.text))?;
+        }
         if !refused.is_empty() {
             eprintln!("\n`run` will refuse this recipe:\n{}", render(&refused, sources, options.ui.color).trim_end());
         }
         DONE
     }
+}
+
+impl PlanCommand {
+    /// The recipe to plan; of a model, one that loads it and, with `--to`, takes out the least that meets the bound.
+    fn recipe(&self, options: &Options) -> Result<(RecipeFile, Option<Fit>)> {
+        let given = self.recipe.display().to_string();
+        let known_recipe = given.strip_prefix(BUILTIN).is_some_and(|name| BUILTINS.iter().any(|(n, _)| *n == name));
+        let model = given.starts_with("hf:") || (given.starts_with(BUILTIN) && !known_recipe) || self.recipe.join("config.json").is_file();
+        if !model {
+            if self.to.is_some() {
+                return Err(Error::Usage {
+                    message: format!("--to bounds a model, and {given} is a recipe; write `prune … to …` in it, or give a model's folder"),
+                });
+            }
+            return Ok((RecipeFile::open(&self.recipe)?, None));
+        }
+        let none = DataArgs { data: None, split: None, rows: None };
+        let draft = Draft::new(&stem(&given), &given, &none, options)?;
+        let Some(bound) = &self.to else { return Ok((draft.with(""), None)) };
+        // The language reads the bound; the step that holds it is not the one that is planned.
+        let selector = self.remove.selector();
+        let bounded = draft::plan_only(&draft.with(&format!("prune m.{selector} to {bound} using magnitude()\n")), options)?;
+        let limits = bounded.steps.iter().find_map(|s| match &s.kind {
+            StepKind::Prune(p) => match &p.goal {
+                Goal::To(Bound::Limits(limits)) => Some(limits),
+                _ => None,
+            },
+            _ => None,
+        });
+        let limits =
+            limits.ok_or_else(|| Error::Usage { message: format!("--to takes limits such as 'params <= 6B', found `{bound}`") })?;
+        let fit = crate::fit::fit(&draft.facts, limits, self.remove)?;
+        let mut statements = String::new();
+        if fit.thousandths > 0 {
+            let each = if self.remove == What::Units { " each" } else { "" };
+            statements = format!("prune m.{selector} by {}{each} using magnitude() {{ scope = layer }}\ncompact m\n", fit.share());
+        }
+        Ok((draft.with(&statements), Some(fit)))
+    }
+}
+
+/// What `--to` found.
+fn fitted(fit: &Fit, recipe: &str) -> String {
+    let mut out = match fit.thousandths {
+        0 => "\nthe model meets the bound as it is\n".to_owned(),
+        _ => format!("\nthe bound is met with {} of every layer gone:\n", fit.share()),
+    };
+    for met in &fit.limits {
+        let unit = crate::executor::unit_of(&met.metric);
+        out +=
+            &format!("  {}: {} → {}, at most {}\n", met.metric, figure(met.before, unit), figure(met.after, unit), figure(met.limit, unit));
+    }
+    if fit.thousandths > 0 {
+        out += "a recipe to begin with (choose the criterion; `prunectl explain` lists them):\n";
+        out += &recipe.lines().map(|l| format!("    {l}\n")).collect::<String>();
+    }
+    out
 }
 
 /// `plan.json` of a run directory.

@@ -34,6 +34,9 @@ pub struct Run {
     /// The run directory, instead of runs/<recipe>-<n>.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Refuse to run unless everything that is read is what `prunectl lock` wrote down beside the recipe.
+    #[arg(long)]
+    locked: bool,
     #[command(flatten)]
     compute: Compute,
 }
@@ -50,6 +53,9 @@ impl Run {
     pub fn run(&self, options: &Options) -> Result<u8> {
         let options = self.compute.over(options);
         let recipe = RecipeFile::open(&self.recipe.recipe)?;
+        if self.locked {
+            super::lock::verify(&recipe, &self.recipe.set, &options)?;
+        }
         let (path, ran) = carry_out(&recipe, &self.recipe.set, self.out.as_deref(), &options)?;
         told(ran, &path, &options)
     }

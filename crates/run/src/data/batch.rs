@@ -9,6 +9,8 @@ use prunectl_model::{Batch, IGNORED, Labels};
 use prunectl_prune::{Batches, Examples, PruneError};
 use rayon::prelude::*;
 
+use super::chat;
+use super::document::Document;
 use super::draw::Draw;
 use super::error::DataError;
 use super::labels::{self, Classes};
@@ -56,6 +58,9 @@ pub struct BatchSpec {
     pub max_length: usize,
     /// Rows in a batch.
     pub batch: usize,
+    /// The two texts of a pair become rows of their own: a batch of n pairs has 2n rows, the first texts and then the second ones, and n
+    /// labels.
+    pub apart: bool,
     /// Rows of the model's embedding: ids must be below.
     pub vocabulary: usize,
     /// Token types that the model knows; 0 leaves them out of the batches.
@@ -72,6 +77,8 @@ struct Ready {
     types: Option<Vec<u32>>,
     tokens: Option<Vec<i64>>,
     cut: bool,
+    /// The second text of a pair that stays apart.
+    second: Option<Arc<Ready>>,
 }
 
 /// One label a row, for all rows.
@@ -172,6 +179,16 @@ fn window_tokens(s: &Selection) -> Option<u64> {
 
 fn row_labels(s: &Selection, spec: &BatchSpec, what: &str) -> Result<(Option<RowLabels>, bool), DataError> {
     let Some(target) = &spec.target else { return Ok((None, false)) };
+    if s.chat.is_some() {
+        return match target {
+            Target::NextToken => Ok((None, true)),
+            _ => Err(DataError::Mixed {
+                what: what.to_owned(),
+                found: "conversations".into(),
+                expected: "texts: only a causal language model reads conversations".into(),
+            }),
+        };
+    }
     let stored = |r: &RowRef| match r {
         RowRef::Stored { table, row } => Some((s.table(*table)?, *row as usize)),
         RowRef::Window { .. } => None,
@@ -280,13 +297,17 @@ impl DataBatches {
 
     /// The rows with these numbers as one batch, in that order.
     pub fn batch_of(&mut self, rows: &[usize]) -> Result<Batch, DataError> {
-        let ready = self.ready(rows)?;
+        let mut ready = self.ready(rows)?;
+        if self.spec.apart {
+            let second: Vec<Arc<Ready>> = ready.iter().filter_map(|r| r.second.clone()).collect();
+            ready.extend(second);
+        }
         let length = ready.iter().map(|r| r.ids.len()).max().unwrap_or(0);
         let pad = self.tokenizer.as_ref().map_or(0, Tokenizer::pad);
-        let size = (rows.len(), length);
+        let size = (ready.len(), length);
         let device = &self.spec.device;
         // Padding is on the right: positions then count from 0 in every row.
-        let padded = rows.len() * length != ready.iter().map(|r| r.ids.len()).sum::<usize>();
+        let padded = ready.len() * length != ready.iter().map(|r| r.ids.len()).sum::<usize>();
         let ids = fill(&ready, length, pad, |r| Some(&r.ids));
         let keep = (padded || ready.iter().any(|r| r.keep.is_some())).then(|| {
             let mut keep = Vec::with_capacity(rows.len() * length);
@@ -373,7 +394,7 @@ impl DataBatches {
             Some(RowRef::Window { stream, start }) => {
                 let windows = self.selection.streams.get(*stream as usize);
                 let window = windows.and_then(|w| w.ids.get(*start as usize..*start as usize + w.length));
-                Ready { ids: window.unwrap_or_default().to_vec(), keep: None, types: None, tokens: None, cut: false }
+                Ready { ids: window.unwrap_or_default().to_vec(), keep: None, types: None, tokens: None, cut: false, second: None }
             }
             Some(RowRef::Stored { table, row }) => {
                 let table = self.selection.table(*table).ok_or_else(empty)?;
@@ -382,8 +403,31 @@ impl DataBatches {
                     None => {
                         let document = table.document(*row as usize)?.ok_or_else(empty)?;
                         let tokenizer = self.tokenizer.as_ref().ok_or_else(|| DataError::NoTokenizer { what: self.what.clone() })?;
-                        let e = tokenizer.encode(&document.text, document.pair.as_deref())?;
-                        Ready { ids: e.ids, keep: None, types: e.types, tokens: None, cut: e.cut }
+                        if let Some(learn) = self.selection.chat {
+                            return self.conversation(at, &document, tokenizer, learn);
+                        }
+                        let pair = document.pair.as_deref();
+                        let one = |text: &str, pair: Option<&str>| -> Result<Ready, DataError> {
+                            let e = tokenizer.encode(text, pair)?;
+                            Ok(Ready { ids: e.ids, keep: None, types: e.types, tokens: None, cut: e.cut, second: None })
+                        };
+                        match (self.spec.apart, pair) {
+                            (false, pair) => one(&document.text, pair)?,
+                            (true, Some(pair)) => {
+                                let second = one(pair, None)?;
+                                let first = one(&document.text, None)?;
+                                Ready { cut: first.cut || second.cut, second: Some(Arc::new(second)), ..first }
+                            }
+                            (true, None) => {
+                                return Err(DataError::Mixed {
+                                    what: self.selection.place(at).to_string(),
+                                    found: "one text".into(),
+                                    expected: "a pair of texts, whose embeddings are compared: say which column holds the second one \
+                                               (`text_pair = \"…\"`)"
+                                        .into(),
+                                });
+                            }
+                        }
                     }
                 }
             }
@@ -392,7 +436,8 @@ impl DataBatches {
         if ready.ids.is_empty() {
             return Err(empty());
         }
-        if let Some(id) = ready.ids.iter().find(|id| **id as usize >= self.spec.vocabulary) {
+        let both = ready.ids.iter().chain(ready.second.iter().flat_map(|s| &s.ids));
+        if let Some(id) = both.into_iter().find(|id| **id as usize >= self.spec.vocabulary) {
             let place = self.selection.place(at);
             return Err(DataError::TokenRange { place, id: i64::from(*id), rows: self.spec.vocabulary });
         }
@@ -400,6 +445,16 @@ impl DataBatches {
             self.hide(at, &mut ready, *probability, *seed)?;
         }
         Ok(ready)
+    }
+
+    fn conversation(&self, at: usize, document: &Document, tokenizer: &Tokenizer, learn: chat::Learn) -> Result<Ready, DataError> {
+        let messages = document.messages.as_deref().ok_or_else(|| DataError::Mixed {
+            what: self.selection.place(at).to_string(),
+            found: "a text".into(),
+            expected: "the turns of a conversation: say which column holds them (`messages = \"…\"`)".into(),
+        })?;
+        let e = chat::encode(tokenizer, messages, learn, self.spec.max_length, || self.selection.place(at))?;
+        Ok(Ready { ids: e.ids, keep: None, types: None, tokens: Some(e.labels), cut: e.cut, second: None })
     }
 
     fn stored(&self, at: usize, row: super::tokens::TokenRow) -> Result<Ready, DataError> {
@@ -423,7 +478,7 @@ impl DataBatches {
             _ => None,
         };
         let keep = row.keep.filter(|k| k.contains(&0));
-        Ok(Ready { ids, keep, types: row.types.filter(|t| t.iter().any(|t| *t != 0)), tokens, cut: false })
+        Ok(Ready { ids, keep, types: row.types.filter(|t| t.iter().any(|t| *t != 0)), tokens, cut: false, second: None })
     }
 
     fn hide(&self, at: usize, ready: &mut Ready, probability: f64, seed: u64) -> Result<(), DataError> {

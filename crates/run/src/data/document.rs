@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 /// A text, or a pair of texts, with its label. Texts are kept byte for byte.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Document {
     /// The text; of a pair, the first.
     pub text: String,
@@ -11,6 +11,10 @@ pub struct Document {
     pub pair: Option<String>,
     /// The label as it stands in the file.
     pub label: Option<Label>,
+    /// Continuations to choose from, in the order of the file.
+    pub choices: Vec<String>,
+    /// The turns of a conversation: a JSON list.
+    pub messages: Option<String>,
 }
 
 /// A label as it stands in a file.

@@ -137,6 +137,9 @@ pub enum DataError {
     /// A row longer than the model can take where it may not be cut.
     #[error("{place}: {length} tokens; the model takes at most {limit}. Use shorter rows, or `length = {limit} tokens`")]
     TooLong { place: Place, length: usize, limit: usize },
+    /// The Hub's own trouble.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// The tokenizer's own trouble.
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::TokenizerError),

@@ -1,7 +1,7 @@
 //! The fields of a `data` statement.
 
 use prunectl_recipe::catalogue::Args;
-use prunectl_recipe::plan::{DataDecl, DataSource, Value};
+use prunectl_recipe::plan::{DataDecl, Value};
 
 use super::error::DataError;
 
@@ -44,6 +44,10 @@ pub(crate) struct Fields {
     pub(crate) label: Option<Column>,
     /// `labels = ["negative", "positive"]`: the label's name of class 0, 1, ….
     pub(crate) labels: Vec<String>,
+    /// `choices = ["ending0", "ending1"]`, or `["endings"]`, a column with a list.
+    pub(crate) choices: Vec<Column>,
+    /// `messages = "conversation"`.
+    pub(crate) messages: Option<Column>,
     /// `header = false`.
     pub(crate) header: Option<bool>,
     /// `separator = ";"`.
@@ -54,49 +58,22 @@ pub(crate) struct Fields {
     pub(crate) corrupt: Corrupt,
 }
 
-/// Every field with the sources that know it and one sentence, for the reference.
-pub const FIELDS: &[(&str, &[&str], &str)] = &[
-    ("text", &["csv", "jsonl"], "the column or field that holds the text; a number counts columns from 0"),
-    ("text_pair", &["csv", "jsonl"], "the second text of a pair"),
-    ("label", &["csv", "jsonl"], "the label: a class as a number or by name, or a value for regression"),
-    ("labels", &["csv", "jsonl"], "names of the labels in the order of the model's classes: `[\"negative\", \"positive\"]`"),
-    ("header", &["csv"], "whether the first row names the columns; false where columns are numbers, otherwise true"),
-    ("separator", &["csv"], "one character; a tab for .tsv, otherwise a comma"),
-    ("quoting", &["csv"], "whether \"…\" may hold separators and line breaks; false for .tsv, otherwise true"),
-    ("corrupt", &["csv", "jsonl"], "`stop` (default) or `skip`: left out, counted and reported"),
-];
-
 impl Fields {
     pub(crate) fn read(decl: &DataDecl) -> Result<Self, DataError> {
-        let source = match &decl.source {
-            DataSource::Csv(_) => "csv",
-            DataSource::Jsonl(_) => "jsonl",
-            DataSource::Text(_) => "text",
-            DataSource::Tokens(_) => "tokens",
-            DataSource::Builtin(_) => "builtin",
-            // What a Hub data set takes belongs to the part that reads it.
-            DataSource::Hub(_) => return Ok(Self::default()),
-        };
-        let known: Vec<&str> = FIELDS.iter().filter(|(_, s, _)| s.contains(&source)).map(|(n, ..)| *n).collect();
         let wrong = |field: &str, found: String, expected: &str| DataError::Field {
             data: decl.name.clone(),
             field: field.to_owned(),
             found,
             expected: expected.to_owned(),
         };
-        if let Some(unknown) = decl.fields.0.keys().find(|k| !known.contains(&k.as_str())) {
-            let expected = match known.is_empty() {
-                true => format!("no fields: {source}(…) takes none"),
-                false => format!("one of {}", known.join(", ")),
-            };
-            return Err(wrong(unknown, format!("not a field of {source}(…)"), &expected));
-        }
         let of = Reader { args: &decl.fields, wrong: &wrong };
         Ok(Self {
             text: of.column("text")?,
             pair: of.column("text_pair")?,
             label: of.column("label")?,
             labels: of.names("labels")?,
+            choices: of.columns("choices")?,
+            messages: of.column("messages")?,
             header: of.flag("header")?,
             separator: of.byte("separator")?,
             quoting: of.flag("quoting")?,
@@ -130,6 +107,21 @@ impl<F: Fn(&str, String, &str) -> DataError> Reader<'_, F> {
                 Some(i) => Ok(Some(Column::Index(i))),
                 None => Err((self.wrong)(name, show(v), "a column's name in quotes, or its number from 0")),
             },
+        }
+    }
+    fn columns(&self, name: &str) -> Result<Vec<Column>, DataError> {
+        let expected = "a list of columns: [\"ending0\", \"ending1\"]";
+        let one = |v: &Value| match v {
+            Value::Word(s) | Value::Text(s) => Ok(Column::Name(s.clone())),
+            v => match v.as_u64().and_then(|i| usize::try_from(i).ok()) {
+                Some(i) => Ok(Column::Index(i)),
+                None => Err((self.wrong)(name, show(v), expected)),
+            },
+        };
+        match self.args.get(name) {
+            None => Ok(Vec::new()),
+            Some(Value::List(items)) => items.iter().map(one).collect(),
+            Some(v) => Err((self.wrong)(name, show(v), expected)),
         }
     }
     fn flag(&self, name: &str) -> Result<Option<bool>, DataError> {
@@ -190,12 +182,36 @@ const TEXTS: &[(&str, Option<&str>)] = &[
 /// Names that labels have.
 const LABELS: &[&str] = &["label", "labels", "score"];
 
+/// Names that the turns of a conversation have.
+const MESSAGES: &[&str] = &["messages", "conversations", "conversation"];
+
 /// Where the texts and the label of a row are, by name.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Layout<C> {
-    pub(crate) text: C,
+    /// Absent where only continuations or turns are read.
+    pub(crate) text: Option<C>,
     pub(crate) pair: Option<C>,
     pub(crate) label: Option<C>,
+    pub(crate) choices: Vec<C>,
+    pub(crate) messages: Option<C>,
+}
+
+impl<C> Layout<C> {
+    /// No column.
+    pub(crate) fn empty() -> Self {
+        Self { text: None, pair: None, label: None, choices: Vec::new(), messages: None }
+    }
+
+    /// The same with other names of the columns; the first that has none is the error.
+    pub(crate) fn map<D, E>(self, name: impl Fn(C) -> Result<D, E>) -> Result<Layout<D>, E> {
+        Ok(Layout {
+            text: self.text.map(&name).transpose()?,
+            pair: self.pair.map(&name).transpose()?,
+            label: self.label.map(&name).transpose()?,
+            choices: self.choices.into_iter().map(&name).collect::<Result<_, _>>()?,
+            messages: self.messages.map(&name).transpose()?,
+        })
+    }
 }
 
 impl Fields {
@@ -203,7 +219,8 @@ impl Fields {
     pub(crate) fn layout(&self, names: &[String]) -> Result<Layout<Column>, Column> {
         let has = |n: &str| names.iter().any(|x| x == n);
         let there = |c: &Column| match c {
-            Column::Name(n) => has(n),
+            // `choices.text`: a field of a field.
+            Column::Name(n) => has(n) || n.split_once('.').is_some_and(|(outer, _)| has(outer)),
             Column::Index(i) => *i < names.len(),
         };
         let checked = |c: &Option<Column>| match c {
@@ -211,23 +228,34 @@ impl Fields {
             c => Ok(c.clone()),
         };
         let named = |n: &str| Some(Column::Name(n.to_owned()));
-        let (text, pair) = match checked(&self.text)? {
-            Some(text) => (text, checked(&self.pair)?),
-            None => {
-                let known = TEXTS.iter().find(|(a, b)| has(a) && b.is_none_or(has));
-                let Some((a, b)) = known else { return Err(Column::Name("text".into())) };
+        if let Some(absent) = self.choices.iter().find(|c| !there(c)) {
+            return Err(absent.clone());
+        }
+        let known = TEXTS.iter().find(|(a, b)| has(a) && b.is_none_or(has));
+        let messages = match (checked(&self.messages)?, &self.text, known) {
+            (Some(messages), ..) => Some(messages),
+            (None, None, None) => MESSAGES.iter().find(|n| has(n)).and_then(|n| named(n)),
+            _ => None,
+        };
+        let (text, pair) = match (checked(&self.text)?, known) {
+            (Some(text), _) => (Some(text), checked(&self.pair)?),
+            (None, _) if messages.is_some() => (None, None),
+            (None, Some((a, b))) => {
                 let default = match b {
                     Some(b) => named(b),
                     None if *a == "text" && has("text_pair") => named("text_pair"),
                     None => None,
                 };
-                (Column::Name((*a).to_owned()), checked(&self.pair)?.or(default))
+                (named(a), checked(&self.pair)?.or(default))
             }
+            // Continuations alone: minimal pairs.
+            (None, None) if !self.choices.is_empty() => (None, None),
+            (None, None) => return Err(Column::Name("text".into())),
         };
         let label = match checked(&self.label)? {
             Some(label) => Some(label),
             None => LABELS.iter().find(|n| has(n)).and_then(|n| named(n)),
         };
-        Ok(Layout { text, pair, label })
+        Ok(Layout { text, pair, label, choices: self.choices.clone(), messages })
     }
 }

@@ -2,13 +2,15 @@
 //! no more than an index of it stays in memory.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::error::DataError;
 use crate::tokenizer::hex;
+
+const BUFFER_BYTES: usize = 1 << 18;
 
 /// A file that data was read from, for the lock and the report.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -21,16 +23,55 @@ pub struct FileRecord {
     pub sha256: String,
 }
 
-/// An open file with positioned reads.
+/// An open file with positioned reads. What is packed (gzip, zstd, parquet) is unpacked into a file without a name, which goes when this is
+/// closed: rows can then be read in any order, whatever their number, and memory holds none of them.
 #[derive(Debug)]
 pub(crate) struct RawFile {
+    /// As messages and the lock name it.
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// The file that was unpacked.
+    packed: Option<FileRecord>,
+}
+
+/// How a file is packed, by its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Packing {
+    Gzip,
+    Zstd,
+    Parquet,
 }
 
 impl RawFile {
-    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
+    /// Opens a file of text, unpacking it where it is compressed. `shown` is what messages and the lock call it.
+    pub(crate) fn open(path: &Path, shown: &Path) -> Result<Self, DataError> {
+        let this = Self::plain(path, shown)?;
+        match this.packing()? {
+            None => Ok(this),
+            Some(Packing::Parquet) => Err(DataError::WrongFile {
+                path: shown.to_owned(),
+                found: "a parquet file".into(),
+                expected: "plain text; read it with parquet(\"…\")".into(),
+            }),
+            Some(packing) => this.unpacked(packing),
+        }
+    }
+
+    /// Opens a parquet file as lines of JSON, one for each row.
+    pub(crate) fn parquet(path: &Path, shown: &Path) -> Result<Self, DataError> {
+        let this = Self::plain(path, shown)?;
+        match this.packing()? {
+            Some(Packing::Parquet) => this.unpacked(Packing::Parquet),
+            _ => Err(DataError::WrongFile {
+                path: shown.to_owned(),
+                found: "no parquet file".into(),
+                expected: "one: it begins with PAR1".into(),
+            }),
+        }
+    }
+
+    fn plain(path: &Path, shown: &Path) -> Result<Self, DataError> {
         let io = |error| DataError::Io { path: path.to_owned(), error };
         let file = File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
@@ -41,28 +82,60 @@ impl RawFile {
         if meta.len() == 0 {
             return Err(DataError::Empty { what: path.display().to_string(), hint: "the file has no bytes".into() });
         }
-        let this = Self { path: path.to_owned(), file, bytes: meta.len() };
-        this.refuse_compressed()?;
-        Ok(this)
+        Ok(Self { path: shown.to_owned(), file, bytes: meta.len(), packed: None })
     }
 
-    fn refuse_compressed(&self) -> Result<(), DataError> {
-        const MAGIC: [(&[u8], &str, &str); 5] = [
-            (&[0x1f, 0x8b], "gzip", "gunzip -k"),
-            (&[0x28, 0xb5, 0x2f, 0xfd], "zstd", "unzstd -k"),
-            (b"PK\x03\x04", "zip", "unzip"),
-            (b"BZh", "bzip2", "bunzip2 -k"),
-            (b"PAR1", "parquet", "python -c 'import pandas, sys; …to_json(lines=True)'"),
-        ];
+    fn packing(&self) -> Result<Option<Packing>, DataError> {
+        const REFUSED: [(&[u8], &str, &str); 2] = [(b"PK\x03\x04", "zip", "unzip"), (b"BZh", "bzip2", "bunzip2 -k")];
         let head = self.read(0, self.bytes.min(4) as usize)?;
-        match MAGIC.iter().find(|(magic, ..)| head.starts_with(magic)) {
-            None => Ok(()),
-            Some((_, name, tool)) => Err(DataError::WrongFile {
+        if let Some((_, name, tool)) = REFUSED.iter().find(|(magic, ..)| head.starts_with(magic)) {
+            return Err(DataError::WrongFile {
                 path: self.path.clone(),
                 found: format!("a {name} file"),
-                expected: format!("plain text; unpack it first (`{tool}`)"),
-            }),
+                expected: format!("plain text, gzip, zstd or parquet; unpack it first (`{tool}`)"),
+            });
         }
+        const KNOWN: [(&[u8], Packing); 3] =
+            [(&[0x1f, 0x8b], Packing::Gzip), (&[0x28, 0xb5, 0x2f, 0xfd], Packing::Zstd), (b"PAR1", Packing::Parquet)];
+        Ok(KNOWN.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, p)| *p))
+    }
+
+    /// The same, unpacked; the lock records the packed file.
+    fn unpacked(self, packing: Packing) -> Result<Self, DataError> {
+        let mut scan = self.scan();
+        std::io::copy(&mut scan, &mut std::io::sink()).map_err(|e| self.io(e))?;
+        let packed = self.record(scan);
+        (&self.file).rewind().map_err(|e| self.io(e))?;
+        let temp = |error| DataError::Io { path: std::env::temp_dir(), error };
+        let file = tempfile::tempfile().map_err(temp)?;
+        // An error that names no side is the packed file's: a disk that is full says so.
+        let wrong = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::StorageFull => temp(error),
+            _ => DataError::WrongFile {
+                path: self.path.clone(),
+                found: format!("a file that can't be unpacked ({error})"),
+                expected: "a whole one".into(),
+            },
+        };
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, &file);
+        match packing {
+            Packing::Gzip => {
+                let mut input = flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, &self.file));
+                std::io::copy(&mut input, &mut out).map_err(wrong)?;
+            }
+            Packing::Zstd => {
+                let mut input = zstd::stream::read::Decoder::new(&self.file).map_err(wrong)?;
+                std::io::copy(&mut input, &mut out).map_err(wrong)?;
+            }
+            Packing::Parquet => super::parquet::to_lines(&self.file, &self.path, &mut out)?,
+        }
+        out.flush().map_err(temp)?;
+        drop(out);
+        let bytes = file.metadata().map_err(temp)?.len();
+        if bytes == 0 {
+            return Err(DataError::Empty { what: self.path.display().to_string(), hint: "it holds nothing".into() });
+        }
+        Ok(Self { path: self.path, file, bytes, packed: Some(packed) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -75,11 +148,16 @@ impl RawFile {
 
     /// A reader from the front that hashes what it reads. Only one at a time: it moves the file's own position.
     pub(crate) fn scan(&self) -> BufReader<Hashing<&File>> {
-        BufReader::with_capacity(1 << 18, Hashing { inner: &self.file, hash: Sha256::new() })
+        // An unpacked file was written through the same handle; one that can't go back can't be read either.
+        let _ = (&self.file).rewind();
+        BufReader::with_capacity(BUFFER_BYTES, Hashing { inner: &self.file, hash: Sha256::new() })
     }
 
     /// What the lock records, after `scan` came to the end.
     pub(crate) fn record(&self, scanned: BufReader<Hashing<&File>>) -> FileRecord {
+        if let Some(packed) = &self.packed {
+            return packed.clone();
+        }
         let sha256 = hex(&scanned.into_inner().hash.finalize());
         FileRecord { path: self.path.clone(), bytes: self.bytes, sha256 }
     }

@@ -58,8 +58,17 @@ impl Interner {
 
 impl LineTable {
     /// Opens a file of one JSON object a line. Blank lines are no rows.
-    pub(crate) fn json(path: &Path, fields: &Fields) -> Result<Self, DataError> {
-        let file = RawFile::open(path)?;
+    pub(crate) fn json(path: &Path, shown: &Path, fields: &Fields) -> Result<Self, DataError> {
+        Self::json_lines(RawFile::open(path, shown)?, fields)
+    }
+
+    /// Opens a parquet file; its rows count from 1, as lines do.
+    pub(crate) fn parquet(path: &Path, shown: &Path, fields: &Fields) -> Result<Self, DataError> {
+        Self::json_lines(RawFile::parquet(path, shown)?, fields)
+    }
+
+    fn json_lines(file: RawFile, fields: &Fields) -> Result<Self, DataError> {
+        let path = &file.path().to_owned();
         let (mut scan, mut line, mut rows, mut labels, mut bad) = (file.scan(), Vec::new(), Vec::new(), Vec::new(), BadRows::default());
         let (mut layout, mut interner) = (None, Interner::default());
         let (mut offset, mut number) = (0u64, 0u32);
@@ -125,18 +134,21 @@ impl LineTable {
             }
         }
         let record = file.record(scan);
-        let layout = layout.unwrap_or(Layout { text: String::new(), pair: None, label: None });
+        let layout = layout.unwrap_or_else(Layout::empty);
         Self { file, format: Format::Json(layout), rows, labels, skipped: bad, record }.checked(fields)
     }
 
     /// Opens a csv or tsv file.
-    pub(crate) fn delimited(path: &Path, fields: &Fields) -> Result<Self, DataError> {
-        let file = RawFile::open(path)?;
-        let tabs = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv") || e.eq_ignore_ascii_case("tab"));
+    pub(crate) fn delimited(path: &Path, shown: &Path, fields: &Fields) -> Result<Self, DataError> {
+        let file = RawFile::open(path, shown)?;
+        let path = shown;
+        let named = plain_name(path);
+        let tabs = named.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv") || e.eq_ignore_ascii_case("tab"));
         let separator = fields.separator.unwrap_or(if tabs { b'\t' } else { b',' });
         // text/tab-separated-values knows no quotes, and the GLUE files hold unbalanced ones.
         let quoting = fields.quoting.unwrap_or(!tabs);
-        let by_number = [&fields.text, &fields.pair, &fields.label].iter().any(|c| matches!(c, Some(Column::Index(_))));
+        let columns = [&fields.text, &fields.pair, &fields.label, &fields.messages].into_iter().flatten().chain(&fields.choices);
+        let by_number = columns.into_iter().any(|c| matches!(c, Column::Index(_)));
         let header = fields.header.unwrap_or(!by_number);
 
         let (mut rows, mut labels, mut bad, mut interner) = (Vec::new(), Vec::new(), BadRows::default(), Interner::default());
@@ -174,8 +186,8 @@ impl LineTable {
                 bad.add(line(), format!("found {} columns, expected {width}", cells.len()));
                 continue;
             }
-            let wanted = [Some(known.text), known.pair, known.label];
-            if let Some(broken) = wanted.iter().flatten().filter_map(|i| cells.get(*i)).find(|c| std::str::from_utf8(c).is_err()) {
+            let wanted = [known.text, known.pair, known.label, known.messages].into_iter().flatten().chain(known.choices.iter().copied());
+            if let Some(broken) = wanted.into_iter().filter_map(|i| cells.get(i)).find(|c| std::str::from_utf8(c).is_err()) {
                 if fields.corrupt == Corrupt::Stop {
                     return Err(not_utf8(&file, span, counted));
                 }
@@ -197,7 +209,7 @@ impl LineTable {
             });
         }
         let record = file.record(reader.into_inner());
-        let layout = layout.map_or(Layout { text: 0, pair: None, label: None }, |(l, _)| l);
+        let layout = layout.map_or_else(Layout::empty, |(l, _)| l);
         Self { file, format: Format::Delimited { layout, separator, quoting }, rows, labels, skipped: bad, record }.checked(fields)
     }
 
@@ -246,7 +258,13 @@ impl LineTable {
                 let mut cells = csv::ByteRecord::new();
                 reader.read_byte_record(&mut cells).map_err(|_| changed())?;
                 let cell = |i: usize| utf8(cells.get(i).ok_or_else(changed)?.to_vec()).map_err(|_| changed());
-                Ok(Document { text: cell(layout.text)?, pair: layout.pair.map(cell).transpose()?, label })
+                Ok(Document {
+                    text: layout.text.map(cell).transpose()?.unwrap_or_default(),
+                    pair: layout.pair.map(cell).transpose()?,
+                    label,
+                    choices: layout.choices.iter().map(|i| cell(*i)).collect::<Result<_, _>>()?,
+                    messages: layout.messages.map(cell).transpose()?,
+                })
             }
         }
     }
@@ -277,20 +295,60 @@ fn json_layout(path: &Path, fields: &Fields, names: &[String]) -> Result<Layout<
         Column::Name(n) => Ok(n),
         c @ Column::Index(_) => Err(absent(&c)),
     };
-    Ok(Layout { text: name(layout.text)?, pair: layout.pair.map(name).transpose()?, label: layout.label.map(name).transpose()? })
+    layout.map(name)
 }
 
 fn json_document(layout: &Layout<String>, object: &serde_json::Map<String, serde_json::Value>) -> Result<Document, String> {
-    let text = |name: &str| match object.get(name) {
+    // `choices.text` is a field of a field, unless a field has that very name.
+    let get = |name: &str| {
+        object.get(name).or_else(|| {
+            let (outer, inner) = name.split_once('.')?;
+            inner.split('.').try_fold(object.get(outer)?, |v, part| v.get(part))
+        })
+    };
+    let text = |name: &str| match get(name) {
         Some(serde_json::Value::String(s)) => Ok(s.clone()),
         Some(v) => Err(format!("field `{name}` is {}; expected a string", kind(v))),
         None => Err(format!("no field `{name}`")),
     };
-    let label = match layout.label.as_deref().and_then(|n| Some((n, object.get(n)?))) {
+    let label = match layout.label.as_deref().and_then(|n| Some((n, get(n)?))) {
         Some((name, v)) => Label::from_json(v).map_err(|found| format!("field `{name}` is {found}; expected a number or a name"))?,
         None => None,
     };
-    Ok(Document { text: text(&layout.text)?, pair: layout.pair.as_deref().map(text).transpose()?, label })
+    let choices = match layout.choices.as_slice() {
+        [one] => match get(one) {
+            Some(serde_json::Value::Array(items)) => items
+                .iter()
+                .map(|v| v.as_str().map(str::to_owned).ok_or_else(|| format!("field `{one}` has {} among its texts", kind(v))))
+                .collect::<Result<Vec<_>, _>>()?,
+            Some(v) => return Err(format!("field `{one}` is {}; expected a list of texts", kind(v))),
+            None => return Err(format!("no field `{one}`")),
+        },
+        several => several.iter().map(|n| text(n)).collect::<Result<_, _>>()?,
+    };
+    let messages = match &layout.messages {
+        None => None,
+        Some(name) => match get(name) {
+            Some(v @ serde_json::Value::Array(_)) => Some(v.to_string()),
+            Some(v) => return Err(format!("field `{name}` is {}; expected a list of turns", kind(v))),
+            None => return Err(format!("no field `{name}`")),
+        },
+    };
+    Ok(Document {
+        text: layout.text.as_deref().map(text).transpose()?.unwrap_or_default(),
+        pair: layout.pair.as_deref().map(text).transpose()?,
+        label,
+        choices,
+        messages,
+    })
+}
+
+/// A file's name without the ending of its packing: `a.csv.gz` → `a.csv`.
+pub(super) fn plain_name(path: &Path) -> std::path::PathBuf {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("gz" | "zst") => path.with_extension(""),
+        _ => path.to_owned(),
+    }
 }
 
 fn kind(v: &serde_json::Value) -> &'static str {
@@ -326,8 +384,13 @@ fn delimited_layout(path: &Path, fields: &Fields, names: &[String], header: bool
                 Some(c) => Err(absent(c)),
                 None => Ok(None),
             };
-            let text = number(&fields.text)?.ok_or_else(|| absent(&Column::Name("text".into())))?;
-            Layout { text, pair: number(&fields.pair)?, label: number(&fields.label)? }
+            let choices = fields.choices.iter().map(|c| number(&Some(c.clone()))).collect::<Result<Vec<_>, _>>()?;
+            let choices: Vec<Column> = choices.into_iter().flatten().collect();
+            let (text, messages) = (number(&fields.text)?, number(&fields.messages)?);
+            if text.is_none() && messages.is_none() && choices.is_empty() {
+                return Err(absent(&Column::Name("text".into())));
+            }
+            Layout { text, pair: number(&fields.pair)?, label: number(&fields.label)?, choices, messages }
         }
         other => other.map_err(|c| absent(&c))?,
     };
@@ -335,7 +398,7 @@ fn delimited_layout(path: &Path, fields: &Fields, names: &[String], header: bool
         Column::Index(i) => Ok(*i),
         Column::Name(n) => names.iter().position(|x| x == n).ok_or_else(|| absent(&c)),
     };
-    Ok(Layout { text: index(layout.text)?, pair: layout.pair.map(index).transpose()?, label: layout.label.map(index).transpose()? })
+    layout.map(index)
 }
 
 fn builder(separator: u8, quoting: bool) -> csv::ReaderBuilder {

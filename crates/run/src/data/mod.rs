@@ -5,14 +5,18 @@
 //! reported; none is dropped silently. Draws are the same on every platform ([`draw`]).
 
 mod batch;
+mod chat;
 mod document;
 mod draw;
 mod error;
 mod fields;
 mod file;
+mod hub;
 mod labels;
 mod lines;
 mod memory;
+mod parquet;
+mod questions;
 mod select;
 mod stream;
 mod table;
@@ -30,12 +34,13 @@ use prunectl_recipe::plan::{DataDecl, DataExpr, DataSource};
 pub use batch::{BatchSpec, DataBatches, Need, Target};
 pub use document::{Document, Label};
 pub use error::{BadRow, BadRows, DataError, Place};
-pub use fields::FIELDS;
 pub use file::FileRecord;
 pub use labels::Classes;
 pub use memory::{AutoBatch, memory_bytes};
+pub use questions::Ask;
 pub use select::{Dataset, describe};
 
+use crate::hub::Door;
 use fields::Fields;
 use lines::LineTable;
 use table::{Body, Table};
@@ -45,35 +50,54 @@ const SPLITS: [(&str, &[&str]); 3] =
     [("train", &["train", "training"]), ("validation", &["validation", "valid", "val", "dev"]), ("test", &["test"])];
 
 /// The splits of a source, found without reading it: empty for a source without splits, `None` when it can't be known here.
-pub fn splits(decl: &DataDecl) -> Option<Vec<String>> {
-    match parts(decl).ok()? {
+pub fn splits(decl: &DataDecl, hub: &Door) -> Option<Vec<String>> {
+    match parts(decl, hub).ok()? {
         Parts::Whole(_) => Some(Vec::new()),
-        Parts::Splits(s) => Some(s.into_iter().map(|(name, _)| name.to_owned()).collect()),
+        Parts::Splits(s) => Some(s.into_iter().map(|(name, _)| name).collect()),
     }
+}
+
+/// Endings of files, by what they hold.
+const TEXT: &[&str] = &["txt", "text", "raw", "md"];
+const CSV: &[&str] = &["csv", "tsv", "tab"];
+const JSON: &[&str] = &["jsonl", "ndjson", "json"];
+const PARQUET: &[&str] = &["parquet"];
+
+/// The ending of a file's name, that of its packing left out, in lower case.
+fn ending(path: &Path) -> String {
+    lines::plain_name(path).extension().and_then(|e| e.to_str()).unwrap_or_default().to_lowercase()
 }
 
 /// Where the rows of a split come from.
 #[derive(Debug, Clone, PartialEq)]
 enum Part {
     File(PathBuf),
-    Builtin { name: String, split: &'static str },
+    /// Files of a repository, fetched when they are opened.
+    Hub {
+        files: Vec<String>,
+    },
+    Builtin {
+        name: String,
+        split: &'static str,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum Parts {
     Whole(Part),
-    Splits(Vec<(&'static str, Part)>),
+    Splits(Vec<(String, Part)>),
 }
 
-fn parts(decl: &DataDecl) -> Result<Parts, DataError> {
+fn parts(decl: &DataDecl, hub: &Door) -> Result<Parts, DataError> {
     match &decl.source {
-        DataSource::Hub(repo) => Err(DataError::NotYet {
-            what: format!("data from the Hub (`hf(\"{repo}\")`)"),
-            instead: "download its files and read them with csv(…), jsonl(…), text(…) or tokens(…)".into(),
-        }),
-        DataSource::Text(p) => files(p, &["txt", "text", "raw", "md"]),
-        DataSource::Csv(p) => files(p, &["csv", "tsv", "tab"]),
-        DataSource::Jsonl(p) => files(p, &["jsonl", "ndjson", "json"]),
+        DataSource::Hub(repo) => {
+            let found = hub::splits(decl, repo, hub)?;
+            Ok(Parts::Splits(found.into_iter().map(|(split, files)| (split, Part::Hub { files })).collect()))
+        }
+        DataSource::Text(p) => files(p, TEXT),
+        DataSource::Csv(p) => files(p, CSV),
+        DataSource::Jsonl(p) => files(p, JSON),
+        DataSource::Parquet(p) => files(p, PARQUET),
         DataSource::Tokens(p) => files(p, &["safetensors"]),
         DataSource::Builtin(name) => builtin_splits(name),
     }
@@ -90,7 +114,7 @@ fn files(path: &Path, extensions: &[&str]) -> Result<Parts, DataError> {
     for entry in std::fs::read_dir(path).map_err(io)? {
         let file = entry.map_err(io)?.path();
         let Some(name) = file.file_name().and_then(|n| n.to_str()).map(str::to_lowercase) else { continue };
-        let known = file.extension().and_then(|e| e.to_str()).is_some_and(|e| extensions.contains(&e.to_lowercase().as_str()));
+        let known = extensions.contains(&ending(&file).as_str());
         if !known || name.starts_with('.') || !file.is_file() {
             continue;
         }
@@ -115,7 +139,7 @@ fn files(path: &Path, extensions: &[&str]) -> Result<Parts, DataError> {
         let Some((name, _)) = SPLITS.get(i) else { continue };
         files.sort();
         match files.as_slice() {
-            [one] => splits.push((*name, Part::File(one.clone()))),
+            [one] => splits.push(((*name).to_owned(), Part::File(one.clone()))),
             several => {
                 let listed: Vec<String> = several.iter().map(|f| f.display().to_string()).collect();
                 return Err(wrong(format!("{} files for the split `{name}`: {}", listed.len(), listed.join(", ")), "one".into()));
@@ -127,7 +151,7 @@ fn files(path: &Path, extensions: &[&str]) -> Result<Parts, DataError> {
 
 fn builtin_splits(name: &str) -> Result<Parts, DataError> {
     match name {
-        "tales" => Ok(Parts::Splits(SPLITS.map(|(split, _)| (split, Part::Builtin { name: name.to_owned(), split })).to_vec())),
+        "tales" => Ok(Parts::Splits(SPLITS.map(|(split, _)| (split.to_owned(), Part::Builtin { name: name.to_owned(), split })).to_vec())),
         _ => Err(DataError::UnknownBuiltin { name: name.to_owned(), known: vec!["tales".into()] }),
     }
 }
@@ -136,20 +160,21 @@ fn builtin_splits(name: &str) -> Result<Parts, DataError> {
 #[derive(Debug)]
 struct Source {
     decl: DataDecl,
-    open: Mutex<BTreeMap<&'static str, Arc<Table>>>,
+    open: Mutex<BTreeMap<String, Arc<Table>>>,
 }
 
 /// The data of a recipe. Nothing is read before a step wants it; what was read is kept open.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct DataStore {
     sources: Arc<BTreeMap<String, Source>>,
+    hub: Door,
 }
 
 impl DataStore {
     /// The data statements of a plan, paths already joined to the recipe's folder.
-    pub fn new(decls: &[DataDecl]) -> Self {
+    pub fn new(decls: &[DataDecl], hub: &Door) -> Self {
         let source = |d: &DataDecl| (d.name.clone(), Source { decl: d.clone(), open: Mutex::default() });
-        Self { sources: Arc::new(decls.iter().map(source).collect()) }
+        Self { sources: Arc::new(decls.iter().map(source).collect()), hub: hub.clone() }
     }
 
     /// Everything that can be known without reading a row: names, fields, files that exist, splits, and what this version can't do.
@@ -158,7 +183,7 @@ impl DataStore {
         select::check(expr, &mut |name, split| {
             let source = self.source(name)?;
             Fields::read(&source.decl)?;
-            Self::part(source, split).map(|_| ())
+            self.part(source, split).map(|_| ())
         })
     }
 
@@ -176,7 +201,7 @@ impl DataStore {
 
     /// Every file read so far, with its hash, by path.
     pub fn files(&self) -> Vec<FileRecord> {
-        let mut all: Vec<FileRecord> = self.tables().filter_map(|t| t.record().cloned()).collect();
+        let mut all: Vec<FileRecord> = self.tables().flat_map(|t| t.records().into_iter().cloned().collect::<Vec<_>>()).collect();
         all.sort_by(|a, b| a.path.cmp(&b.path));
         all.dedup();
         all
@@ -184,7 +209,8 @@ impl DataStore {
 
     /// Rows left out by `corrupt = skip`, by file: for the run's output and its report.
     pub fn skipped(&self) -> Vec<(PathBuf, BadRows)> {
-        let mut all: Vec<_> = self.tables().filter_map(|t| Some((t.record()?.path.clone(), t.skipped()?.clone()))).collect();
+        let of = |t: Arc<Table>| t.skipped().into_iter().map(|(r, bad)| (r.path.clone(), bad.clone())).collect::<Vec<_>>();
+        let mut all: Vec<_> = self.tables().flat_map(of).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all.dedup();
         all
@@ -199,36 +225,40 @@ impl DataStore {
         self.sources.get(name).ok_or_else(|| DataError::UnknownData { name: name.to_owned(), known: known() })
     }
 
-    fn part(source: &Source, split: Option<&str>) -> Result<(&'static str, Part), DataError> {
+    fn part(&self, source: &Source, split: Option<&str>) -> Result<(String, Part), DataError> {
         let data = || source.decl.name.clone();
-        match (parts(&source.decl)?, split) {
-            (Parts::Whole(part), None) => Ok(("", part)),
+        match (parts(&source.decl, &self.hub)?, split) {
+            (Parts::Whole(part), None) => Ok((String::new(), part)),
             (Parts::Whole(_), Some(split)) => Err(DataError::UnknownSplit { data: data(), split: split.to_owned(), known: Vec::new() }),
-            (Parts::Splits(all), None) => {
-                Err(DataError::SplitNeeded { data: data(), known: all.into_iter().map(|(n, _)| n.to_owned()).collect() })
-            }
-            (Parts::Splits(all), Some(split)) => {
+            (Parts::Splits(all), None) => Err(DataError::SplitNeeded { data: data(), known: all.into_iter().map(|(n, _)| n).collect() }),
+            (Parts::Splits(mut all), Some(split)) => {
+                let known: Vec<String> = all.iter().map(|(n, _)| n.clone()).collect();
+                // A split goes by its own name first: `dev` may be one beside `validation`.
                 let canonical = SPLITS.iter().find(|(_, words)| words.contains(&split)).map_or(split, |(name, _)| name);
-                let known = all.iter().map(|(n, _)| (*n).to_owned()).collect();
-                let found = all.into_iter().find(|(n, _)| *n == canonical);
-                found.ok_or_else(|| DataError::UnknownSplit { data: data(), split: split.to_owned(), known })
+                let at = all.iter().position(|(n, _)| n == split).or_else(|| all.iter().position(|(n, _)| n == canonical));
+                match at {
+                    Some(i) => Ok(all.swap_remove(i)),
+                    None => Err(DataError::UnknownSplit { data: data(), split: split.to_owned(), known }),
+                }
             }
         }
     }
 
     fn open(&self, name: &str, split: Option<&str>) -> Result<Arc<Table>, DataError> {
         let source = self.source(name)?;
-        let (key, part) = Self::part(source, split)?;
-        if let Some(table) = lock(&source.open).get(key) {
+        let (key, part) = self.part(source, split)?;
+        if let Some(table) = lock(&source.open).get(&key) {
             return Ok(table.clone());
         }
         let fields = Fields::read(&source.decl)?;
         let body = match (&part, &source.decl.source) {
             (Part::Builtin { name, split }, _) => builtin(name, split),
-            (Part::File(p), DataSource::Csv(_)) => LineTable::delimited(p, &fields).map(Body::Lines),
-            (Part::File(p), DataSource::Jsonl(_)) => LineTable::json(p, &fields).map(Body::Lines),
+            (Part::Hub { files }, _) => hub::open(&source.decl, files, &fields, &self.hub),
+            (Part::File(p), DataSource::Csv(_)) => LineTable::delimited(p, p, &fields).map(|t| Body::Lines(vec![t])),
+            (Part::File(p), DataSource::Jsonl(_)) => LineTable::json(p, p, &fields).map(|t| Body::Lines(vec![t])),
+            (Part::File(p), DataSource::Parquet(_)) => LineTable::parquet(p, p, &fields).map(|t| Body::Lines(vec![t])),
             (Part::File(p), DataSource::Tokens(_)) => tokens::TokenTable::open(p).map(Body::Tokens),
-            (Part::File(p), _) => Body::text(p),
+            (Part::File(p), _) => Body::text(p, p),
         }?;
         let table = Arc::new(Table { body, label_names: fields.labels });
         lock(&source.open).insert(key, table.clone());
@@ -244,6 +274,7 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn builtin(name: &str, split: &str) -> Result<Body, DataError> {
     let split = tales::Split::from_name(split)
         .ok_or_else(|| DataError::UnknownBuiltin { name: format!("{name}.{split}"), known: vec!["tales".into()] })?;
-    let document = |tale: tales::Tale| Document { text: tale.text, pair: None, label: Some(Label::Integer(i64::from(tale.label))) };
+    let document =
+        |tale: tales::Tale| Document { text: tale.text, label: Some(Label::Integer(i64::from(tale.label))), ..Document::default() };
     Ok(Body::Memory { name: format!("{name}.{}", split.name()), documents: split.tales().map(document).collect() })
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use prunectl_recipe::plan::{DataExpr, Share};
 
+use super::chat::Learn;
 use super::draw::Draw;
 use super::error::{DataError, Place};
 use super::stream;
@@ -43,6 +44,8 @@ pub(crate) struct Selection {
     pub(crate) tables: Vec<Arc<Table>>,
     pub(crate) streams: Vec<Windows>,
     pub(crate) rows: Vec<RowRef>,
+    /// Whether its documents are conversations, and which turns are learned from.
+    pub(crate) chat: Option<Learn>,
 }
 
 /// What a row is made of.
@@ -77,7 +80,7 @@ impl Selection {
 
     fn windows(ids: Vec<u32>, length: usize, starts: Vec<u32>) -> Self {
         let rows = starts.into_iter().map(|start| RowRef::Window { stream: 0, start }).collect();
-        Self { tables: Vec::new(), streams: vec![Windows { ids: Arc::new(ids), length }], rows }
+        Self { tables: Vec::new(), streams: vec![Windows { ids: Arc::new(ids), length }], rows, chat: None }
     }
 }
 
@@ -105,10 +108,7 @@ pub(crate) fn check(expr: &DataExpr, source: &mut Visit<'_>) -> Result<(), DataE
             positive("n", *n)?;
             check(of, source)
         }
-        DataExpr::Chat { .. } => Err(DataError::NotYet {
-            what: "chat data (`.chat(…)`)".into(),
-            instead: "write the conversations out as text in the model's template, or as tokens(…) with labels".into(),
-        }),
+        DataExpr::Chat { of, .. } => check(of, source),
         DataExpr::Mix(parts) => {
             let sum: i128 = parts.iter().map(|(s, _)| i128::from(s.0)).sum();
             if sum != i128::from(Share::ONE.0) || parts.iter().any(|(s, _)| s.0 <= 0) {
@@ -181,6 +181,7 @@ impl Dataset {
                 // An index of more rows than this would not fit in memory beforehand.
                 let rows = u32::try_from(table.len()).unwrap_or(u32::MAX);
                 Ok(Selection {
+                    chat: None,
                     tables: vec![table],
                     streams: Vec::new(),
                     rows: (0..rows).map(|row| RowRef::Stored { table: 0, row }).collect(),
@@ -217,7 +218,14 @@ impl Dataset {
                 let parts = parts.iter().map(|(s, e)| Ok((*s, self.eval(e, tokenizer)?))).collect::<Result<Vec<_>, DataError>>()?;
                 mix(&describe(expr), parts)
             }
-            DataExpr::Chat { .. } => check(expr, &mut |_, _| Ok(())).map(|()| Selection::default()),
+            DataExpr::Chat { of, loss, .. } => {
+                let s = self.eval(of, tokenizer)?;
+                if s.kind() != RowKind::Documents {
+                    let expected = "rows with the turns of a conversation".into();
+                    return Err(DataError::Mixed { what: describe(expr), found: "rows of tokens".into(), expected });
+                }
+                Ok(Selection { chat: Some(Learn::parse(loss)), ..s })
+            }
         }
     }
 
@@ -274,9 +282,17 @@ fn mix(what: &str, parts: Vec<(Share, Selection)>) -> Result<Selection, DataErro
             expected: "one kind: `.pack(…)` the documents".into(),
         });
     }
+    let chat = parts.first().and_then(|(_, s)| s.chat);
+    if parts.iter().any(|(_, s)| s.chat != chat) {
+        return Err(DataError::Mixed {
+            what: what.to_owned(),
+            found: "conversations beside texts, or learned from otherwise".into(),
+            expected: "one kind: `.chat(…)` on every part, with the same `loss`".into(),
+        });
+    }
     let counts = mix_counts(&parts.iter().map(|(s, p)| (*s, p.rows.len())).collect::<Vec<_>>());
     let shares: Vec<Share> = parts.iter().map(|(s, _)| *s).collect();
-    let mut out = Selection::default();
+    let mut out = Selection { chat, ..Selection::default() };
     let mut queues = Vec::new();
     for ((_, part), n) in parts.into_iter().zip(&counts) {
         let (tables, streams) = (out.tables.len() as u32, out.streams.len() as u32);

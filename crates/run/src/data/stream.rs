@@ -22,6 +22,7 @@ impl Dataset {
     /// The whole text is in memory while it is tokenised. Every id is below `vocabulary`.
     pub fn stream(&self, tokenizer: Option<&Tokenizer>, vocabulary: usize) -> Result<TokenStream, DataError> {
         let selection = self.select(tokenizer)?;
+        refuse_chat(&selection, &self.describe())?;
         let out = match selection.kind() {
             RowKind::Tokens => TokenStream { prefix: Vec::new(), ids: stored(&selection)? },
             RowKind::Documents => {
@@ -52,6 +53,7 @@ impl Dataset {
 /// segments of about a megabyte of whole documents, in parallel. Only tokens beside the seams, one in some 250,000, can differ from those
 /// of one text; a text below a megabyte has none.
 pub(crate) fn in_segments(selection: &Selection, what: &str, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>, DataError> {
+    refuse_chat(selection, what)?;
     if selection.kind() == RowKind::Tokens {
         return stored(selection);
     }
@@ -77,6 +79,18 @@ pub(crate) fn in_segments(selection: &Selection, what: &str, tokenizer: Option<&
     }
     drain(&mut segments, tokenizer, &mut out)?;
     Ok(out)
+}
+
+/// A stream has no turns: what is learned from would be lost.
+fn refuse_chat(selection: &Selection, what: &str) -> Result<(), DataError> {
+    match selection.chat {
+        None => Ok(()),
+        Some(_) => Err(DataError::Mixed {
+            what: what.to_owned(),
+            found: "conversations".into(),
+            expected: "texts: a stream of tokens has no turns. Use conversations row by row".into(),
+        }),
+    }
 }
 
 /// Tokenises segments in parallel and appends them in order.

@@ -9,6 +9,7 @@ use prunectl_recipe::catalogue::Args;
 use prunectl_recipe::plan::{DataDecl, DataExpr, DataSource, Share, Span, Value};
 
 use super::*;
+use crate::hub::Door;
 use crate::tokenizer::Tokenizer;
 
 /// A word-level tokenizer with BERT's template, and the truncation and fixed padding that a file may carry.
@@ -53,12 +54,16 @@ fn decl(source: DataSource, fields: &[(&str, Value)]) -> DataDecl {
     DataDecl { name: "d".into(), source, fields, span: Span::default() }
 }
 
+fn store_of(decls: &[DataDecl]) -> DataStore {
+    DataStore::new(decls, &Door::cache_only())
+}
+
 fn all() -> DataExpr {
     DataExpr::Source { name: "d".into(), split: None }
 }
 
 fn open(source: DataSource, fields: &[(&str, Value)]) -> Result<Dataset, DataError> {
-    DataStore::new(&[decl(source, fields)]).resolve(&all())
+    store_of(&[decl(source, fields)]).resolve(&all())
 }
 
 fn documents(d: &Dataset) -> Vec<Document> {
@@ -82,7 +87,7 @@ fn refused<T: std::fmt::Debug>(r: Result<T, DataError>, words: &[&str]) {
 }
 
 fn spec(target: Option<Target>) -> BatchSpec {
-    BatchSpec { target, need: Need::Required, max_length: 16, batch: 2, vocabulary: 15, token_types: 2, device: Device::Cpu }
+    BatchSpec { target, need: Need::Required, max_length: 16, batch: 2, apart: false, vocabulary: 15, token_types: 2, device: Device::Cpu }
 }
 
 fn ids(b: &prunectl_model::Batch) -> Vec<Vec<u32>> {
@@ -160,7 +165,7 @@ fn corrupt_rows_stop_or_are_counted() {
     assert!(e.contains("4 of 7 rows can't be read") && e.contains("line 2: not JSON: expected ident at column 2"), "{e}");
     assert!(e.contains("line 3: not a JSON object") && e.contains("line 4: field `text` is a number; expected a string"), "{e}");
     let skip = [("corrupt", Value::Word("skip".into()))];
-    let store = DataStore::new(&[decl(DataSource::Jsonl(p), &skip)]);
+    let store = store_of(&[decl(DataSource::Jsonl(p), &skip)]);
     assert_eq!(store.resolve(&all()).expect("opens").count(), Some(3));
     let skipped = store.skipped();
     assert_eq!((skipped.len(), skipped[0].1.count, skipped[0].1.of), (1, 4, 7));
@@ -179,7 +184,7 @@ fn bytes_that_are_not_text() {
     refused(open(DataSource::Csv(f.file("a.csv", b"text,label\na,1\nb\xe9,0\n")), &[]), &["byte 16 (line 3) is not UTF-8"]);
     refused(open(DataSource::Jsonl(f.file("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"\xe9\"}\n")), &[]), &["byte 24 (line 2)"]);
     refused(open(DataSource::Jsonl(f.file("a.json", "[{\"text\": \"a\"}]")), &[]), &["a JSON list", "jq"]);
-    refused(open(DataSource::Jsonl(f.file("a.jsonl.gz", [0x1f, 0x8b, 8, 0])), &[]), &["a gzip file", "gunzip"]);
+    refused(open(DataSource::Jsonl(f.file("a.jsonl.gz", [0x1f, 0x8b, 8, 0])), &[]), &["a.jsonl.gz", "can't be unpacked"]);
     refused(open(DataSource::Csv(f.file("a.parquet", "PAR1....")), &[]), &["a parquet file"]);
     refused(open(DataSource::Text(f.0.path().join("none.txt")), &[]), &["none.txt", "No such file"]);
 }
@@ -214,8 +219,8 @@ fn folders_have_splits() {
     f.file("dev.tsv", "sentence\tlabel\nb\t1\n");
     f.file("README.md", "x");
     let decls = [decl(DataSource::Csv(f.0.path().to_owned()), &[])];
-    assert_eq!(splits(&decls[0]), Some(vec!["train".into(), "validation".into()]));
-    let store = DataStore::new(&decls);
+    assert_eq!(splits(&decls[0], &Door::cache_only()), Some(vec!["train".into(), "validation".into()]));
+    let store = store_of(&decls);
     let split = |s: &str| DataExpr::Source { name: "d".into(), split: Some(s.into()) };
     assert_eq!(texts(&store.resolve(&split("validation")).expect("opens")), ["b"]);
     assert_eq!(texts(&store.resolve(&split("dev")).expect("opens")), ["b"]);
@@ -223,7 +228,7 @@ fn folders_have_splits() {
     refused(store.resolve(&all()), &["has splits; say which"]);
     f.file("valid.csv", "text\nx\n");
     refused(store.check(&split("train")), &["2 files for the split `validation`"]);
-    let one = DataStore::new(&[decl(DataSource::Csv(f.file("x.csv", "text\nx\n")), &[])]);
+    let one = store_of(&[decl(DataSource::Csv(f.file("x.csv", "text\nx\n")), &[])]);
     refused(one.resolve(&split("train")), &["has no split `train`; it is one file"]);
     let empty = Folder::new();
     refused(open(DataSource::Text(empty.0.path().to_owned()), &[]), &["a folder without .txt"]);
@@ -231,21 +236,21 @@ fn folders_have_splits() {
 
 #[test]
 fn what_is_not_there_yet_is_refused_before_reading() {
-    let hub = DataStore::new(&[decl(DataSource::Hub("nyu-mll/glue".into()), &[("config", Value::Text("mnli".into()))])]);
-    refused(hub.check(&all()), &["nyu-mll/glue", "not carried out by this version"]);
+    // Without a network and without a cache.
+    let hub = store_of(&[decl(DataSource::Hub("no-such/set".into()), &[("config", Value::Text("mnli".into()))])]);
+    refused(hub.check(&all()), &["no-such/set"]);
     let f = Folder::new();
-    let store = DataStore::new(&[decl(DataSource::Text(f.file("a.txt", "a")), &[])]);
+    let store = store_of(&[decl(DataSource::Text(f.file("a.txt", "a")), &[])]);
     let chat = DataExpr::Chat { of: Box::new(all()), model: "m".into(), loss: "assistant".into() };
-    refused(store.check(&chat), &["chat"]);
+    store.check(&chat).expect("conversations are read row by row");
+    refused(store.resolve(&chat).expect("opens").stream(Some(&tokenizer()), 15), &["conversations", "a stream of tokens has no turns"]);
     refused(store.check(&DataExpr::Source { name: "e".into(), split: None }), &["no data is called `e`; declared: `d`"]);
-    refused(open(DataSource::Text(f.file("a.txt", "a")), &[("sep", Value::Bool(true))]), &["`sep`", "takes none"]);
-    refused(open(DataSource::Csv(f.file("a.csv", "text\na")), &[("sep", Value::Bool(true))]), &["`sep`", "separator"]);
     refused(open(DataSource::Builtin("stories".into()), &[]), &["no built-in data is called `stories`; there is: `tales`"]);
 }
 
 fn lines(f: &Folder, n: usize) -> DataStore {
     let rows: String = (0..n).map(|i| format!("{{\"text\": \"{} {i}\"}}\n", ["a", "b", "c"][i % 3])).collect();
-    DataStore::new(&[decl(DataSource::Jsonl(f.file("n.jsonl", rows)), &[])])
+    store_of(&[decl(DataSource::Jsonl(f.file("n.jsonl", rows)), &[])])
 }
 
 #[test]
@@ -267,7 +272,7 @@ fn samples_and_takes() {
 #[test]
 fn windows_of_the_stream() {
     let f = Folder::new();
-    let store = DataStore::new(&[decl(DataSource::Text(f.file("a.txt", "a b c d e f g h a b c")), &[])]);
+    let store = store_of(&[decl(DataSource::Text(f.file("a.txt", "a b c d e f g h a b c")), &[])]);
     let t = tokenizer();
     let pack = |tokens| DataExpr::Pack { of: Box::new(all()), tokens };
     let stream = store.resolve(&all()).and_then(|d| d.stream(Some(&t), 15)).expect("stream");
@@ -305,7 +310,7 @@ fn windows_of_the_stream() {
 fn segments_equal_one_text_where_words_end_at_the_seams() {
     let f = Folder::new();
     let rows: String = (0..3000).map(|_| format!("{{\"text\": \"{}\"}}\n", "a b c d ".repeat(100))).collect();
-    let store = DataStore::new(&[decl(DataSource::Jsonl(f.file("n.jsonl", rows)), &[])]);
+    let store = store_of(&[decl(DataSource::Jsonl(f.file("n.jsonl", rows)), &[])]);
     let t = tokenizer();
     let d = store.resolve(&all()).expect("opens");
     let whole = d.stream(Some(&t), 15).expect("stream");
@@ -320,7 +325,7 @@ fn mixtures() {
     let a: String = (0..10).map(|i| format!("{{\"text\": \"a{i}\"}}\n")).collect();
     let b: String = (0..10).map(|i| format!("{{\"text\": \"b{i}\"}}\n")).collect();
     let named = |n: &str, p| DataDecl { name: n.into(), ..decl(DataSource::Jsonl(p), &[]) };
-    let store = DataStore::new(&[named("a", f.file("a.jsonl", a)), named("b", f.file("b.jsonl", b))]);
+    let store = store_of(&[named("a", f.file("a.jsonl", a)), named("b", f.file("b.jsonl", b))]);
     let source = |n: &str| DataExpr::Source { name: n.into(), split: None };
     let mix = |p: i64, q: i64| DataExpr::Mix(vec![(Share(p * 10_000_000), source("a")), (Share(q * 10_000_000), source("b"))]);
     let d = store.resolve(&mix(70, 30)).expect("opens");
@@ -518,4 +523,88 @@ fn a_file_that_shrinks_is_noticed() {
     std::fs::OpenOptions::new().write(true).open(&p).and_then(|f| f.set_len(14)).expect("cut");
     let mut b = d.batches(Some(&tokenizer()), spec(None)).expect("batches");
     assert!(b.next().expect_err("refused").to_string().contains("changed while it was being read (now 14 bytes, 28 when it was opened)"));
+}
+
+/// A parquet file with a text, a list of texts, and a class.
+fn parquet_file(f: &Folder, name: &str, rows: &[(&str, &[&str], i64)]) -> PathBuf {
+    use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use ::parquet::file::properties::WriterProperties;
+    use ::parquet::file::writer::SerializedFileWriter;
+    let schema = "message m { required binary text (UTF8); required group endings (LIST) { repeated group list { required binary element (UTF8); } } required int64 label; }";
+    let schema = ::parquet::schema::parser::parse_message_type(schema).expect("schema");
+    let properties = WriterProperties::builder().set_compression(::parquet::basic::Compression::SNAPPY).build();
+    let mut bytes = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema.into(), properties.into()).expect("writer");
+    let mut group = writer.next_row_group().expect("group");
+    let array = |s: &&str| ByteArray::from(*s);
+    let texts: Vec<ByteArray> = rows.iter().map(|r| array(&r.0)).collect();
+    let endings: Vec<ByteArray> = rows.iter().flat_map(|r| r.1.iter().map(array)).collect();
+    let labels: Vec<i64> = rows.iter().map(|r| r.2).collect();
+    let levels: Vec<i16> = rows.iter().flat_map(|r| (0..r.1.len()).map(|i| i16::from(i > 0))).collect();
+    let mut column = group.next_column().expect("column").expect("text");
+    column.typed::<ByteArrayType>().write_batch(&texts, None, None).expect("text");
+    column.close().expect("closed");
+    let mut column = group.next_column().expect("column").expect("endings");
+    column.typed::<ByteArrayType>().write_batch(&endings, Some(&vec![1; levels.len()]), Some(&levels)).expect("endings");
+    column.close().expect("closed");
+    let mut column = group.next_column().expect("column").expect("label");
+    column.typed::<Int64Type>().write_batch(&labels, None, None).expect("label");
+    column.close().expect("closed");
+    group.close().expect("group closed");
+    writer.close().expect("written");
+    f.file(name, bytes)
+}
+
+#[test]
+fn parquet_rows_are_read_as_any_others() {
+    let f = Folder::new();
+    let p = parquet_file(&f, "a.parquet", &[("a b", &["c", "d e"], 1), ("f\n", &["g"], 0)]);
+    let choices = ("choices", Value::List(vec![Value::Text("endings".into())]));
+    let d = open(DataSource::Parquet(p.clone()), &[choices]).expect("opens");
+    let rows = documents(&d);
+    assert_eq!(
+        (rows[0].text.as_str(), rows[0].label.clone(), rows[0].choices.clone()),
+        ("a b", Some(Label::Integer(1)), vec!["c".to_owned(), "d e".to_owned()])
+    );
+    assert_eq!((rows[1].text.as_str(), rows[1].choices.len()), ("f\n", 1));
+    // The lock has the file itself, not what was unpacked from it.
+    let store = store_of(&[decl(DataSource::Parquet(p.clone()), &[])]);
+    store.resolve(&all()).expect("opens");
+    assert_eq!(store.files()[0].sha256, crate::files::sha256(&std::fs::read(&p).expect("bytes")));
+    let whole = std::fs::read(&p).expect("bytes");
+    for cut in [4, 8, whole.len() / 2, whole.len() - 5] {
+        let broken = f.file("b.parquet", &whole[..cut]);
+        refused(open(DataSource::Parquet(broken), &[]), &["b.parquet", "a whole parquet file"]);
+    }
+    refused(open(DataSource::Jsonl(p), &[]), &["found a parquet file", "parquet(\""]);
+    refused(open(DataSource::Parquet(f.file("c.parquet", "text")), &[]), &["no parquet file"]);
+}
+
+#[test]
+fn packed_files_are_unpacked() {
+    use std::io::Write as _;
+    let f = Folder::new();
+    let plain = "text\tlabel\na, b\t1\nc\t0\n";
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gz.write_all(plain.as_bytes()).expect("packs");
+    let gz = gz.finish().expect("packs");
+    let d = open(DataSource::Csv(f.file("a.tsv.gz", &gz)), &[]).expect("opens");
+    assert_eq!(texts(&d), ["a, b", "c"]);
+    let d = open(DataSource::Csv(f.file("a.tsv.zst", zstd::encode_all(plain.as_bytes(), 1).expect("packs"))), &[]).expect("opens");
+    assert_eq!(texts(&d), ["a, b", "c"]);
+    refused(open(DataSource::Csv(f.file("cut.tsv.gz", &gz[..gz.len() - 9])), &[]), &["cut.tsv.gz", "can't be unpacked"]);
+}
+
+#[test]
+fn an_encoder_gets_the_texts_of_a_pair_as_rows() {
+    let f = Folder::new();
+    let p = f.file("p.csv", "sentence1,sentence2,score\na b,c,2.5\nd,e f g,1\n");
+    let d = open(DataSource::Csv(p), &[]).expect("opens");
+    let mut b = d.batches(Some(&tokenizer()), BatchSpec { apart: true, ..spec(Some(Target::Values)) }).expect("batches");
+    let batch = b.next().expect("reads").expect("one");
+    assert_eq!(ids(&batch), [[2, 5, 6, 3, 0], [2, 8, 3, 0, 0], [2, 7, 3, 0, 0], [2, 9, 10, 11, 3]]);
+    assert!(matches!(batch.labels, Some(Labels::Values(t)) if t.to_vec1::<f32>().expect("values") == [2.5, 1.0]));
+    let single = open(DataSource::Csv(f.file("s.csv", "text,score\na,1\n")), &[]).expect("opens");
+    let mut b = single.batches(Some(&tokenizer()), BatchSpec { apart: true, ..spec(Some(Target::Values)) }).expect("batches");
+    assert!(b.next().expect_err("refused").to_string().contains("text_pair"));
 }

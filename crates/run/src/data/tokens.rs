@@ -63,7 +63,7 @@ pub(crate) struct TokenTable {
 
 impl TokenTable {
     pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
-        let file = RawFile::open(path)?;
+        let file = RawFile::open(path, path)?;
         let wrong = |why: String| DataError::Tokens { path: path.to_owned(), why };
         let handle = std::fs::File::open(path).map_err(|e| file.io(e))?;
         // SAFETY: the map is only read, through bounds-checked slices. Another process that cuts the file while it is mapped ends this

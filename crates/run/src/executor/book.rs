@@ -272,7 +272,7 @@ impl Book {
 /// How a metric's value is printed.
 pub fn unit_of(metric: &str) -> FigureUnit {
     match metric {
-        "accuracy" | "f1" | "sparsity" => FigureUnit::Percent,
+        "accuracy" | "f1" | "sparsity" | "choice" | "last_word" | "exact_match" | "answer_f1" => FigureUnit::Percent,
         "params" | "flops" => FigureUnit::Count,
         "memory" => FigureUnit::Bytes,
         "latency" => FigureUnit::Milliseconds,

@@ -42,7 +42,7 @@ impl Executor<'_> {
         let known = limits.iter().map(|l| self.limit(l, &state.dense)).collect::<Result<Vec<_>>>()?;
         let mut given = match prune.options.get("on") {
             Some(Value::Data(expr)) => {
-                let wanted = Wanted { need: Need::Required, labels: true, batch: prune.batch, backward: false };
+                let wanted = Wanted { need: Need::Required, labels: true, batch: prune.batch, backward: false, apart: false };
                 Some(batches(&self.data, state, expr, wanted)?)
             }
             _ => None,
@@ -100,6 +100,6 @@ impl Executor<'_> {
 
 /// A metric of the model alone.
 fn value(metric: &dyn Metric, model: &Transformer) -> prunectl_prune::Result<f64> {
-    let mut inputs = Inputs { model, batches: None, stream: None, teacher: None, batch: 1, progress: &() };
+    let mut inputs = Inputs { model, batches: None, stream: None, questions: None, teacher: None, batch: 1, progress: &() };
     Ok(metric.measure(&mut inputs)?.value)
 }

@@ -3,8 +3,8 @@
 use prunectl_model::{Head, Transformer};
 use prunectl_recipe::plan::DataExpr;
 
-use crate::data::{AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, memory_bytes};
-use crate::error::Result;
+use crate::data::{Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, memory_bytes};
+use crate::error::{Error, Result};
 use crate::executor::state::ModelState;
 
 /// Tokens of a row where neither the model's positions nor its config limits them.
@@ -25,6 +25,8 @@ pub struct Wanted {
     pub batch: Option<u64>,
     /// Whether a backward pass follows.
     pub backward: bool,
+    /// Whether an encoder gets the two texts of a pair as rows of their own, to compare their embeddings.
+    pub apart: bool,
 }
 
 /// The longest row that a model takes, in tokens.
@@ -73,8 +75,14 @@ pub fn rows_at_once(model: &Transformer, batch: Option<u64>, backward: bool) -> 
 /// Batches of a recipe's data for a model.
 pub fn batches(data: &DataStore, state: &ModelState, expr: &DataExpr, wanted: Wanted) -> Result<DataBatches> {
     let model = &state.model;
+    let apart = wanted.apart && matches!(model.blueprint().head, Head::Encode { .. });
     let spec = BatchSpec {
-        target: if wanted.labels { target(model) } else { None },
+        target: match wanted.labels {
+            true if apart => Some(Target::Values),
+            true => target(model),
+            false => None,
+        },
+        apart,
         need: wanted.need,
         max_length: longest_row(model),
         batch: rows_at_once(model, wanted.batch, wanted.backward),
@@ -82,7 +90,39 @@ pub fn batches(data: &DataStore, state: &ModelState, expr: &DataExpr, wanted: Wa
         token_types: model.blueprint().embeddings.token_types,
         device: model.device().clone(),
     };
+    own_template(expr, &state.decl.name)?;
     Ok(data.resolve(expr)?.batches(state.tokenizer.as_ref(), spec)?)
+}
+
+/// Conversations are written out by the template of the model that reads them: another's would give tokens that it never saw.
+fn own_template(expr: &DataExpr, name: &str) -> Result<()> {
+    match expr {
+        DataExpr::Chat { model, .. } if model != name => {
+            Err(Error::Refused { what: format!("`.chat({model})` is read by `{name}`"), remedy: format!("write `.chat({name})`") })
+        }
+        DataExpr::Chat { of, .. } | DataExpr::Sample { of, .. } | DataExpr::Pack { of, .. } | DataExpr::Take { of, .. } => {
+            own_template(of, name)
+        }
+        DataExpr::Mix(parts) => parts.iter().try_for_each(|(_, e)| own_template(e, name)),
+        DataExpr::Source { .. } => Ok(()),
+    }
+}
+
+/// A recipe's data as questions for a causal language model.
+pub fn questions(
+    data: &DataStore,
+    state: &ModelState,
+    expr: &DataExpr,
+    ask: Ask,
+) -> Result<(Vec<prunectl_prune::Question>, Option<String>)> {
+    let blueprint = state.model.blueprint();
+    if !blueprint.attention.causal || !matches!(blueprint.head, Head::Tokens { .. }) {
+        return Err(Error::Refused {
+            what: format!("`{}` does not continue texts: it is loaded for {}", state.decl.name, state.model.origin().task),
+            remedy: "measure a causal language model".to_owned(),
+        });
+    }
+    Ok(data.resolve(expr)?.questions(state.tokenizer.as_ref(), ask, longest_row(&state.model), blueprint.vocab)?)
 }
 
 /// A recipe's data as one stream of tokens.

@@ -6,10 +6,10 @@ use prunectl_prune::{Batches, Inputs, METRICS, Measured, Metric, Needs, Progress
 use prunectl_recipe::plan::{DataExpr, Expr, Method, Share, Step, StepKind, Value};
 use serde_json::json;
 
-use crate::data::{Need, describe};
+use crate::data::{Ask, Need, describe};
 use crate::error::{Error, Result};
 use crate::executor::book::{Expected, Recorded, Row, plain_name};
-use crate::executor::inputs::{Wanted, batches, rows_at_once, stream};
+use crate::executor::inputs::{Wanted, batches, questions, rows_at_once, stream};
 use crate::executor::{Executor, Outcome};
 use crate::files::file_name_of;
 use crate::journal::StepDone;
@@ -107,12 +107,15 @@ impl Executor<'_> {
         };
         let mut source = None;
         let mut tokens = None;
+        let mut asked = None;
         match needs {
             Needs::Nothing => {}
             Needs::Stream => tokens = Some(stream(&self.data, &state, data.ok_or_else(missing)?)?),
+            Needs::Choices => asked = Some(questions(&self.data, &state, data.ok_or_else(missing)?, Ask::Choices)?),
+            Needs::LastWords => asked = Some(questions(&self.data, &state, data.ok_or_else(missing)?, Ask::LastWord)?),
             Needs::Batches | Needs::BatchesAndTeacher => {
                 let need = if needs == Needs::Batches { Need::Required } else { Need::Optional };
-                let wanted = Wanted { need, labels: true, batch, backward: false };
+                let wanted = Wanted { need, labels: true, batch, backward: false, apart: needs == Needs::Batches };
                 source = Some(batches(&self.data, &state, data.ok_or_else(missing)?, wanted)?);
             }
         }
@@ -121,11 +124,15 @@ impl Executor<'_> {
             model: &state.model,
             batches: source.as_mut().map(|b| b as &mut dyn Batches),
             stream: tokens.as_ref(),
+            questions: asked.as_ref().map(|(q, _)| q.as_slice()),
             teacher: teacher.as_ref(),
             batch: rows_at_once(&state.model, batch, false),
             progress: &progress,
         };
         let measured = built.measure(&mut inputs)?;
+        if let Some((_, Some(note))) = &asked {
+            progress.note(note);
+        }
         for note in source.iter().flat_map(crate::data::DataBatches::notes) {
             progress.note(&note);
         }

@@ -40,7 +40,7 @@ use crate::rundir::{LOCK, METRICS, REPORT, RunDir};
 use crate::session::Options;
 
 pub use book::{Book, Size, SweepResult, plain_name, unit_of};
-pub use preflight::preflight;
+pub use preflight::{data_of, preflight};
 pub use refused::refused;
 use state::State;
 pub use state::{model_of, to_sites};
@@ -119,7 +119,7 @@ impl<'a> Executor<'a> {
             device: options.device.open()?,
             dir,
             start,
-            data: DataStore::new(&plan.data),
+            data: DataStore::new(&plan.data, &options.hub),
             lock,
             state: State::default(),
             metrics: BTreeMap::new(),

@@ -34,7 +34,22 @@ impl Executor<'_> {
         };
         let file_bytes = match &decl.source {
             ModelSource::Init { .. } => None,
-            _ => Some(read_facts(&decl, &self.options.hub)?.file_bytes),
+            _ => {
+                let facts = read_facts(&decl, &self.options.hub)?;
+                if !facts.fresh.is_empty() {
+                    let outputs = match facts.blueprint.head {
+                        prunectl_model::Head::Sequence { labels, .. } => {
+                            format!(" with {labels} outputs (`labels = …` says another number)")
+                        }
+                        _ => String::new(),
+                    };
+                    self.warn(format!(
+                        "{name}: its files hold no {}; a head{outputs} was drawn at random (seed 0). Train it before you measure anything",
+                        facts.fresh.join(", ")
+                    ));
+                }
+                Some(facts.file_bytes)
+            }
         };
         let state = ModelState {
             dense: loaded.model.clone(),

@@ -19,7 +19,7 @@ pub fn preflight(plan: &Plan, sources: &Sources, hub: &Door) -> Result<()> {
     }
     let mut found = Found::default();
     found.steps(&plan.steps);
-    let data = DataStore::new(&plan.data);
+    let data = DataStore::new(&plan.data, hub);
     for (span, expr) in found.data {
         data.check(expr).map_err(|e| at(sources, span, e.into()))?;
     }
@@ -27,6 +27,13 @@ pub fn preflight(plan: &Plan, sources: &Sources, hub: &Door) -> Result<()> {
         check_target(&PathBuf::from(to), &plan.name).map_err(|e| at(sources, span, e.into()))?;
     }
     Ok(())
+}
+
+/// Every data expression that the steps of a plan read.
+pub fn data_of(plan: &Plan) -> Vec<&DataExpr> {
+    let mut found = Found::default();
+    found.steps(&plan.steps);
+    found.data.into_iter().map(|(_, expr)| expr).collect()
 }
 
 /// What the steps of a plan read and write.

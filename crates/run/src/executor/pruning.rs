@@ -211,7 +211,7 @@ impl Executor<'_> {
         let data: Box<dyn Batches> = match method.args.get("on") {
             Some(Value::Data(expr)) => {
                 // Gradients are at most needed once per batch; the batch never changes a result, only memory.
-                let wanted = Wanted { need: Need::Required, labels: true, batch, backward: true };
+                let wanted = Wanted { need: Need::Required, labels: true, batch, backward: true, apart: false };
                 let batches = batches(&self.data, state, expr, wanted)?;
                 for note in batches.notes() {
                     self.options.ui.note(note);

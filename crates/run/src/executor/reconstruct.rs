@@ -87,7 +87,7 @@ impl Executor<'_> {
             seed: count("seed").unwrap_or(0),
             teacher_layers: teacher_layers(&state, &teacher)?,
         };
-        let wanted = Wanted { need: Need::Optional, labels: false, batch: Some(batch as u64), backward: true };
+        let wanted = Wanted { need: Need::Optional, labels: false, batch: Some(batch as u64), backward: true, apart: false };
         let mut data = batches(&self.data, &state, data, wanted)?;
         if matches!(length, When::Tokens(_)) {
             data.count_tokens()?;
@@ -130,7 +130,7 @@ impl Executor<'_> {
         mut data: Box<dyn Batches>,
     ) -> Result<Recovered> {
         if let Some(Value::Data(expr)) = prune.options.get("on") {
-            let wanted = Wanted { need: Need::Optional, labels: false, batch: prune.batch, backward: false };
+            let wanted = Wanted { need: Need::Optional, labels: false, batch: prune.batch, backward: false, apart: false };
             data = Box::new(batches(&self.data, state, expr, wanted)?);
         }
         let progress = self.progress("reconstruct");

@@ -1,7 +1,7 @@
 //! What the language has and this executor does not carry out, found before anything is loaded.
 
 use prunectl_recipe::diagnostic::Diagnostic;
-use prunectl_recipe::plan::{DataExpr, DataSource, Plan, Prune, Span, Step, StepKind, Value};
+use prunectl_recipe::plan::{Plan, Prune, Span, Step, StepKind, Value};
 
 use crate::session::Dtype;
 
@@ -11,11 +11,6 @@ const CODE: &str = "P0414";
 /// Every place where a run of the plan would have to stop, as errors that name what stands there.
 pub fn refused(plan: &Plan) -> Vec<Diagnostic> {
     let mut out = Vec::new();
-    for data in &plan.data {
-        if matches!(data.source, DataSource::Hub(_)) {
-            out.push(no("data from the Hub", data.span, "download its files, and read them with csv(…), jsonl(…), text(…) or tokens(…)"));
-        }
-    }
     steps(&plan.steps, &mut out);
     // An unrolled statement is met once for each round and cell.
     let mut seen = Vec::new();
@@ -42,14 +37,11 @@ fn steps(all: &[Step], out: &mut Vec<Diagnostic>) {
             out.push(d.hint("`quantize` comes last, before `eval` and `save`"));
         }
         match &step.kind {
-            StepKind::Reconstruct { data, .. } => chat(data, step.span, out),
             StepKind::Quantize { model, .. } => quantised.push(model),
             StepKind::Prune(prune) => self::prune(prune, step.span, out),
             StepKind::Train(train) => {
                 train.prunes.iter().for_each(|p| self::prune(p, step.span, out));
-                chat(&train.data, step.span, out);
             }
-            StepKind::Eval { data: Some(data), .. } => chat(data, step.span, out),
             StepKind::Save { format, dtype: Some(dtype), .. } if format != "gguf" && dtype.parse::<Dtype>().is_err() => {
                 let message = format!("`dtype = {dtype}` is a type of GGUF files");
                 let d = Diagnostic::error("P0414", message, step.span, "the Hugging Face layout has f32, f16 and bf16");
@@ -82,14 +74,5 @@ fn prune(prune: &Prune, span: Span, out: &mut Vec<Diagnostic>) {
     if prune.options.0.values().any(|v| matches!(v, Value::Method(_))) {
         let names: Vec<&str> = prune.options.0.keys().map(String::as_str).collect();
         out.push(no(&format!("`prune … {{ {} }}`", names.join(", ")), span, "leave the option out"));
-    }
-}
-
-fn chat(data: &DataExpr, span: Span, out: &mut Vec<Diagnostic>) {
-    match data {
-        DataExpr::Chat { .. } => out.push(no("`.chat(…)`", span, "write the conversations out as text in the model's template")),
-        DataExpr::Source { .. } => {}
-        DataExpr::Sample { of, .. } | DataExpr::Pack { of, .. } | DataExpr::Take { of, .. } => chat(of, span, out),
-        DataExpr::Mix(parts) => parts.iter().for_each(|(_, d)| chat(d, span, out)),
     }
 }

@@ -80,7 +80,11 @@ impl Executor<'_> {
         let assets = match &state.files {
             Place::Folder(dir) => Assets::Folder(dir),
             Place::Builtin(files) => Assets::Bytes(files),
-            Place::Config(_) => Assets::None,
+            // The tokenizer that lies beside the config was used with the model; it is its.
+            Place::Config(config) => match config.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => Assets::Folder(folder),
+                _ => Assets::Folder(std::path::Path::new(".")),
+            },
         };
         let request = SaveRequest { target: &target, layout, dtype, assets, record: &record, card: &card, shard_bytes: SHARD_BYTES };
         let stored = state.model.origin().stored_dtype;

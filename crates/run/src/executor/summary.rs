@@ -75,11 +75,11 @@ impl Executor<'_> {
     fn speed(&self, model: &prunectl_model::Transformer) -> Result<Option<f64>> {
         let length = longest_row(model).min(LENGTH_TOKENS);
         let mut args = Args::default();
-        for (name, value) in [("batch", SPEED_BATCH as f64), ("length", length as f64), ("runs", SPEED_RUNS)] {
+        for (name, value) in [("batch", SPEED_BATCH as f64), ("length", length as f64), ("runs", SPEED_RUNS), ("quantile", 0.5)] {
             args.0.insert(name.to_owned(), Value::Number(value));
         }
         let metric = build(METRICS, "latency", &args)?;
-        let mut inputs = Inputs { model, batches: None, stream: None, teacher: None, batch: SPEED_BATCH, progress: &() };
+        let mut inputs = Inputs { model, batches: None, stream: None, questions: None, teacher: None, batch: SPEED_BATCH, progress: &() };
         let ms = metric.measure(&mut inputs)?.value;
         Ok((ms > 0.0).then(|| (SPEED_BATCH * length) as f64 / ms * 1e3))
     }

@@ -58,7 +58,7 @@ impl Executor<'_> {
         let start = beside(&state.model, &mut spec)?;
         // `masked_lm` hides tokens itself, so the data gives none.
         let labels = !train.loss.iter().any(|(_, m)| m.name == "masked_lm");
-        let wanted = Wanted { need: Need::Optional, labels, batch: Some(spec.batch as u64), backward: true };
+        let wanted = Wanted { need: Need::Optional, labels, batch: Some(spec.batch as u64), backward: true, apart: false };
         let mut data = batches(&self.data, &state, &train.data, wanted)?;
         if matches!(train.length, When::Tokens(_)) {
             data.count_tokens()?;

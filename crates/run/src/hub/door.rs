@@ -51,12 +51,15 @@ impl Headers {
     }
 }
 
+/// What was looked up, by whether it is a data set, name and revision.
+type Listings = BTreeMap<(bool, String, String), Listing>;
+
 /// The Hub for one command. Clones share what was looked up.
 #[derive(Debug, Clone)]
 pub struct Door {
     client: Arc<Client>,
     ui: Option<Ui>,
-    listings: Arc<Mutex<BTreeMap<(String, String), Listing>>>,
+    listings: Arc<Mutex<Listings>>,
 }
 
 impl Door {
@@ -76,7 +79,7 @@ impl Door {
     }
 
     fn listing(&self, repo: &RepoId) -> Result<Listing, HubError> {
-        let key = (repo.name.clone(), repo.revision.clone());
+        let key = (repo.kind == Kind::Dataset, repo.name.clone(), repo.revision.clone());
         let known = |door: &Self| door.listings.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         if let Some(listing) = known(self) {
             return Ok(listing);
@@ -84,6 +87,18 @@ impl Door {
         let found = self.client.list(repo)?;
         self.listings.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
         Ok(found)
+    }
+
+    /// The commit and the files of a data set.
+    pub fn dataset(&self, repo: &str, revision: Option<&str>) -> Result<Listing, HubError> {
+        self.listing(&RepoId::new(Kind::Dataset, repo, revision)?)
+    }
+
+    /// Files of a data set, in the order asked for, downloaded where the cache lacks them.
+    pub fn dataset_files(&self, repo: &str, revision: Option<&str>, names: &[String]) -> Result<Vec<PathBuf>, HubError> {
+        let repo = RepoId::new(Kind::Dataset, repo, revision)?;
+        let commit = self.listing(&repo)?.commit;
+        Ok(self.fetch(&repo, &commit, names)?.into_iter().map(|f| f.path).collect())
     }
 
     /// The commit that a model's revision stands for in this command.

@@ -66,7 +66,8 @@ fn usual_rounding(dtype: &str) -> f64 {
 
 /// Opens `dir` and compares it with `model` on the probe.
 pub(super) fn compare(dir: &Path, model: &Transformer, stored: DType) -> Result<Verified, SaveError> {
-    let options = LoadOptions { dtype: model.dtype(), device: model.device().clone(), task: Some(model.origin().task) };
+    let options =
+        LoadOptions { dtype: model.dtype(), device: model.device().clone(), task: Some(model.origin().task), ..LoadOptions::default() };
     let again = load(dir, &options).map_err(|e| SaveError::Reload { reason: e.to_string() })?;
     against(&again, &rounded(model, stored)?, model, &format!("{stored:?}").to_lowercase())
 }
