@@ -172,20 +172,27 @@ fn bad_input_gets_one_clear_message_and_leaves_nothing() {
 #[test]
 fn steps_that_this_build_does_not_carry_out_are_refused_before_anything_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
-    for (recipe, word) in [
-        ("bert_movement_mnli", "movement"),
-        ("bert_adapters_mnli", "splora"),
-        ("llama_gum_smollm", "gum"),
-        ("llama_sweep_wikitext", "data from the Hub"),
+    let setting = "edition 2026\nmodel m = builtin(\"tiny-llama\")\ndata d = builtin(\"tales\")\nlet calib = d.train.take(8)\n";
+    for (statements, word) in [
+        ("prune m.hidden by 20% using slice(on = calib)\n", "slice"),
+        (
+            "train m on d.train.pack(128 tokens) for 4 steps {\n    loss = next_token()\n    optimizer = sgd(lr = 1e-3)\n    \
+             prune m.layers[*].mlp.neurons by 20% using serene(lambda = 1e-4)\n}\n",
+            "serene",
+        ),
     ] {
-        let path = root().join(format!("recipes/{recipe}.prune"));
-        let out = run(dir.path(), &["run", path.to_str().unwrap()]);
-        assert_eq!(out.status.code(), Some(1), "{recipe}: {}", stderr(&out));
-        assert!(stderr(&out).contains(word), "{recipe}: `{word}` is not in: {}", stderr(&out));
-        assert!(!dir.path().join("runs").exists(), "{recipe}");
-        assert_eq!(run(dir.path(), &["check", path.to_str().unwrap()]).status.code(), Some(0), "{recipe}");
-        assert_eq!(run(dir.path(), &["plan", path.to_str().unwrap()]).status.code(), Some(0), "{recipe}");
+        fs::write(dir.path().join("later.prune"), format!("{setting}{statements}")).unwrap();
+        let out = run(dir.path(), &["run", "later.prune"]);
+        assert_eq!(out.status.code(), Some(1), "{word}: {}", stderr(&out));
+        assert!(stderr(&out).contains(word) && stderr(&out).contains("P0414"), "{word}: {}", stderr(&out));
+        assert!(!dir.path().join("runs").exists(), "{word}");
+        assert_eq!(run(dir.path(), &["check", "later.prune"]).status.code(), Some(0), "{word}");
+        assert_eq!(run(dir.path(), &["plan", "later.prune"]).status.code(), Some(0), "{word}");
     }
+    // What a model needs from the Hub is said before anything else happens, where there is no network.
+    let path = root().join("recipes/bert_adapters_mnli.prune");
+    refused(dir.path(), &["run", path.to_str().unwrap()], 2, &["google-bert/bert-base-uncased", "offline"]);
+    assert_eq!(run(dir.path(), &["check", path.to_str().unwrap()]).status.code(), Some(0));
 }
 
 #[test]
