@@ -88,7 +88,9 @@ impl PlanCommand {
         let Some(bound) = &self.to else { return Ok((draft.with(""), None)) };
         // The language reads the bound; the step that holds it is not the one that is planned.
         let selector = self.remove.selector();
-        let bounded = draft::plan_only(&draft.with(&format!("prune m.{selector} to {bound} using magnitude()\n")), options)?;
+        // A bound in a recipe is met on data; nothing is measured here, so any will do.
+        let step = format!("data probe = builtin(\"tales\")\nprune m.{selector} to {bound} using magnitude() {{ on = probe.train }}\n");
+        let bounded = draft::plan_only(&draft.with(&step), options)?;
         let limits = bounded.steps.iter().find_map(|s| match &s.kind {
             StepKind::Prune(p) => match &p.goal {
                 Goal::To(Bound::Limits(limits)) => Some(limits),
