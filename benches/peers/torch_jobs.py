@@ -153,6 +153,8 @@ def sparsegpt_matrix(weight, gram, block=128):
 def layerwise(model, batches, kind):
     pruned = copy.deepcopy(model)
     blocks = pruned.model.layers
+    # A cache among the arguments that blocks share would grow with every call, and change what attention sees.
+    pruned.config.use_cache = False
     inputs, shared = first_inputs(blocks, pruned, batches)
 
     def run(block, x):
