@@ -8,10 +8,17 @@ use crate::error::{Error, Result};
 /// What a recipe's name begins with when it is inside the program.
 pub const BUILTIN: &str = "builtin:";
 
-/// Recipes inside the program, by name.
+/// Recipes inside the program, by name: those that need nothing but built-in models and data.
 pub const BUILTINS: &[(&str, &str)] = &[
     ("bert_heads", include_str!("../../../recipes/bert_heads.prune")),
     ("compare_heads", include_str!("../../../recipes/compare_heads.prune")),
+    ("heads_study", include_str!("../../../recipes/heads_study.prune")),
+    ("llama_gradual", include_str!("../../../recipes/llama_gradual.prune")),
+    ("llama_gum", include_str!("../../../recipes/llama_gum.prune")),
+    ("llama_movement", include_str!("../../../recipes/llama_movement.prune")),
+    ("llama_neurons_study", include_str!("../../../recipes/llama_neurons_study.prune")),
+    ("llama_tickets", include_str!("../../../recipes/llama_tickets.prune")),
+    ("reconstruct_study", include_str!("../../../recipes/reconstruct_study.prune")),
 ];
 
 /// A recipe's text and where it came from.
