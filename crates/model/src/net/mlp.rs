@@ -1,4 +1,4 @@
-//! MLPs: plain or gated, dense or a mixture of routed experts (Shazeer et al., 2017; top-k of a softmax, as in Mixtral's paper, 2024, eq. 1).
+//! MLPs: plain or gated, dense or a mixture of routed experts (Shazeer et al., 2017; top-k of a softmax, Jiang et al., 2024, eq. 1).
 
 use candle_core::{D, DType, Tensor};
 use prunectl_kernels as kernels;
