@@ -95,8 +95,16 @@ impl Job {
         let ids = self.batches.iter().flat_map(|b| b.input_ids.flatten_all().unwrap().to_vec1::<u32>().unwrap()).collect();
         let stream = TokenStream { prefix: Vec::new(), ids };
         let metric = build(METRICS, "perplexity", &[("window", window)]);
-        let mut inputs =
-            Inputs { model: &self.model, batches: None, stream: Some(&stream), questions: None, teacher: None, batch: 1, progress: &() };
+        let mut inputs = Inputs {
+            model: &self.model,
+            batches: None,
+            stream: Some(&stream),
+            questions: None,
+            asked: None,
+            teacher: None,
+            batch: 1,
+            progress: &(),
+        };
         vec![metric.measure(&mut inputs).unwrap().value.ln() * self.examples() as f64]
     }
 

@@ -16,6 +16,8 @@ mod kill;
 #[cfg(unix)]
 mod kill_training;
 mod llama_cpp;
+#[cfg(unix)]
+mod many_kills;
 mod measure;
 mod recipes;
 #[cfg(unix)]

@@ -39,7 +39,7 @@ pub use family::{FAMILIES, Family, OWN_KEY};
 pub use gates::{Gates, LayerGates, Point, Tap};
 pub use loss::{LossOut, ScoredTokens};
 pub use modules::{StockModules, stock_modules};
-pub use net::{Context, Shortcuts};
+pub use net::{Cache, Context, Shortcuts};
 pub use params::Params;
 pub use site::{SiteKind, Slice};
 pub use transformer::{Blocked, Origin, Transformer};

@@ -208,7 +208,7 @@ impl Transformer {
 
     /// From ids to the input of block 0 `[batch, seq, hidden]`, and what all blocks share.
     pub fn embed(&self, batch: &Batch) -> Result<(Tensor, Context)> {
-        net::embeddings::embed(self, batch)
+        net::embeddings::embed(self, batch, 0)
     }
 
     /// One block: `[batch, seq, hidden]` to the same.

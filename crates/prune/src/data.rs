@@ -67,6 +67,28 @@ pub struct Continuation {
     pub bytes: usize,
 }
 
+/// A question about a context.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Question and context in tokens, the context in pieces that the model can read.
+    pub windows: Vec<Window>,
+    /// The context, byte for byte.
+    pub context: String,
+    /// The right answers; none where the context has no answer.
+    pub answers: Vec<String>,
+}
+
+/// A question with one piece of its context, in tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Question and piece, with special tokens.
+    pub ids: Vec<u32>,
+    /// Token types; `None`: all are 0.
+    pub types: Option<Vec<u32>>,
+    /// Of each token the bytes of the context that it covers; `None` outside the context.
+    pub places: Vec<Option<(usize, usize)>>,
+}
+
 /// Told how far a method is; asked whether to go on.
 pub trait Progress: Sync {
     /// `done` of `total` units of work of that name.

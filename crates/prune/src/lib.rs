@@ -38,7 +38,7 @@ pub use adapter::{ADAPTERS, Adapter, adapter_slots};
 pub use bound::{Bounded, CURVE_POINTS, Limits, SensitivityCurve, to_limits, to_shape};
 pub use comparison::{Agreement, Margin, agreements, margin};
 pub use criterion::{CRITERIA, Criterion, Layerwise, Standing};
-pub use data::{Batches, Continuation, Examples, InMemory, Progress, Question, TokenStream};
+pub use data::{Asked, Batches, Continuation, Examples, InMemory, Progress, Question, TokenStream, Window};
 pub use decision::{Decision, Record, Removed, SiteRecord, UnitMap};
 pub use error::{PruneError, Result};
 pub use eval::{Inputs, METRICS, Measured, Metric, Needs, paired_lower_bound};

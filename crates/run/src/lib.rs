@@ -20,6 +20,7 @@ pub mod lock;
 pub mod models;
 pub mod recipes;
 pub mod report;
+pub mod rounded;
 pub mod rundir;
 pub mod save;
 pub mod session;

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use prunectl_prune::Window;
 use sha2::{Digest, Sha256};
 use tokenizers::{PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy};
 
@@ -208,6 +209,31 @@ impl Tokenizer {
             types: types.iter().any(|t| *t != 0).then(|| types.to_vec()),
             cut: !encoding.get_overflowing().is_empty(),
         })
+    }
+
+    /// A question and a context, with special tokens, in windows of at most `limit` tokens: the question whole in each, the context in
+    /// pieces of which neighbours share `stride` tokens.
+    ///
+    /// # Errors
+    /// No room for a piece beside the question and `stride`.
+    pub fn windows(&self, question: &str, context: &str, limit: usize, stride: usize) -> Result<Vec<Window>, TokenizerError> {
+        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
+        let mut inner = self.unlimited()?;
+        let asked = inner.encode_fast(question, false).map_err(|e| self.trouble(&e))?.get_ids().len();
+        if limit <= added + asked + stride {
+            return Err(TokenizerError::NoRoom { origin: self.origin.clone(), limit, added: added + asked + stride });
+        }
+        let rule =
+            TruncationParams { max_length: limit, strategy: TruncationStrategy::OnlySecond, direction: TruncationDirection::Right, stride };
+        inner.with_truncation(Some(rule)).map_err(|e| TokenizerError::Unreadable { origin: self.origin.clone(), why: e.to_string() })?;
+        let whole = inner.encode((question, context), true).map_err(|e| self.trouble(&e))?;
+        let window = |e: &tokenizers::Encoding| {
+            let types = e.get_type_ids();
+            let of_context = e.get_sequence_ids().into_iter().map(|s| s == Some(1));
+            let places = e.get_offsets().iter().zip(of_context).map(|(place, inside)| inside.then_some(*place)).collect();
+            Window { ids: e.get_ids().to_vec(), types: types.iter().any(|t| *t != 0).then(|| types.to_vec()), places }
+        };
+        Ok(std::iter::once(&whole).chain(whole.get_overflowing()).map(window).collect())
     }
 
     /// A text without special tokens, never cut.

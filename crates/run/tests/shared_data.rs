@@ -96,8 +96,16 @@ fn the_stream_and_its_perplexities_equal_transformers() {
     for (protocol, variant, args) in cases {
         let args = Args(args.into_iter().map(|(k, v)| (k.to_owned(), v)).collect());
         let metric: Box<dyn Metric> = build(METRICS, "perplexity", &args).expect("builds");
-        let mut inputs =
-            Inputs { model: &model, batches: None, stream: Some(&stream), questions: None, teacher: None, batch: 16, progress: &() };
+        let mut inputs = Inputs {
+            model: &model,
+            batches: None,
+            stream: Some(&stream),
+            questions: None,
+            asked: None,
+            teacher: None,
+            batch: 16,
+            progress: &(),
+        };
         let found = metric.measure(&mut inputs).expect("measures");
         let expected = &expected["protocols"][protocol][variant];
         let (ppl, scored) = (expected["perplexity"].as_f64().expect("perplexity"), expected["tokens"].as_u64());

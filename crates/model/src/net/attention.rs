@@ -1,9 +1,11 @@
 //! Attention with grouped key/value heads, whose counts differ between layers.
 
+use std::sync::PoisonError;
+
 use candle_core::Tensor;
 use prunectl_kernels as kernels;
 
-use super::{Context, One, linear, norm, spread_gate};
+use super::{Context, Shortcuts, linear, norm, spread_gate};
 use crate::blueprint::{Norm, NormKind, Pairs};
 use crate::error::{ModelError, Result};
 use crate::gates::{LayerGates, Point, Tap, show};
@@ -15,7 +17,7 @@ pub(crate) fn attention(
     model: &Transformer,
     layer: usize,
     x: &Tensor,
-    (context, one): (&Context, Option<&One>),
+    (context, Shortcuts { one, cache, .. }): (&Context, Shortcuts<'_>),
     gates: Option<&LayerGates>,
     tap: &mut dyn Tap,
 ) -> Result<Tensor> {
@@ -45,7 +47,7 @@ pub(crate) fn attention(
         };
         Ok(normed.transpose(1, 2)?) // [b, n, s, head_dim]
     };
-    let (mut q, mut k, v) = (heads("q", asks, dims.q_heads)?, heads("k", x, dims.kv_heads)?, heads("v", x, dims.kv_heads)?);
+    let (mut q, mut k, mut v) = (heads("q", asks, dims.q_heads)?, heads("k", x, dims.kv_heads)?, heads("v", x, dims.kv_heads)?);
     if let Some((rotary, (cos, sin))) = spec.rotary.and_then(|r| blueprint.rotary.get(r).zip(context.rotary.get(r))) {
         let style = match rotary.pairs {
             Pairs::Half => kernels::RopeStyle::Half,
@@ -60,6 +62,9 @@ pub(crate) fn attention(
     show(tap, layer, Point::Queries, &q)?;
     show(tap, layer, Point::Keys, &k)?;
     show(tap, layer, Point::Values, &v)?;
+    if let Some(cache) = cache {
+        (k, v) = cache.lock().unwrap_or_else(PoisonError::into_inner).extend(layer, &k, &v)?; // [b, n, past + s, head_dim]
+    }
 
     // The last real token of a causal model sees every real token.
     let causal = blueprint.attention.causal && one.is_none();

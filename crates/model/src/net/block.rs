@@ -45,7 +45,7 @@ pub(crate) fn block(
     let attend = |x: &Tensor, after: Option<&str>, tap: &mut dyn Tap| -> Result<Tensor> {
         let mut y = match shortcuts.attention {
             Some(y) => own(y)?,
-            None => attention::attention(model, layer, x, (context, shortcuts.one), gates, tap)?,
+            None => attention::attention(model, layer, x, (context, shortcuts), gates, tap)?,
         };
         if let Some(name) = after {
             y = normed(name, &y)?;

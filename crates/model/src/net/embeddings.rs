@@ -8,8 +8,8 @@ use crate::blueprint::{Norm, NormKind, Projection};
 use crate::error::{ModelError, Result};
 use crate::transformer::Transformer;
 
-/// The input of block 0 `[batch, seq, hidden]`, and what all blocks share.
-pub(crate) fn embed(model: &Transformer, batch: &Batch) -> Result<(Tensor, Context)> {
+/// The input of block 0 `[batch, seq, hidden]`, and what all blocks share, of tokens behind `past` others.
+pub(crate) fn embed(model: &Transformer, batch: &Batch, past: usize) -> Result<(Tensor, Context)> {
     let (blueprint, params, device) = (&model.blueprint, &model.params, &model.device);
     let spec = &blueprint.embeddings;
     let (b, s) = batch.size()?;
@@ -36,9 +36,10 @@ pub(crate) fn embed(model: &Transformer, batch: &Batch) -> Result<(Tensor, Conte
     }
     if let Some(positions) = &spec.positions {
         let rows: Vec<u32> = position::rows(&positions.rule, &ids, keep.as_deref()).into_iter().flatten().collect();
-        if let Some(past) = rows.iter().find(|row| **row as usize >= positions.rows) {
-            let offset = (*past as usize + 1).saturating_sub(s);
-            return Err(ModelError::TooLong { found: s, available: positions.rows.saturating_sub(offset) });
+        let rows: Vec<u32> = rows.into_iter().map(|row| row + past as u32).collect();
+        if let Some(beyond) = rows.iter().find(|row| **row as usize >= positions.rows) {
+            let offset = (*beyond as usize + 1).saturating_sub(past + s);
+            return Err(ModelError::TooLong { found: past + s, available: positions.rows.saturating_sub(offset) });
         }
         let rows = Tensor::from_vec(rows, (b, s), device)?;
         x = (x + look_up(params.require("embeddings.position.weight")?, &rows)?)?;
@@ -58,7 +59,7 @@ pub(crate) fn embed(model: &Transformer, batch: &Batch) -> Result<(Tensor, Conte
         None => None,
         Some(rows) => Some(Tensor::from_vec(rows.concat(), (b, s), device)?),
     };
-    let rotary = blueprint.rotary.iter().map(|r| position::rotary_table(r, s, model.dtype, device)).collect::<Result<Vec<_>>>()?;
+    let rotary = blueprint.rotary.iter().map(|r| position::rotary_table(r, past, s, model.dtype, device)).collect::<Result<Vec<_>>>()?;
     Ok((x, Context { batch: b, seq: s, keep, last, rotary, hidden_gate: None }))
 }
 

@@ -2,14 +2,19 @@
 
 pub(crate) mod attention;
 pub(crate) mod block;
+pub(crate) mod cache;
 pub(crate) mod embeddings;
 pub(crate) mod heads;
 pub(crate) mod mlp;
 pub(crate) mod norm;
 pub(crate) mod position;
 
+use std::sync::Mutex;
+
 use candle_core::{DType, Tensor};
 use prunectl_kernels as kernels;
+
+pub use cache::Cache;
 
 use crate::blueprint::Activation;
 use crate::error::{ModelError, Result};
@@ -68,12 +73,14 @@ pub struct Shortcuts<'a> {
     pub(crate) mlp: Option<&'a Tensor>,
     /// Only these states are wanted.
     pub(crate) one: Option<&'a One>,
+    /// Keys and values of the tokens before these; theirs are added.
+    pub(crate) cache: Option<&'a Mutex<Cache>>,
 }
 
 impl<'a> Shortcuts<'a> {
     /// Tensors `[batch, seq, hidden]` that stand for the output of the attention sublayer's output projection, and for that of the MLP.
     pub fn new(attention: Option<&'a Tensor>, mlp: Option<&'a Tensor>) -> Self {
-        Self { attention, mlp, one: None }
+        Self { attention, mlp, ..Self::default() }
     }
 }
 

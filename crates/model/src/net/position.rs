@@ -70,10 +70,10 @@ fn scaled(frequency: f64, scaling: &RotaryScaling) -> f64 {
     }
 }
 
-/// cos and sin `[1, seq, dim / 2]`.
-pub(crate) fn rotary_table(rotary: &Rotary, seq: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
-    let frequencies = frequencies(rotary, seq);
-    let angles: Vec<f64> = (0..seq).flat_map(|at| frequencies.iter().map(move |f| at as f64 * f)).collect();
+/// cos and sin `[1, seq, dim / 2]` of the positions from `first` on.
+pub(crate) fn rotary_table(rotary: &Rotary, first: usize, seq: usize, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+    let frequencies = frequencies(rotary, first + seq);
+    let angles: Vec<f64> = (first..first + seq).flat_map(|at| frequencies.iter().map(move |f| at as f64 * f)).collect();
     let table = |f: fn(f64) -> f64| -> Result<Tensor> {
         let values: Vec<f64> = angles.iter().map(|a| f(*a)).collect();
         // Narrowed on the host: not every device has f64.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod checkpoints;
+mod generation;
 mod golden;
 mod more;
 mod pack;

@@ -84,7 +84,8 @@ fn normalise(scores: &mut Scores) {
 impl Adaptive {
     fn accuracy(&self, model: &Transformer, data: &mut dyn Batches, progress: &dyn Progress) -> Result<f64> {
         let metric = crate::build(METRICS, "accuracy", &Args::default())?;
-        let mut inputs = Inputs { model, batches: Some(data), stream: None, questions: None, teacher: None, batch: 1, progress };
+        let mut inputs =
+            Inputs { model, batches: Some(data), stream: None, questions: None, asked: None, teacher: None, batch: 1, progress };
         Ok(metric.measure(&mut inputs)?.value)
     }
 

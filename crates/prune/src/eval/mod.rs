@@ -1,6 +1,7 @@
 //! Metrics: one file each, ending in its row. Every value states its protocol.
 
 mod agreement;
+mod answers;
 mod choice;
 mod paired;
 mod perplexity;
@@ -18,7 +19,7 @@ use std::collections::BTreeMap;
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::Entry;
 
-use crate::data::{Batches, Progress, Question, TokenStream};
+use crate::data::{Asked, Batches, Progress, Question, TokenStream};
 use crate::error::Result;
 
 /// What a metric reads.
@@ -34,6 +35,13 @@ pub enum Needs {
     Choices,
     /// The last word of each text, as a question with one continuation.
     LastWords,
+    /// Questions about contexts, in windows of at most so many tokens of which neighbours share so many of the context.
+    Answers {
+        /// Tokens of a window.
+        length: usize,
+        /// Tokens shared.
+        stride: usize,
+    },
     /// Batches, and another model beside the one measured.
     BatchesAndTeacher,
 }
@@ -48,6 +56,8 @@ pub struct Inputs<'a> {
     pub stream: Option<&'a TokenStream>,
     /// Questions.
     pub questions: Option<&'a [Question]>,
+    /// Questions about contexts.
+    pub asked: Option<&'a [Asked]>,
     /// The other model (`kl(teacher)`).
     pub teacher: Option<&'a Transformer>,
     /// Sequences run at once, where the metric cuts its own windows.
@@ -97,9 +107,12 @@ pub static METRICS: &[Entry<dyn Metric>] = &[
     teacher::KL,
     choice::CHOICE,
     choice::LAST_WORD,
+    answers::EXACT_MATCH,
+    answers::ANSWER_F1,
     simple::PARAMS,
     simple::FLOPS,
     simple::LATENCY,
+    simple::GENERATION,
     simple::MEMORY,
     simple::SPARSITY,
     planned::BARRIER,

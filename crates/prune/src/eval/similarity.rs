@@ -281,8 +281,16 @@ mod tests {
         let mut worst = 0f64;
         for (name, key) in [("cka", "blocks.cka.all"), ("cosine", "blocks.cosine")] {
             let metric = crate::build(METRICS, name, &args).unwrap();
-            let mut inputs =
-                Inputs { model: &model, batches: Some(&mut texts), stream: None, questions: None, teacher: None, batch: 1, progress: &() };
+            let mut inputs = Inputs {
+                model: &model,
+                batches: Some(&mut texts),
+                stream: None,
+                questions: None,
+                asked: None,
+                teacher: None,
+                batch: 1,
+                progress: &(),
+            };
             let found = metric.measure(&mut inputs).unwrap();
             assert_eq!((found.tokens, found.details.len()), (Some(192), 6));
             let theirs = expected[key].to_vec2::<f32>().unwrap();

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use candle_core::Tensor;
-use prunectl_model::{Batch, Gates, cost};
+use candle_core::{D, DType, Tensor};
+use prunectl_model::{Batch, Gates, Transformer, cost};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::{Inputs, Measured, Metric, Needs};
@@ -66,7 +66,7 @@ impl Metric for Sparsity {
         let (mut zeros, mut all) = (0u64, 0u64);
         for layer in 0..inputs.model.n_layers() {
             for slot in inputs.model.linears(layer)? {
-                let values = inputs.model.params().require(&slot)?.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                let values = inputs.model.params().require(&slot)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
                 all += values.len() as u64;
                 zeros += values.iter().filter(|v| **v == 0.0).count() as u64;
             }
@@ -97,21 +97,13 @@ impl Metric for Latency {
         Some(false)
     }
     fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured> {
-        let vocab = inputs.model.blueprint().vocab.max(1);
-        let ids: Vec<u32> = (0..self.batch * self.length).map(|i| (i * 7919 % vocab) as u32).collect();
-        let batch = Batch::new(Tensor::from_vec(ids, (self.batch, self.length), inputs.model.device())?);
+        let batch = Batch::new(made_up(inputs.model, self.batch, self.length)?);
         let mut times = Vec::with_capacity(self.runs);
         for run in 0..self.runs + WARM_UP {
             inputs.progress.check()?;
             let start = Instant::now();
             // Reading one value waits for the device.
-            inputs
-                .model
-                .forward(&batch, &Gates::default(), &mut ())?
-                .flatten_all()?
-                .get(0)?
-                .to_dtype(candle_core::DType::F32)?
-                .to_scalar::<f32>()?;
+            inputs.model.forward(&batch, &Gates::default(), &mut ())?.flatten_all()?.get(0)?.to_dtype(DType::F32)?.to_scalar::<f32>()?;
             if run >= WARM_UP {
                 times.push(start.elapsed().as_secs_f64() * 1e3);
             }
@@ -144,6 +136,74 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     let low = place.floor();
     let at = |i: f64| sorted.get(i as usize).copied().unwrap_or_default();
     at(low) + (at(place.ceil()) - at(low)) * (place - low)
+}
+
+struct Generation {
+    batch: usize,
+    prompt: usize,
+    tokens: usize,
+    runs: usize,
+}
+
+impl Generation {
+    /// Milliseconds from the prompt's end to the last token: each is the likeliest behind those before it.
+    fn once(&self, model: &Transformer) -> Result<f64> {
+        let mut cache = model.cache()?;
+        let mut logits = model.extend(&made_up(model, self.batch, self.prompt)?, &mut cache)?;
+        let start = Instant::now();
+        for _ in 0..self.tokens {
+            let next: Tensor = logits.argmax_keepdim(D::Minus1)?; // u32 [batch, 1]
+            logits = model.extend(&next, &mut cache)?;
+        }
+        // Reading one value waits for the device.
+        logits.flatten_all()?.get(0)?.to_dtype(DType::F32)?.to_scalar::<f32>()?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    }
+}
+
+impl Metric for Generation {
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+    fn higher_is_better(&self) -> Option<bool> {
+        Some(true)
+    }
+    fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured> {
+        let mut times = Vec::with_capacity(self.runs);
+        for run in 0..self.runs + 1 {
+            inputs.progress.check()?;
+            let time = self.once(inputs.model)?;
+            // The first one warms up.
+            if run > 0 {
+                times.push(time);
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        let speed = |ms: f64| (self.batch * self.tokens) as f64 / ms * 1e3;
+        let at = |share: f64| speed(quantile(&times, share));
+        Ok(Measured {
+            value: at(0.5),
+            protocol: format!(
+                "tokens a second of greedy generation with a KV cache, behind {} tokens whose reading does not count, batch {}, {} tokens each: median of {} after 1 to warm up (slowest 10 % {:.1}, fastest 10 % {:.1}), {} threads",
+                self.prompt,
+                self.batch,
+                self.tokens,
+                self.runs,
+                at(0.9),
+                at(0.1),
+                rayon::current_num_threads()
+            ),
+            tokens: Some((self.batch * self.tokens) as u64),
+            ..Measured::default()
+        })
+    }
+}
+
+/// Tokens that no text has: speed does not depend on which they are.
+fn made_up(model: &Transformer, batch: usize, length: usize) -> Result<Tensor> {
+    let vocab = model.blueprint().vocab.max(1);
+    let ids: Vec<u32> = (0..batch * length).map(|i| (i * 7919 % vocab) as u32).collect();
+    Ok(Tensor::from_vec(ids, (batch, length), model.device())?)
 }
 
 struct Memory {
@@ -200,6 +260,11 @@ fn latency(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
     }))
 }
 
+fn generation(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
+    let count = |name: &str| args.count(name).map(|n| n as usize);
+    Ok(Box::new(Generation { batch: count("batch")?, prompt: count("prompt")?, tokens: count("tokens")?, runs: count("runs")? }))
+}
+
 pub(super) const PARAMS: Entry<dyn Metric> = Entry {
     spec: runs(metric(
         "params",
@@ -235,6 +300,24 @@ pub(super) const LATENCY: Entry<dyn Metric> = Entry {
         "Milliseconds of one forward pass, in this process, on this machine, after passes to warm up; the protocol states four quantiles.\n\nMind: masked units cost as much as live ones until they are compacted.",
     )),
     build: Some(latency),
+};
+pub(super) const GENERATION: Entry<dyn Metric> = Entry {
+    spec: runs(metric(
+        "generation",
+        "median wall time",
+        &[
+            within(param("batch", Ty::Count, "1", "Sequences at once."), 1.0, 1e6),
+            within(
+                param("prompt", Ty::Tokens, "128 tokens", "Tokens before the first generated one; reading them does not count."),
+                1.0,
+                1e9,
+            ),
+            within(param("tokens", Ty::Tokens, "32 tokens", "Tokens generated in each sequence."), 1.0, 1e9),
+            within(param("runs", Ty::Count, "5", "Timed texts."), 1.0, 1e6),
+        ],
+        "Tokens a second of a causal language model that continues a text, one token after the other with a KV cache, in this process, on this machine.\n\nMind: masked units cost as much as live ones until they are compacted.",
+    )),
+    build: Some(generation),
 };
 pub(super) const MEMORY: Entry<dyn Metric> = Entry {
     spec: runs(metric(

@@ -249,6 +249,7 @@ fn sensitivity_is_the_loss_of_one_masked_layer() {
             batches: Some(&mut data),
             stream: None,
             questions: None,
+            asked: None,
             teacher: None,
             batch: 8,
             progress: &(),

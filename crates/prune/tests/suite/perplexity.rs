@@ -68,8 +68,16 @@ fn nll_of_every_protocol() {
         let metric = crate::common::build(METRICS, "perplexity", &args);
         let mut values = Vec::new();
         for batch in [1, 2, 8] {
-            let mut inputs =
-                Inputs { model: &model, batches: None, stream: Some(&stream), questions: None, teacher: None, batch, progress: &() };
+            let mut inputs = Inputs {
+                model: &model,
+                batches: None,
+                stream: Some(&stream),
+                questions: None,
+                asked: None,
+                teacher: None,
+                batch,
+                progress: &(),
+            };
             values.push(metric.measure(&mut inputs).unwrap());
         }
         let error = (values[0].value - expected.exp()).abs() / expected.exp();

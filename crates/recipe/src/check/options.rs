@@ -60,6 +60,11 @@ pub(super) const HUB_DATA_FIELDS: &[Param] = &[
     option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
     option("messages", Ty::Column, "Column of the turns of a conversation."),
     option(
+        "answers",
+        Ty::Column,
+        "Column of the right answers to the question in `text` about the context in `text_pair`, as SQuAD has it.",
+    ),
+    option(
         "corrupt",
         Ty::OneOf(&["stop", "skip"]),
         "What a row that can't be read does: it is an error (`stop`, if left out), or it is left out, counted and reported.",
@@ -104,6 +109,11 @@ pub(super) const ROW_FIELDS: &[Param] = &[
     option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes."),
     option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
     option("messages", Ty::Column, "Column of the turns of a conversation."),
+    option(
+        "answers",
+        Ty::Column,
+        "Column of the right answers to the question in `text` about the context in `text_pair`, as SQuAD has it.",
+    ),
     option(
         "corrupt",
         Ty::OneOf(&["stop", "skip"]),

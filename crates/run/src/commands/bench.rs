@@ -5,7 +5,9 @@
 
 use std::process::{Command, Stdio};
 
+use candle_core::Device;
 use clap::{Args, ValueEnum};
+use prunectl_model::Head;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{Compute, DONE};
@@ -15,12 +17,15 @@ use crate::commands::run::carry_out_and_forget;
 use crate::commands::{print, print_json};
 use crate::error::{Error, Result};
 use crate::executor::{peak_rss_bytes, unit_of};
-use crate::models::describe;
+use crate::models::{self, describe};
 use crate::report::{FigureUnit, figure};
+use crate::rounded;
 use crate::session::Options;
 
 /// Tokens of the prompt whose speed is measured, where the model takes so many.
 const PROMPT_TOKENS: u64 = 128;
+/// Tokens generated behind it.
+const GENERATED_TOKENS: u64 = 32;
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
@@ -33,13 +38,16 @@ pub struct Bench {
     /// The metric of quality, as a recipe writes it; may be repeated. Left out: the one that fits the model.
     #[arg(long = "metric", value_name = "METRIC")]
     metrics: Vec<String>,
+    /// Also the first model with its weights quantised to no more bytes than each smaller one has: what pruning has to beat.
+    #[arg(long)]
+    same_bytes: bool,
     /// Also the divergence of each model's outputs from the first one's.
     #[arg(long)]
     kl: bool,
     /// Tokens of the prompt whose speed is measured.
     #[arg(long, value_name = "TOKENS")]
     length: Option<u64>,
-    /// Timed passes; the median counts.
+    /// Timed passes; the median counts. Of generated texts, half as many.
     #[arg(long, value_name = "N", default_value_t = 10)]
     runs: u64,
     /// md, csv or json.
@@ -92,10 +100,13 @@ struct Row {
     /// Bytes of the weight files.
     file_bytes: u64,
     /// Tokens a second of a forward pass over a prompt, batch 1: from the median time.
-    prompt_tokens_per_second: f64,
+    prompt_tokens_per_second: Option<f64>,
     prompt_protocol: String,
+    /// Tokens a second of greedy generation behind that prompt; only of models that continue texts.
+    generation_tokens_per_second: Option<f64>,
+    generation_protocol: Option<String>,
     /// Most memory that the process which measured all this ever held.
-    peak_memory_bytes: u64,
+    peak_memory_bytes: Option<u64>,
     device: String,
 }
 
@@ -104,10 +115,13 @@ impl Bench {
     pub fn run(&self, options: &Options) -> Result<u8> {
         let options = self.compute.over(options);
         let json = options.json || self.format == Format::Json;
-        let rows = match self.models.as_slice() {
+        let mut rows = match self.models.as_slice() {
             [one] => vec![self.measure(one, &options)?],
             several => several.iter().map(|m| self.measure_apart(m, &options)).collect::<Result<Vec<_>>>()?,
         };
+        if self.same_bytes {
+            rows.extend(self.quantised(&rows, &options)?);
+        }
         if json {
             print_json(&rows)?;
         } else if self.format == Format::Csv {
@@ -129,6 +143,16 @@ impl Bench {
         let quality = calls.len();
         let length = self.length.unwrap_or(PROMPT_TOKENS).min(draft.longest());
         calls.push(format!("latency(batch = 1, length = {length} tokens, runs = {})", self.runs));
+        let blueprint = &draft.facts.blueprint;
+        let generates = blueprint.attention.causal
+            && matches!(blueprint.head, Head::Tokens { .. })
+            && draft.facts.config.get("quantization_config").is_none();
+        if generates {
+            let prompt = length.min(draft.longest().saturating_sub(GENERATED_TOKENS)).max(1);
+            let tokens = GENERATED_TOKENS.min(draft.longest().saturating_sub(prompt)).max(1);
+            let runs = self.runs.div_ceil(2);
+            calls.push(format!("generation(batch = 1, prompt = {prompt} tokens, tokens = {tokens} tokens, runs = {runs})"));
+        }
         let mut text = String::new();
         if let Some(dense) = &self.against {
             text += &format!("model dense = {}\neval kl(dense) of m on {} as kl\n", super::draft::model_source(dense)?, draft.on);
@@ -153,17 +177,55 @@ impl Bench {
             })
             .collect();
         let latency = figures.get(quality).cloned().ok_or_else(|| Error::Internal("latency was not measured".to_owned()))?;
+        let generation = figures.get(quality + 1).filter(|_| generates).cloned();
+        let speeds = quality..quality + 1 + usize::from(generates);
         Ok(Row {
             model: model.to_owned(),
             source: describe(&draft.model.source),
-            quality: figures.into_iter().enumerate().filter(|(i, _)| *i != quality).map(|(_, f)| f).collect(),
+            quality: figures.into_iter().enumerate().filter(|(i, _)| !speeds.contains(i)).map(|(_, f)| f).collect(),
             parameters: draft.facts.parameters,
             file_bytes: draft.facts.file_bytes,
-            prompt_tokens_per_second: length as f64 / latency.number() * 1e3,
+            prompt_tokens_per_second: Some(length as f64 / latency.number() * 1e3),
             prompt_protocol: latency.protocol,
-            peak_memory_bytes: peak_rss_bytes(),
+            generation_tokens_per_second: generation.as_ref().map(Figure::number),
+            generation_protocol: generation.map(|g| g.protocol),
+            peak_memory_bytes: Some(peak_rss_bytes()),
             device: finished.book.rows.first().map_or_else(String::new, |r| r.recorded.device.clone()),
         })
+    }
+
+    /// The first model, quantised to the bytes of each smaller one.
+    fn quantised(&self, rows: &[Row], options: &Options) -> Result<Vec<Row>> {
+        let (Some(dense), Some(first)) = (self.models.first(), rows.first()) else { return Ok(Vec::new()) };
+        let draft = Draft::new(&format!("bench-{}", stem(dense)), dense, &DataArgs::default(), options)?;
+        let loaded = models::load(&draft.model, &Device::Cpu, None, &options.hub)?;
+        let folder = tempfile::Builder::new().prefix("prunectl-").tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
+        let mut out: Vec<Row> = Vec::new();
+        for smaller in rows.iter().skip(1).filter(|r| r.file_bytes < first.file_bytes) {
+            let Some((word, kind, bytes)) = rounded::finest_within(&loaded.model, smaller.file_bytes) else {
+                options.ui.warn(format!("{dense} takes more than the bytes of {} in every quantised type", smaller.model));
+                continue;
+            };
+            let name = format!("{dense} as {word}");
+            if out.iter().any(|r| r.model == name) {
+                continue;
+            }
+            let path = folder.path().join(word);
+            rounded::save(&loaded, kind, &path)?;
+            let measured = self.measure_apart(&path.display().to_string(), options)?;
+            // What was timed computes in f32.
+            out.push(Row {
+                model: name,
+                source: format!("{}, quantised", first.source),
+                file_bytes: bytes,
+                prompt_tokens_per_second: None,
+                generation_tokens_per_second: None,
+                generation_protocol: None,
+                peak_memory_bytes: None,
+                ..measured
+            });
+        }
+        Ok(out)
     }
 
     /// Measures one model in a process of its own.
@@ -218,8 +280,11 @@ fn quality_names(rows: &[Row]) -> Vec<&str> {
 
 fn markdown(rows: &[Row]) -> String {
     let names = quality_names(rows);
-    let heads: Vec<&str> =
-        std::iter::once("model").chain(names.iter().copied()).chain(["parameters", "file", "prompt speed", "peak memory"]).collect();
+    let generates = rows.iter().any(|r| r.generation_tokens_per_second.is_some());
+    let mut heads: Vec<&str> =
+        std::iter::once("model").chain(names.iter().copied()).chain(["parameters", "file", "prompt speed"]).collect();
+    heads.extend(generates.then_some("generation"));
+    heads.push("peak memory");
     let mut out = format!("| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
     let first = rows.first();
     for (i, row) in rows.iter().enumerate() {
@@ -243,10 +308,14 @@ fn markdown(rows: &[Row]) -> String {
         cells.push(share(parameters, of(|r| r.parameters as f64), figure(parameters, FigureUnit::Count)));
         let bytes = row.file_bytes as f64;
         cells.push(share(bytes, of(|r| r.file_bytes as f64), figure(bytes, FigureUnit::Bytes)));
-        let speed = row.prompt_tokens_per_second;
-        cells.push(share(speed, of(|r| r.prompt_tokens_per_second), figure(speed, FigureUnit::TokensPerSecond)));
-        let memory = row.peak_memory_bytes as f64;
-        cells.push(share(memory, of(|r| r.peak_memory_bytes as f64), figure(memory, FigureUnit::Bytes)));
+        let mut optional = |get: fn(&Row) -> Option<f64>, unit: FigureUnit| {
+            cells.push(get(row).map_or_else(|| "–".to_owned(), |now| share(now, first.and_then(get), figure(now, unit))));
+        };
+        optional(|r| r.prompt_tokens_per_second, FigureUnit::TokensPerSecond);
+        if generates {
+            optional(|r| r.generation_tokens_per_second, FigureUnit::TokensPerSecond);
+        }
+        optional(|r| r.peak_memory_bytes.map(|b| b as f64), FigureUnit::Bytes);
         out += &format!("| {} |\n", cells.join(" | "));
     }
     out.push('\n');
@@ -262,6 +331,12 @@ fn markdown(rows: &[Row]) -> String {
     }
     if let Some(row) = first {
         out += &format!("prompt speed, on {}: {}\n", row.device, row.prompt_protocol);
+        if let Some(protocol) = rows.iter().find_map(|r| r.generation_protocol.as_ref()) {
+            out += &format!("generation: {protocol}\n");
+        }
+        if rows.iter().any(|r| r.prompt_tokens_per_second.is_none()) {
+            out += "as a quantised type: GGUF's blocks, the finest whose bytes are no more than a smaller model's; computed with in f32, so without speed and memory of its own\n";
+        }
         out += "peak memory: of the process that measured the model, weights, data and activations together\n";
         if rows.len() > 1 {
             out += &format!("in brackets: the share of {}'s\n", row.model);
@@ -279,7 +354,9 @@ fn csv(rows: &[Row]) -> String {
     };
     let mut heads = vec!["model".to_owned()];
     heads.extend(names.iter().flat_map(|n| [(*n).to_owned(), format!("{n}_stderr")]));
-    heads.extend(["parameters", "file_bytes", "prompt_tokens_per_second", "peak_memory_bytes"].map(str::to_owned));
+    heads.extend(
+        ["parameters", "file_bytes", "prompt_tokens_per_second", "generation_tokens_per_second", "peak_memory_bytes"].map(str::to_owned),
+    );
     let mut out = heads.join(",") + "\n";
     for row in rows {
         let mut cells = vec![cell(&row.model)];
@@ -290,8 +367,10 @@ fn csv(rows: &[Row]) -> String {
         }
         cells.push(row.parameters.to_string());
         cells.push(row.file_bytes.to_string());
-        cells.push(format!("{:.1}", row.prompt_tokens_per_second));
-        cells.push(row.peak_memory_bytes.to_string());
+        for speed in [row.prompt_tokens_per_second, row.generation_tokens_per_second] {
+            cells.push(speed.map_or_else(String::new, |s| format!("{s:.1}")));
+        }
+        cells.push(row.peak_memory_bytes.map_or_else(String::new, |b| b.to_string()));
         out += &(cells.join(",") + "\n");
     }
     out
@@ -317,9 +396,11 @@ mod tests {
             quality: vec![figure],
             parameters,
             file_bytes: 4 * parameters,
-            prompt_tokens_per_second: 10.0,
+            prompt_tokens_per_second: Some(10.0),
             prompt_protocol: "median".into(),
-            peak_memory_bytes: 1 << 20,
+            generation_tokens_per_second: None,
+            generation_protocol: None,
+            peak_memory_bytes: Some(1 << 20),
             device: "cpu".into(),
         }
     }
@@ -331,6 +412,6 @@ mod tests {
         assert!(text.contains("| dense | 4 ± 0.25000 | 1000 |") && text.contains("| a,b | 5 ± 0.25000 | 500 (50 %) |"), "{text}");
         assert!(text.contains("perplexity (100 tokens): windows"), "{text}");
         let lines = csv(&rows);
-        assert!(lines.lines().nth(2).is_some_and(|l| l.starts_with("\"a,b\",5,0.25,500,2000,10.0,")), "{lines}");
+        assert!(lines.lines().nth(2).is_some_and(|l| l.starts_with("\"a,b\",5,0.25,500,2000,10.0,,1048576")), "{lines}");
     }
 }

@@ -18,7 +18,7 @@ use crate::session::Options;
 const WINDOW_TOKENS: u64 = 2048;
 
 /// Data on the command line.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct DataArgs {
     /// The data: a .txt, .csv, .tsv, .jsonl, .parquet or .safetensors file, builtin:<name>, hf:<org/name>, or a source as a recipe
     /// writes it: 'csv("dev.tsv", text = "sentence")'.
@@ -147,7 +147,8 @@ impl Draft {
             Head::Tokens { .. } if self.facts.blueprint.attention.causal => {
                 format!("perplexity(window = {} tokens)", self.longest().min(WINDOW_TOKENS))
             }
-            Head::Tokens { .. } | Head::Spans => "loss()".to_owned(),
+            Head::Spans => "answer_f1()".to_owned(),
+            Head::Tokens { .. } => "loss()".to_owned(),
         }
     }
 

@@ -153,7 +153,7 @@ impl Export {
 }
 
 /// The record of a folder that prunectl did not write.
-fn unpruned(dir: &Path, model: &prunectl_model::Transformer) -> PruneRecord {
+pub(crate) fn unpruned(dir: &Path, model: &prunectl_model::Transformer) -> PruneRecord {
     let run = RunRecord {
         recipe: RecipeRef { name: "export".into(), sha256: String::new() },
         prunectl: env!("CARGO_PKG_VERSION").into(),

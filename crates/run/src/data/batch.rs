@@ -9,6 +9,7 @@ use prunectl_model::{Batch, IGNORED, Labels};
 use prunectl_prune::{Batches, Examples, PruneError};
 use rayon::prelude::*;
 
+use super::answers::{self, Windows};
 use super::chat;
 use super::document::Document;
 use super::draw::Draw;
@@ -36,6 +37,8 @@ pub enum Target {
     Classes(Classes),
     /// One value a row.
     Values,
+    /// First and last token of the answer that the context has to the question.
+    Answers,
 }
 
 /// What a missing label does.
@@ -76,6 +79,8 @@ struct Ready {
     keep: Option<Vec<u8>>,
     types: Option<Vec<u32>>,
     tokens: Option<Vec<i64>>,
+    /// First and last token of an answer.
+    answer: Option<(usize, usize)>,
     cut: bool,
     /// The second text of a pair that stays apart.
     second: Option<Arc<Ready>>,
@@ -187,6 +192,13 @@ fn row_labels(s: &Selection, spec: &BatchSpec, what: &str) -> Result<(Option<Row
                 found: "conversations".into(),
                 expected: "texts: only a causal language model reads conversations".into(),
             }),
+        };
+    }
+    if matches!(target, Target::Answers) {
+        return match s.kind() {
+            RowKind::Documents => Ok((None, false)),
+            _ if spec.need == Need::Optional => Ok((None, false)),
+            _ => Err(DataError::Mixed { what: what.to_owned(), found: "rows of tokens".into(), expected: "questions and contexts".into() }),
         };
     }
     let stored = |r: &RowRef| match r {
@@ -333,6 +345,11 @@ impl DataBatches {
                 Some(Labels::Values(Tensor::new(picked, device)?))
             }
             (Some(Target::Classes(_) | Target::Values), None) => None,
+            (Some(Target::Answers), None) => {
+                let ends = ready.iter().map(|r| r.answer).collect::<Option<Vec<_>>>();
+                let ends = ends.map(|e| e.into_iter().flat_map(|(first, last)| [first as i64, last as i64]).collect::<Vec<_>>());
+                ends.map(|e| Tensor::from_vec(e, (ready.len(), 2), device).map(Labels::Spans)).transpose()?
+            }
             (Some(Target::NextToken | Target::MaskedToken { .. }), None) => {
                 let mut labels = Vec::with_capacity(rows.len() * length);
                 for r in &ready {
@@ -394,7 +411,15 @@ impl DataBatches {
             Some(RowRef::Window { stream, start }) => {
                 let windows = self.selection.streams.get(*stream as usize);
                 let window = windows.and_then(|w| w.ids.get(*start as usize..*start as usize + w.length));
-                Ready { ids: window.unwrap_or_default().to_vec(), keep: None, types: None, tokens: None, cut: false, second: None }
+                Ready {
+                    ids: window.unwrap_or_default().to_vec(),
+                    keep: None,
+                    types: None,
+                    tokens: None,
+                    answer: None,
+                    cut: false,
+                    second: None,
+                }
             }
             Some(RowRef::Stored { table, row }) => {
                 let table = self.selection.table(*table).ok_or_else(empty)?;
@@ -406,10 +431,14 @@ impl DataBatches {
                         if let Some(learn) = self.selection.chat {
                             return self.conversation(at, &document, tokenizer, learn);
                         }
+                        let answers = document.answers.is_some() || self.spec.need == Need::Required;
+                        if answers && matches!(self.spec.target, Some(Target::Answers)) {
+                            return self.answer(at, &document, tokenizer);
+                        }
                         let pair = document.pair.as_deref();
                         let one = |text: &str, pair: Option<&str>| -> Result<Ready, DataError> {
                             let e = tokenizer.encode(text, pair)?;
-                            Ok(Ready { ids: e.ids, keep: None, types: e.types, tokens: None, cut: e.cut, second: None })
+                            Ok(Ready { ids: e.ids, keep: None, types: e.types, tokens: None, answer: None, cut: e.cut, second: None })
                         };
                         match (self.spec.apart, pair) {
                             (false, pair) => one(&document.text, pair)?,
@@ -447,6 +476,12 @@ impl DataBatches {
         Ok(ready)
     }
 
+    fn answer(&self, at: usize, document: &Document, tokenizer: &Tokenizer) -> Result<Ready, DataError> {
+        let windows = Windows::usual(self.spec.max_length);
+        let (window, answer, cut) = answers::to_learn(tokenizer, document, windows, &|| self.selection.place(at))?;
+        Ok(Ready { ids: window.ids, keep: None, types: window.types, tokens: None, answer: Some(answer), cut, second: None })
+    }
+
     fn conversation(&self, at: usize, document: &Document, tokenizer: &Tokenizer, learn: chat::Learn) -> Result<Ready, DataError> {
         let messages = document.messages.as_deref().ok_or_else(|| DataError::Mixed {
             what: self.selection.place(at).to_string(),
@@ -454,7 +489,7 @@ impl DataBatches {
             expected: "the turns of a conversation: say which column holds them (`messages = \"…\"`)".into(),
         })?;
         let e = chat::encode(tokenizer, messages, learn, self.spec.max_length, || self.selection.place(at))?;
-        Ok(Ready { ids: e.ids, keep: None, types: None, tokens: Some(e.labels), cut: e.cut, second: None })
+        Ok(Ready { ids: e.ids, keep: None, types: None, tokens: Some(e.labels), answer: None, cut: e.cut, second: None })
     }
 
     fn stored(&self, at: usize, row: super::tokens::TokenRow) -> Result<Ready, DataError> {
@@ -478,7 +513,7 @@ impl DataBatches {
             _ => None,
         };
         let keep = row.keep.filter(|k| k.contains(&0));
-        Ok(Ready { ids, keep, types: row.types.filter(|t| t.iter().any(|t| *t != 0)), tokens, cut: false, second: None })
+        Ok(Ready { ids, keep, types: row.types.filter(|t| t.iter().any(|t| *t != 0)), tokens, answer: None, cut: false, second: None })
     }
 
     fn hide(&self, at: usize, ready: &mut Ready, probability: f64, seed: u64) -> Result<(), DataError> {

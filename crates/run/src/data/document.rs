@@ -15,6 +15,44 @@ pub struct Document {
     pub choices: Vec<String>,
     /// The turns of a conversation: a JSON list.
     pub messages: Option<String>,
+    /// The right answers to the question `text` about the context `pair`; empty where the context has none, `None` where the data has no
+    /// such column.
+    pub answers: Option<Vec<Answer>>,
+}
+
+/// A right answer: a stretch of the context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The stretch, as the file has it.
+    pub text: String,
+    /// Its first character, from 0.
+    pub start: usize,
+}
+
+impl Answer {
+    /// The answers in a JSON value: SQuAD's `{"text": […], "answer_start": […]}`, or a list of `{"text": …, "answer_start": …}`.
+    pub(crate) fn all_from_json(v: &serde_json::Value) -> Result<Vec<Self>, String> {
+        use serde_json::Value;
+        const EXPECTED: &str = "expected {\"text\": […], \"answer_start\": […]}";
+        let one = |text: &Value, start: &Value| match (text.as_str(), start.as_u64().and_then(|s| usize::try_from(s).ok())) {
+            (Some(text), Some(start)) => Ok(Self { text: text.to_owned(), start }),
+            _ => Err(format!("has the answer {text} at {start}; {EXPECTED}")),
+        };
+        match v {
+            Value::Null => Ok(Vec::new()),
+            Value::Object(both) => match (both.get("text"), both.get("answer_start")) {
+                (Some(Value::Array(texts)), Some(Value::Array(starts))) if texts.len() == starts.len() => {
+                    texts.iter().zip(starts).map(|(t, s)| one(t, s)).collect()
+                }
+                _ => Err(format!("is not of two lists of one length; {EXPECTED}")),
+            },
+            Value::Array(all) => {
+                let null = Value::Null;
+                all.iter().map(|a| one(a.get("text").unwrap_or(&null), a.get("answer_start").unwrap_or(&null))).collect()
+            }
+            _ => Err(format!("is no object; {EXPECTED}")),
+        }
+    }
 }
 
 /// A label as it stands in a file.

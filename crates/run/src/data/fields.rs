@@ -48,6 +48,8 @@ pub(crate) struct Fields {
     pub(crate) choices: Vec<Column>,
     /// `messages = "conversation"`.
     pub(crate) messages: Option<Column>,
+    /// `answers = "answers"`.
+    pub(crate) answers: Option<Column>,
     /// `header = false`.
     pub(crate) header: Option<bool>,
     /// `separator = ";"`.
@@ -74,6 +76,7 @@ impl Fields {
             labels: of.names("labels")?,
             choices: of.columns("choices")?,
             messages: of.column("messages")?,
+            answers: of.column("answers")?,
             header: of.flag("header")?,
             separator: of.byte("separator")?,
             quoting: of.flag("quoting")?,
@@ -176,6 +179,7 @@ const TEXTS: &[(&str, Option<&str>)] = &[
     ("question1", Some("question2")),
     ("premise", Some("hypothesis")),
     ("question", Some("sentence")),
+    ("question", Some("context")),
     ("sentence", None),
     ("content", None),
 ];
@@ -184,6 +188,9 @@ const LABELS: &[&str] = &["label", "labels", "score"];
 
 /// Names that the turns of a conversation have.
 const MESSAGES: &[&str] = &["messages", "conversations", "conversation"];
+
+/// The name that right answers have.
+const ANSWERS: &str = "answers";
 
 /// Where the texts and the label of a row are, by name.
 #[derive(Debug, Clone, PartialEq)]
@@ -194,12 +201,13 @@ pub(crate) struct Layout<C> {
     pub(crate) label: Option<C>,
     pub(crate) choices: Vec<C>,
     pub(crate) messages: Option<C>,
+    pub(crate) answers: Option<C>,
 }
 
 impl<C> Layout<C> {
     /// No column.
     pub(crate) fn empty() -> Self {
-        Self { text: None, pair: None, label: None, choices: Vec::new(), messages: None }
+        Self { text: None, pair: None, label: None, choices: Vec::new(), messages: None, answers: None }
     }
 
     /// The same with other names of the columns; the first that has none is the error.
@@ -210,6 +218,7 @@ impl<C> Layout<C> {
             label: self.label.map(&name).transpose()?,
             choices: self.choices.into_iter().map(&name).collect::<Result<_, _>>()?,
             messages: self.messages.map(&name).transpose()?,
+            answers: self.answers.map(&name).transpose()?,
         })
     }
 }
@@ -256,6 +265,12 @@ impl Fields {
             Some(label) => Some(label),
             None => LABELS.iter().find(|n| has(n)).and_then(|n| named(n)),
         };
-        Ok(Layout { text, pair, label, choices: self.choices.clone(), messages })
+        let answers = match checked(&self.answers)? {
+            Some(answers) => Some(answers),
+            // Only beside a context; elsewhere the name may mean anything.
+            None if has("context") && has(ANSWERS) && pair.as_ref() == named("context").as_ref() => named(ANSWERS),
+            None => None,
+        };
+        Ok(Layout { text, pair, label, choices: self.choices.clone(), messages, answers })
     }
 }

@@ -6,7 +6,7 @@ use std::io::BufRead;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::document::{Document, Label};
+use super::document::{Answer, Document, Label};
 use super::error::{BadRows, DataError, Place};
 use super::fields::{Column, Corrupt, Fields, Layout};
 use super::file::{FileRecord, RawFile, utf8};
@@ -264,6 +264,7 @@ impl LineTable {
                     label,
                     choices: layout.choices.iter().map(|i| cell(*i)).collect::<Result<_, _>>()?,
                     messages: layout.messages.map(cell).transpose()?,
+                    answers: None,
                 })
             }
         }
@@ -334,7 +335,14 @@ fn json_document(layout: &Layout<String>, object: &serde_json::Map<String, serde
             None => return Err(format!("no field `{name}`")),
         },
     };
+    let answers = match &layout.answers {
+        None => None,
+        Some(name) => {
+            Some(Answer::all_from_json(get(name).unwrap_or(&serde_json::Value::Null)).map_err(|why| format!("field `{name}` {why}"))?)
+        }
+    };
     Ok(Document {
+        answers,
         text: layout.text.as_deref().map(text).transpose()?.unwrap_or_default(),
         pair: layout.pair.as_deref().map(text).transpose()?,
         label,
@@ -390,7 +398,7 @@ fn delimited_layout(path: &Path, fields: &Fields, names: &[String], header: bool
             if text.is_none() && messages.is_none() && choices.is_empty() {
                 return Err(absent(&Column::Name("text".into())));
             }
-            Layout { text, pair: number(&fields.pair)?, label: number(&fields.label)?, choices, messages }
+            Layout { text, pair: number(&fields.pair)?, label: number(&fields.label)?, choices, messages, answers: None }
         }
         other => other.map_err(|c| absent(&c))?,
     };

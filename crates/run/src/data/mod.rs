@@ -4,6 +4,7 @@
 //! used for. A row that can't be read is an error with its file and line, or, where the recipe says `corrupt = skip`, counted and
 //! reported; none is dropped silently. Draws are the same on every platform ([`draw`]).
 
+mod answers;
 mod batch;
 mod chat;
 mod document;
@@ -31,8 +32,9 @@ use std::sync::{Arc, Mutex};
 
 use prunectl_recipe::plan::{DataDecl, DataExpr, DataSource};
 
+pub use answers::Windows;
 pub use batch::{BatchSpec, DataBatches, Need, Target};
-pub use document::{Document, Label};
+pub use document::{Answer, Document, Label};
 pub use error::{BadRow, BadRows, DataError, Place};
 pub use file::FileRecord;
 pub use labels::Classes;

@@ -276,6 +276,7 @@ pub fn unit_of(metric: &str) -> FigureUnit {
         "params" | "flops" => FigureUnit::Count,
         "memory" => FigureUnit::Bytes,
         "latency" => FigureUnit::Milliseconds,
+        "generation" => FigureUnit::TokensPerSecond,
         _ => FigureUnit::Plain,
     }
 }

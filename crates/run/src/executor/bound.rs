@@ -100,6 +100,6 @@ impl Executor<'_> {
 
 /// A metric of the model alone.
 fn value(metric: &dyn Metric, model: &Transformer) -> prunectl_prune::Result<f64> {
-    let mut inputs = Inputs { model, batches: None, stream: None, questions: None, teacher: None, batch: 1, progress: &() };
+    let mut inputs = Inputs { model, batches: None, stream: None, questions: None, asked: None, teacher: None, batch: 1, progress: &() };
     Ok(metric.measure(&mut inputs)?.value)
 }

@@ -3,7 +3,7 @@
 use prunectl_model::{Head, Transformer};
 use prunectl_recipe::plan::DataExpr;
 
-use crate::data::{Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, memory_bytes};
+use crate::data::{Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, Windows, memory_bytes};
 use crate::error::{Error, Result};
 use crate::executor::state::ModelState;
 
@@ -49,7 +49,8 @@ fn target(model: &Transformer) -> Option<Target> {
         Head::Tokens { .. } => Some(Target::MaskedToken { probability: MASKED_SHARE, seed: 0 }),
         Head::Sequence { regression: true, .. } => Some(Target::Values),
         Head::Sequence { labels, .. } => Some(Target::Classes(Classes::from_config(&model.origin().config, *labels))),
-        Head::Spans | Head::Encode { .. } => None,
+        Head::Spans => Some(Target::Answers),
+        Head::Encode { .. } => None,
     }
 }
 
@@ -123,6 +124,12 @@ pub fn questions(
         });
     }
     Ok(data.resolve(expr)?.questions(state.tokenizer.as_ref(), ask, longest_row(&state.model), blueprint.vocab)?)
+}
+
+/// A recipe's data as questions about contexts, for a model that points at answers.
+pub fn asked(data: &DataStore, state: &ModelState, expr: &DataExpr, length: usize, stride: usize) -> Result<Vec<prunectl_prune::Asked>> {
+    let windows = Windows { length: length.min(longest_row(&state.model)), stride };
+    Ok(data.resolve(expr)?.asked(state.tokenizer.as_ref(), windows, state.model.blueprint().vocab)?)
 }
 
 /// A recipe's data as one stream of tokens.

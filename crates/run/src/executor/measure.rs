@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::data::{Ask, Need, describe};
 use crate::error::{Error, Result};
 use crate::executor::book::{Expected, Recorded, Row, plain_name};
-use crate::executor::inputs::{Wanted, batches, questions, rows_at_once, stream};
+use crate::executor::inputs::{Wanted, asked, batches, questions, rows_at_once, stream};
 use crate::executor::{Executor, Outcome};
 use crate::files::file_name_of;
 use crate::journal::StepDone;
@@ -107,12 +107,14 @@ impl Executor<'_> {
         };
         let mut source = None;
         let mut tokens = None;
-        let mut asked = None;
+        let mut questioned = None;
+        let mut about = None;
         match needs {
             Needs::Nothing => {}
             Needs::Stream => tokens = Some(stream(&self.data, &state, data.ok_or_else(missing)?)?),
-            Needs::Choices => asked = Some(questions(&self.data, &state, data.ok_or_else(missing)?, Ask::Choices)?),
-            Needs::LastWords => asked = Some(questions(&self.data, &state, data.ok_or_else(missing)?, Ask::LastWord)?),
+            Needs::Choices => questioned = Some(questions(&self.data, &state, data.ok_or_else(missing)?, Ask::Choices)?),
+            Needs::LastWords => questioned = Some(questions(&self.data, &state, data.ok_or_else(missing)?, Ask::LastWord)?),
+            Needs::Answers { length, stride } => about = Some(asked(&self.data, &state, data.ok_or_else(missing)?, length, stride)?),
             Needs::Batches | Needs::BatchesAndTeacher => {
                 let need = if needs == Needs::Batches { Need::Required } else { Need::Optional };
                 let wanted = Wanted { need, labels: true, batch, backward: false, apart: needs == Needs::Batches };
@@ -124,13 +126,14 @@ impl Executor<'_> {
             model: &state.model,
             batches: source.as_mut().map(|b| b as &mut dyn Batches),
             stream: tokens.as_ref(),
-            questions: asked.as_ref().map(|(q, _)| q.as_slice()),
+            questions: questioned.as_ref().map(|(q, _)| q.as_slice()),
+            asked: about.as_deref(),
             teacher: teacher.as_ref(),
             batch: rows_at_once(&state.model, batch, false),
             progress: &progress,
         };
         let measured = built.measure(&mut inputs)?;
-        if let Some((_, Some(note))) = &asked {
+        if let Some((_, Some(note))) = &questioned {
             progress.note(note);
         }
         for note in source.iter().flat_map(crate::data::DataBatches::notes) {

@@ -79,7 +79,8 @@ impl Executor<'_> {
             args.0.insert(name.to_owned(), Value::Number(value));
         }
         let metric = build(METRICS, "latency", &args)?;
-        let mut inputs = Inputs { model, batches: None, stream: None, questions: None, teacher: None, batch: SPEED_BATCH, progress: &() };
+        let mut inputs =
+            Inputs { model, batches: None, stream: None, questions: None, asked: None, teacher: None, batch: SPEED_BATCH, progress: &() };
         let ms = metric.measure(&mut inputs)?.value;
         Ok((ms > 0.0).then(|| (SPEED_BATCH * length) as f64 / ms * 1e3))
     }

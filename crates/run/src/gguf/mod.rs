@@ -51,6 +51,11 @@ impl Quantization {
         TYPES.iter().map(|(word, ..)| *word).collect()
     }
 
+    /// Every word with its type, finest first.
+    pub(crate) fn all() -> impl Iterator<Item = (&'static str, GgmlDType)> {
+        TYPES.iter().map(|(word, kind, _)| (*word, *kind))
+    }
+
     /// The type of weights of that kind.
     pub fn of(dtype: DType) -> Self {
         Self(match dtype {
