@@ -20,7 +20,7 @@ CHECK
 "$python" -m venv "$folder"
 # The versions that the loader table (crates/run/src/stock.rs) was tried with.
 "$folder/bin/python" -m pip install --quiet --disable-pip-version-check \
-    'torch==2.15.0' 'transformers==5.23.0' 'safetensors==0.8.0' 'numpy>=1.26'
+    'torch==2.15.0' 'transformers==5.23.0' 'safetensors==0.8.0' 'peft==0.21.2' 'numpy>=1.26'
 
 if [ "${2:-}" = --llama-cpp ]; then
     CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF" \
@@ -28,7 +28,8 @@ if [ "${2:-}" = --llama-cpp ]; then
 fi
 
 "$folder/bin/python" - <<'CHECK'
-import safetensors, torch, transformers
-print(f"torch {torch.__version__}, transformers {transformers.__version__}, safetensors {safetensors.__version__}")
+import peft, safetensors, torch, transformers
+versions = ", ".join(f"{m.__name__} {m.__version__}" for m in (torch, transformers, peft, safetensors))
+print(versions)
 CHECK
 echo "PRUNECTL_TEST_PYTHON=$(cd "$folder" && pwd)/bin/python"

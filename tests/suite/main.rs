@@ -19,6 +19,7 @@ mod llama_cpp;
 #[cfg(unix)]
 mod many_kills;
 mod measure;
+mod peft;
 mod recipes;
 #[cfg(unix)]
 mod recovery;

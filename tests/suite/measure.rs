@@ -169,3 +169,23 @@ fn how_much_must_go_is_told_from_headers() {
     assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
     assert!(std::fs::read_to_string(dir.path().join("man/prunectl-bench.1")).unwrap().contains("prunectl"));
 }
+
+#[test]
+fn the_ends_of_a_barrier_are_the_losses_of_its_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = "edition 2026\nmodel a = init(\"builtin:tiny-bert\", seed = 3)\nmodel b = init(\"builtin:tiny-bert\", seed = 4)\ndata d = builtin(\"tales\")\n\
+                  let probe = d.validation.take(24)\nsnapshot a as early\n\
+                  prune a.layers[*].linears.weights by 50% using magnitude()\n\
+                  eval loss() of a on probe as first\neval loss() of b on probe as second\n\
+                  eval barrier(a, b, points = 4) on probe as wall\neval barrier(early, a, points = 2) on probe as step\n";
+    std::fs::write(dir.path().join("line.prune"), recipe).unwrap();
+    let out = run(dir.path(), &["run", "line.prune", "--out", "r", "-q"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    let metrics: Value = serde_json::from_slice(&std::fs::read(dir.path().join("r/metrics.json")).unwrap()).unwrap();
+    let of = |name: &str, detail: &str| metrics[name]["details"][detail].as_f64().unwrap_or_else(|| panic!("{name} {detail}: {metrics}"));
+    let value = |name: &str| metrics[name]["value"].as_f64().unwrap();
+    assert!((of("wall", "loss-0") - value("first")).abs() < 1e-9 && (of("wall", "loss-3") - value("second")).abs() < 1e-9, "{metrics}");
+    let highest = (0..4).map(|i| of("wall", &format!("loss-{i}"))).fold(f64::MIN, f64::max);
+    assert!((value("wall") - (highest - (value("first") + value("second")) / 2.0)).abs() < 1e-9);
+    assert!(of("step", "loss-0") != of("step", "loss-1") && of("wall", "error-0") <= 1.0, "{metrics}");
+}

@@ -27,6 +27,8 @@ pub struct LayerGates {
     pub heads: Option<Tensor>,
     /// `[ffn]` or `[batch, ffn]`; in a mixture `[experts, ffn]` or `[batch, experts, ffn]`: multiplies the input of the down projection.
     pub neurons: Option<Tensor>,
+    /// `[batch, seq, ffn]`: added to what the activation function of a dense MLP reads, zeros to differentiate by it.
+    pub potentials: Option<Tensor>,
     /// `[experts]`: multiplies each expert's output. An expert whose gate is exactly 0 is not routed to, as if it had been removed.
     pub experts: Option<Tensor>,
     /// `[1]` or `[batch]`: multiplies what the attention sublayer adds to the residual stream.
@@ -35,6 +37,22 @@ pub struct LayerGates {
     pub mlp: Option<Tensor>,
     /// `[1]` or `[batch]`: g in `x + g·(block(x) − x)`.
     pub layer: Option<Tensor>,
+}
+
+impl LayerGates {
+    /// The same gates outside the graph.
+    pub(crate) fn detach(&self) -> Self {
+        let plain = |gate: &Option<Tensor>| gate.as_ref().map(Tensor::detach);
+        Self {
+            heads: plain(&self.heads),
+            neurons: plain(&self.neurons),
+            potentials: plain(&self.potentials),
+            experts: plain(&self.experts),
+            attention: plain(&self.attention),
+            mlp: plain(&self.mlp),
+            layer: plain(&self.layer),
+        }
+    }
 }
 
 /// A place in a block where a tap can look. B batch, S sequence, D hidden, H query heads, K key/value heads, F neurons, E experts.
@@ -58,6 +76,8 @@ pub enum Point {
     AttentionOutput,
     /// `[B, S, D]`: the input of the gate and up projections (and of the router).
     MlpInput,
+    /// `[B, S, F]`: what the activation function reads, the up projection or that of the gate; dense MLPs.
+    Potential,
     /// `[B, S, F]`: gated, the input of the down projection; dense MLPs.
     Intermediate,
     /// `[B, S, D]`: the output of the MLP.
@@ -76,6 +96,28 @@ pub enum Point {
     BlockOutput,
     /// `[B, S, D]`: after the final norm; `layer` is the number of layers.
     FinalNorm,
+}
+
+impl Point {
+    /// Places between a block's input and its output; of the experts the first stands for all.
+    pub(crate) const INSIDE: [Self; 16] = [
+        Self::AttentionInput,
+        Self::Queries,
+        Self::Keys,
+        Self::Values,
+        Self::AttentionProbs,
+        Self::HeadContext,
+        Self::AttentionOutput,
+        Self::MlpInput,
+        Self::Potential,
+        Self::Intermediate,
+        Self::MlpOutput,
+        Self::RouterLogits,
+        Self::RouterWeights,
+        Self::ExpertRows(0),
+        Self::ExpertIntermediate(0),
+        Self::ExpertOutput(0),
+    ];
 }
 
 /// Looks at activations during a forward pass.

@@ -15,6 +15,7 @@ use crate::loss::LossOut;
 use crate::net;
 use crate::net::{Context, One, Shortcuts};
 use crate::params::Params;
+use crate::recompute::Recompute;
 
 /// A transformer. `Clone` is shallow: tensors are shared.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct Transformer {
     pub(crate) blocked: Blocked,
     /// The outlier threshold of a model whose matrices are int8 values.
     pub(crate) int8: Option<f64>,
+    /// Its blocks are built again in the backward pass.
+    pub(crate) recompute: Option<Arc<Recompute>>,
 }
 
 /// Units that are masked where zeros in the weights are not enough: a layer of a post-norm network, whose norms change what passes, and an
@@ -232,7 +235,7 @@ impl Transformer {
         for layer in first..n {
             let shortcuts = if layer == first { shortcuts } else { Shortcuts::default() };
             let one = one.as_ref().filter(|_| layer + 1 == n);
-            x = net::block::block(self, layer, &x, context, gates.layer(layer), Shortcuts { one, ..shortcuts }, tap)?;
+            x = self.block_within(layer, &x, context, gates.layer(layer), Shortcuts { one, ..shortcuts }, tap)?;
         }
         Ok((x, one.map_or_else(|| context.clone(), |one| one.context)))
     }
@@ -240,7 +243,7 @@ impl Transformer {
     /// The states of the last block that the head reads, where that is one an example.
     fn one(&self, context: &Context, gates: &Gates, tap: &dyn Tap) -> Result<Option<One>> {
         let last = self.dims.len().saturating_sub(1);
-        let by_token = gates.layer(last).and_then(|g| g.heads.as_ref()).is_some_and(|g| g.rank() == 3);
+        let by_token = gates.layer(last).is_some_and(|g| g.potentials.is_some() || g.heads.as_ref().is_some_and(|g| g.rank() == 3));
         let windowed = self.blueprint.layers.get(last).is_some_and(|l| l.window.is_some());
         if !tap.is_blind() || by_token || windowed || self.int8.is_some() || context.size().1 < 2 {
             return Ok(None);
@@ -296,7 +299,7 @@ impl Transformer {
         let context = context.with_hidden_gate(gates.hidden.clone());
         let mut x = context.gate_hidden(x)?;
         for layer in 0..self.dims.len() {
-            x = self.block(layer, &x, &context, gates.layer(layer), tap)?;
+            x = self.block_within(layer, &x, &context, gates.layer(layer), Shortcuts::default(), tap)?;
         }
         Ok((x, context))
     }

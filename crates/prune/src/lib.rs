@@ -52,7 +52,7 @@ pub use schedule::{Clock, SCHEDULES};
 pub use scores::Scores;
 pub use selection::{AtLeast, Request, Shape, select};
 pub use site::{Key, Sites};
-pub use train::{Flow, InnerPrune, Measure, Observer, StepEvent, Term, TrainMeta, TrainSpec, TrainState, Trainer};
+pub use train::{Flow, InnerPrune, Measure, Observer, StepEvent, Stored, Term, TrainMeta, TrainSpec, TrainState, Trainer};
 
 use prunectl_recipe::catalogue::{Args, Catalogue, Entry};
 

@@ -21,6 +21,8 @@ pub(crate) const GATED_SITES: &[SiteKind] =
 pub(crate) const INNER_AND_WEIGHTS: &[SiteKind] = &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons, SiteKind::Weights];
 /// Heads, KV groups and neurons.
 pub(crate) const INNER_SITES: &[SiteKind] = &[SiteKind::Heads, SiteKind::KvGroups, SiteKind::Neurons];
+/// Neurons only.
+pub(crate) const NEURONS: &[SiteKind] = &[SiteKind::Neurons];
 /// Single weights only.
 pub(crate) const WEIGHTS: &[SiteKind] = &[SiteKind::Weights];
 

@@ -52,6 +52,8 @@ pub struct TrainSpec {
     pub only: Option<BTreeSet<String>>,
     /// Seed of the data order and of everything random inside a step.
     pub seed: u64,
+    /// Of each block only its input is kept for the backward pass.
+    pub recompute: bool,
     /// `prune … inside`, in order.
     pub prunes: Vec<InnerPrune>,
 }
@@ -108,6 +110,20 @@ pub struct TrainState {
     pub tensors: BTreeMap<String, Tensor>,
     /// The rest, for JSON.
     pub meta: TrainMeta,
+}
+
+/// A tensor of a training's state, its values where they stand: a copy of all of them would be as large as they are together.
+#[derive(Debug)]
+pub enum Stored<'a> {
+    /// Of a parameter or a buffer of the optimiser.
+    Values {
+        /// The parameter's shape.
+        shape: &'a [usize],
+        /// Row by row.
+        values: &'a [f32],
+    },
+    /// Of a `prune` inside.
+    Tensor(Tensor),
 }
 
 /// The part of a training's state that is not tensors.
@@ -317,22 +333,39 @@ impl<'a> Trainer<'a> {
         Ok(t.to_dtype(self.model.dtype())?)
     }
 
-    fn meta(&self) -> TrainMeta {
+    /// The rest of [`Self::state`].
+    pub fn meta(&self) -> TrainMeta {
         TrainMeta { step: self.step, steps: self.clock.steps, seed: self.spec.seed, examples: self.examples }
     }
 
     /// What a resume needs.
     pub fn state(&self) -> Result<TrainState> {
-        let mut tensors = BTreeMap::new();
+        let copy = |stored: Stored<'_>| match stored {
+            Stored::Values { shape, values } => Tensor::from_slice(values, shape, &Device::Cpu),
+            Stored::Tensor(tensor) => Ok(tensor),
+        };
+        let tensors = self.stored()?.into_iter().map(|(name, stored)| Ok((name, copy(stored)?))).collect::<Result<_>>()?;
+        Ok(TrainState { tensors, meta: self.meta() })
+    }
+
+    /// The tensors of [`Self::state`], without a copy.
+    pub fn stored(&self) -> Result<BTreeMap<String, Stored<'_>>> {
+        let mut inner = BTreeMap::new();
+        self.save_inner(&mut inner)?;
+        let mut out: BTreeMap<String, Stored<'_>> = inner.into_iter().map(|(name, t)| (name, Stored::Tensor(t))).collect();
         for (slot, own) in self.slots.iter().filter(|(_, s)| s.trains) {
-            let save = |values: &[f32]| Tensor::from_slice(values, own.shape.as_slice(), &Device::Cpu);
-            tensors.insert(format!("{WEIGHTS}/{slot}"), save(&own.weights)?);
+            out.insert(format!("{WEIGHTS}/{slot}"), Stored::Values { shape: &own.shape, values: &own.weights });
             for (name, values) in &own.memory {
-                tensors.insert(format!("{name}/{slot}"), save(values)?);
+                out.insert(format!("{name}/{slot}"), Stored::Values { shape: &own.shape, values });
             }
         }
-        self.save_inner(&mut tensors)?;
-        Ok(TrainState { tensors, meta: self.meta() })
+        Ok(out)
+    }
+
+    /// Numbers that train, and those of the whole model; what is masked counts.
+    pub fn trained(&self) -> (u64, u64) {
+        let trained = self.slots.values().filter(|s| s.trains).map(|s| s.weights.len() as u64).sum();
+        (trained, self.model.parameter_count())
     }
 
     /// Trains to the end, or until the observer stops it.
@@ -369,7 +402,7 @@ impl<'a> Trainer<'a> {
         self.prune(step, &batches)?;
         let (loss, mut gradients) = self.gradients(&batches, step)?;
         let (learned, penalty) = self.learn(&gradients, step)?;
-        let felt = if self.shrinks() { gradients.clone() } else { BTreeMap::new() };
+        let felt = self.feel(&gradients, &batches)?;
         let loss = loss + penalty;
         let lr = self.clock.value(self.spec.optimizer.lr(), step);
         if !loss.is_finite() {
@@ -457,6 +490,13 @@ impl<'a> Trainer<'a> {
             model.params_mut().set(slot.clone(), var.as_tensor().clone());
             vars.push((slot, var));
         }
+        let felt = if self.spec.recompute {
+            let (recomputed, felt) = model.recomputed();
+            model = recomputed;
+            Some(felt)
+        } else {
+            None
+        };
         let mut loss = 0.0;
         let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for (i, batch) in batches.iter().enumerate() {
@@ -475,7 +515,12 @@ impl<'a> Trainer<'a> {
             loss += f64::from(total.to_scalar::<f32>()?);
             let mut grads = total.backward()?;
             for (slot, var) in &vars {
-                let Some(g) = grads.remove(var.as_tensor()) else { continue };
+                let inside = felt.as_ref().and_then(|f| f.take(var.as_tensor()));
+                let g = match (grads.remove(var.as_tensor()), inside) {
+                    (Some(outside), Some(inside)) => (outside + inside)?,
+                    (Some(g), None) | (None, Some(g)) => g,
+                    (None, None) => continue,
+                };
                 let g = buffers::values(g)?;
                 match gradients.get_mut(*slot) {
                     Some(sum) => sum.iter_mut().zip(&g).for_each(|(s, g)| *s += g),

@@ -28,6 +28,30 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_folder_of(path)
 }
 
+/// The same for a safetensors file, tensor by tensor; its SHA-256. One metadata key, because the order of several is not fixed.
+pub fn write_tensors<V: safetensors::View>(path: &Path, tensors: Vec<(String, V)>) -> Result<String> {
+    let partial = partial_name(path);
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    let written = safetensors::serialize_to_file(tensors, Some(metadata), &partial)
+        .map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(e) => Error::io("write", path)(e),
+            e => Error::Internal(format!("tensors can't be written as safetensors: {e}")),
+        })
+        .and_then(|()| sha256_file(&partial))
+        .and_then(|hash| {
+            let renamed = File::open(&partial).and_then(|f| f.sync_all()).and_then(|()| fs::rename(&partial, path));
+            renamed.map_err(Error::io("write", path))?;
+            Ok(hash)
+        });
+    if written.is_err() {
+        // The first error is the one to tell; a partial file that stays is never read.
+        let _ = fs::remove_file(&partial);
+    }
+    let hash = written?;
+    sync_folder_of(path)?;
+    Ok(hash)
+}
+
 /// The name under which `path` is written before it is renamed.
 pub fn partial_name(path: &Path) -> PathBuf {
     let mut name = path.file_name().map(|n| n.to_owned()).unwrap_or_default();

@@ -12,7 +12,7 @@ use prunectl_recipe::Sources;
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::{
-    Amount, Bound, CriterionRef, Goal, LimitValue, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Value,
+    Amount, Bound, CriterionRef, Goal, LimitValue, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Train, Value,
 };
 use serde::Serialize;
 
@@ -146,6 +146,9 @@ pub struct StepForecast {
     pub notes: Vec<String>,
     /// Passes over its data.
     pub passes: Option<u64>,
+    /// Of a training: weights, gradients, the optimiser's buffers and activations, an estimate from above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     /// Loaders of its `loads_in` that can't read what it leaves.
     #[serde(skip)]
     unloadable: Vec<Diagnostic>,
@@ -197,7 +200,8 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
     let mut steps = Vec::new();
     walk(&plan.steps, &mut sims, sources, &mut steps);
     advise(&plan.steps, &recovered(&plan.steps), &mut steps);
-    let peak_memory_bytes = sims.values().map(peak).max();
+    let trained = steps.iter().filter_map(|s| s.memory_bytes).max();
+    let peak_memory_bytes = trained.or_else(|| sims.values().map(peak).max());
     let models = plan.models.iter().map(|decl| ModelForecast {
         name: decl.name.clone(),
         source: describe(&decl.source),
@@ -261,7 +265,8 @@ fn advise(steps: &[Step], recovered: &BTreeSet<&str>, out: &mut [StepForecast]) 
 }
 
 fn plain(step: &Step, notes: Vec<String>) -> StepForecast {
-    StepForecast { line: step.line, kind: kind_name(&step.kind), name: step.name.clone(), notes, passes: None, unloadable: Vec::new() }
+    let (kind, name) = (kind_name(&step.kind), step.name.clone());
+    StepForecast { line: step.line, kind, name, notes, passes: None, memory_bytes: None, unloadable: Vec::new() }
 }
 
 fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> StepForecast {
@@ -295,7 +300,12 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
                 notes.extend(prune_notes(&at_the_end(prune), sims, sources).0);
                 unloadable.extend(sims.get(model_of(&prune.selector)).map(|sim| loads_in::check(prune, step, sim)).unwrap_or_default());
             }
-            StepForecast { unloadable, ..plain(step, notes) }
+            let memory_bytes = sims.get(&train.model).map(|sim| train_bytes(train, sim));
+            if let Some(bytes) = memory_bytes {
+                let again = if recomputes(train) { ", blocks recomputed" } else { "" };
+                notes.push(format!("about {} of memory{again}", crate::report::figure(bytes as f64, crate::report::FigureUnit::Bytes)));
+            }
+            StepForecast { unloadable, memory_bytes, ..plain(step, notes) }
         }
         StepKind::Reconstruct { selector, data, length: each, .. } => {
             let of = sites_of(selector, sims).map_or_else(|| "blocks of a model that is not at hand".to_owned(), |s| named(&s));
@@ -641,10 +651,33 @@ fn size_after(sim: &Sim, least: &[LayerDims], most: &[LayerDims], before: u64, s
 
 /// Weights in f32, twice where a dense copy stays for the comparison, and the activations of a batch.
 fn peak(sim: &Sim) -> u64 {
+    let auto = activations(sim);
+    2 * WEIGHT_BYTES * sim.file.parameters + auto.rows(memory_bytes()) as u64 * auto.row_bytes()
+}
+
+fn recomputes(train: &Train) -> bool {
+    matches!(train.options.get("recompute"), Some(Value::Bool(true)))
+}
+
+/// What a step of a training holds in f32: the weights as they were loaded and as they are, the variables and gradients of a pass, the
+/// optimiser's buffers, a teacher, and the activations of a batch. As if all parameters trained.
+fn train_bytes(train: &Train, sim: &Sim) -> u64 {
+    const OF_A_STEP: u64 = 4;
+    let buffers = prunectl_prune::build(prunectl_prune::OPTIMIZERS, &train.optimizer.name, &train.optimizer.args);
+    let buffers = buffers.map_or(2, |o| o.buffers().len() as u64);
+    let teacher = u64::from(train.loss.iter().any(|(_, term)| term.args.get("teacher").is_some()));
+    let auto = activations(sim);
+    let rows = train.options.get("batch").and_then(Value::as_u64).unwrap_or_else(|| auto.rows(memory_bytes()) as u64);
+    let row = if recomputes(train) { auto.recomputed_row_bytes() } else { auto.row_bytes() };
+    (OF_A_STEP + buffers + teacher) * WEIGHT_BYTES * sim.file.parameters + rows * row
+}
+
+/// A row of activations of a training.
+fn activations(sim: &Sim) -> AutoBatch {
     let file = &sim.file;
     let most = |of: fn(&LayerDims) -> usize| file.dims.iter().map(of).max().unwrap_or(0);
     let positions = file.blueprint.embeddings.positions.as_ref().map_or(512, |p| p.rows);
-    let auto = AutoBatch {
+    AutoBatch {
         length: positions.min(512),
         hidden: file.blueprint.hidden,
         ffn: most(|d| d.ffn),
@@ -652,8 +685,7 @@ fn peak(sim: &Sim) -> u64 {
         layers: file.dims.len(),
         vocabulary: if matches!(file.blueprint.head, prunectl_model::Head::Tokens { .. }) { file.blueprint.vocab } else { 0 },
         backward: true,
-    };
-    2 * WEIGHT_BYTES * file.parameters + auto.rows(memory_bytes()) as u64 * auto.row_bytes()
+    }
 }
 
 /// A parameter's value as the recipe would write it.

@@ -10,9 +10,11 @@ pub const BUILTIN: &str = "builtin:";
 
 /// Recipes inside the program, by name: those that need nothing but built-in models and data.
 pub const BUILTINS: &[(&str, &str)] = &[
+    ("adapters_study", include_str!("../../../recipes/adapters_study.prune")),
     ("bert_heads", include_str!("../../../recipes/bert_heads.prune")),
     ("compare_heads", include_str!("../../../recipes/compare_heads.prune")),
     ("heads_study", include_str!("../../../recipes/heads_study.prune")),
+    ("gradual_study", include_str!("../../../recipes/gradual_study.prune")),
     ("llama_gradual", include_str!("../../../recipes/llama_gradual.prune")),
     ("llama_gum", include_str!("../../../recipes/llama_gum.prune")),
     ("llama_movement", include_str!("../../../recipes/llama_movement.prune")),

@@ -132,6 +132,12 @@ impl RunDir {
         Ok(files::sha256(bytes))
     }
 
+    /// Writes a safetensors file whole, tensor by tensor, and returns its SHA-256.
+    pub fn write_tensors<V: safetensors::View>(&self, name: &str, tensors: Vec<(String, V)>) -> Result<String> {
+        let _hold = self.interrupt.hold();
+        files::write_tensors(&self.path.join(name), tensors)
+    }
+
     /// Writes JSON, indented, whole, and returns its SHA-256.
     pub fn write_json(&self, name: &str, value: &impl serde::Serialize) -> Result<String> {
         let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::Internal(format!("{name} can't be written as JSON: {e}")))?;

@@ -29,7 +29,14 @@ pub(crate) fn mlp(
     let out = if dims.experts > 0 {
         mixture(model, layer, x, context, gates, tap)?
     } else {
-        let mut inner = intermediate(spec, params, &stem, &model.int8_input(x, context.keep.as_ref())?)?; // [b, s, ffn]
+        let potential = |mut p: Tensor| -> Result<Tensor> {
+            if let Some(more) = gates.and_then(|g| g.potentials.as_ref()) {
+                p = p.add(more)?;
+            }
+            show(tap, layer, Point::Potential, &p)?;
+            Ok(p)
+        };
+        let mut inner = intermediate(spec, params, &stem, &model.int8_input(x, context.keep.as_ref())?, potential)?; // [b, s, ffn]
         if let Some(gate) = gates.and_then(|g| g.neurons.as_ref()) {
             inner = kernels::gate(&inner, &spread_gate("neurons", gate, context.batch, &[dims.ffn], 2, model.dtype)?)?;
         }
@@ -40,10 +47,14 @@ pub(crate) fn mlp(
     Ok(out)
 }
 
-/// The input of the down projection, `[.., hidden]` to `[.., ffn]`.
-fn intermediate(spec: &Mlp, params: &Params, stem: &str, x: &Tensor) -> Result<Tensor> {
+/// The input of the down projection, `[.., hidden]` to `[.., ffn]`. What the activation function reads goes through `potential` first.
+fn intermediate(spec: &Mlp, params: &Params, stem: &str, x: &Tensor, potential: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let up = linear(params, &format!("{stem}.up"), x)?;
-    if spec.gated { spec.activation.gated(&linear(params, &format!("{stem}.gate"), x)?, &up) } else { spec.activation.apply(&up) }
+    if spec.gated {
+        spec.activation.gated(&potential(linear(params, &format!("{stem}.gate"), x)?)?, &up)
+    } else {
+        spec.activation.apply(&potential(up)?)
+    }
 }
 
 fn mixture(
@@ -96,7 +107,7 @@ fn mixture(
         show(tap, layer, Point::ExpertRows(expert), &index)?;
         let prefix = format!("{stem}.experts.{expert}");
         let own = model.int8_input(&x.index_select(&index, 0)?, None)?;
-        let mut inner = intermediate(spec, params, &prefix, &own)?; // [rows, ffn]
+        let mut inner = intermediate(spec, params, &prefix, &own, Ok)?; // [rows, ffn]
         if let Some(gate) = &neuron_gates {
             let gate = gate.narrow(1, expert, 1)?.squeeze(1)?; // [1 or b, ffn]
             inner = if gate.dim(0)? == 1 {

@@ -82,6 +82,10 @@ impl<'a> Shortcuts<'a> {
     pub fn new(attention: Option<&'a Tensor>, mlp: Option<&'a Tensor>) -> Self {
         Self { attention, mlp, ..Self::default() }
     }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.attention.is_none() && self.mlp.is_none() && self.one.is_none()
+    }
 }
 
 /// One state of each example: all that a head of classes reads of the last block.

@@ -119,6 +119,7 @@ impl Sums {
         let layers = handles.iter().map(|h| LayerGates {
             heads: tensor(&h.heads),
             neurons: tensor(&h.neurons),
+            potentials: None,
             experts: tensor(&h.experts),
             attention: tensor(&h.attention),
             mlp: tensor(&h.mlp),

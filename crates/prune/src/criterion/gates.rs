@@ -8,9 +8,10 @@ use crate::learned::InTrain;
 use crate::learned::hard_concrete::HardConcrete;
 use crate::learned::lobster::Lobster;
 use crate::learned::psp::Psp;
+use crate::learned::serene::{Bound, Serene};
 use crate::learned::slimming::Slimming;
 use crate::optimizer::schedule;
-use crate::row::{INNER_SITES, criterion, learns, optional, param, required, runs, within};
+use crate::row::{INNER_SITES, NEURONS, criterion, learns, optional, param, required, runs, within};
 
 fn slimming(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
     Ok(Box::new(InTrain(Slimming { l1: schedule(args, "l1")? })))
@@ -29,6 +30,16 @@ fn hard_concrete(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgErro
 fn lobster(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
     let tolerance = args.get("tolerance").and_then(Value::as_f64).unwrap_or_default();
     Ok(Box::new(Lobster { lambda: schedule(args, "lambda")?, tolerance }))
+}
+
+fn serene(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    let bound = match args.word("bound")? {
+        "lower" => Bound::Lower,
+        "local" => Bound::Local,
+        _ => Bound::Full,
+    };
+    let tolerance = args.get("tolerance").and_then(Value::as_f64).unwrap_or_default();
+    Ok(Box::new(Serene { lambda: schedule(args, "lambda")?, bound, alpha: args.float("alpha")?, tolerance }))
 }
 
 pub(super) const SLIMMING: Entry<dyn Criterion> = Entry {
@@ -98,4 +109,34 @@ pub(super) const LOBSTER: Entry<dyn Criterion> = Entry {
          Mind: the last update has the whole amount, whatever it costs.",
     ))),
     build: Some(lobster),
+};
+
+pub(super) const SERENE: Entry<dyn Criterion> = Entry {
+    spec: runs(learns(criterion(
+        "serene",
+        "Tartaglione et al., SeReNe: Sensitivity-based Regularization of Neurons for Structured Sparsity in Neural Networks (2022), eq. 3-9",
+        &[
+            required("lambda", Ty::Scheduled, "λ of the decay."),
+            param(
+                "bound",
+                Ty::OneOf(&["full", "lower", "local"]),
+                "full",
+                "Which sensitivity S: of every output, of the loss alone, or 1 where the mean potential is positive and 0 elsewhere.",
+            ),
+            within(
+                param("alpha", Ty::Float, "1", "α: multiplies the sensitivity. The paper's eq. 3 has 1 over the number of outputs."),
+                0.0,
+                1e9,
+            ),
+            within(param("tolerance", Ty::Percent, "1%", "Loss that the threshold's bisection may cost."), 0.0, 100.0),
+        ],
+        NEURONS,
+        "Decays what insensitive neurons read: `w ← w − λ·w·relu(1 − S)`, S the mean over tokens of α·Σ|∂y/∂p|, p what the neuron's activation \
+         function reads. Neurons whose largest incoming weight is smallest go. Before the last update a bisection finds how many may go, up \
+         to the amount, while the loss of the step's batches rises by no more than `tolerance`.\n\n\
+         `full` takes a backward pass for each output of a classifier, and is refused for a language model: `lower` takes one.\n\n\
+         Mind: the published code divides by the batch twice, so its S carries 1/B²; ours is the paper's, whatever the batch.\n\n\
+         ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using serene(lambda = 1e-4, bound = lower) { every = 20 steps }\n}\n```",
+    ))),
+    build: Some(serene),
 };

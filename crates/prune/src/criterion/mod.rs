@@ -20,7 +20,6 @@ mod lrp;
 mod magnitude;
 mod movement;
 mod planned_data;
-mod planned_learned;
 mod random;
 mod snip;
 mod sparsegpt;
@@ -160,7 +159,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     lrp::ENTRY,
     activation::ENTRY,
     adaptive::ENTRY,
-    planned_learned::SERENE,
+    gates::SERENE,
     gates::LOBSTER,
     supermask::ENTRY,
     gates::HARD_CONCRETE,

@@ -2,6 +2,7 @@
 
 mod agreement;
 mod answers;
+mod barrier;
 mod choice;
 mod paired;
 mod perplexity;
@@ -44,6 +45,8 @@ pub enum Needs {
     },
     /// Batches, and another model beside the one measured.
     BatchesAndTeacher,
+    /// Batches, and the models at both ends of a line: `a` as the model, `b` as the teacher.
+    BatchesAndEnds,
 }
 
 /// What the executor hands to a metric: at least what [`Metric::needs`] says.
@@ -58,7 +61,7 @@ pub struct Inputs<'a> {
     pub questions: Option<&'a [Question]>,
     /// Questions about contexts.
     pub asked: Option<&'a [Asked]>,
-    /// The other model (`kl(teacher)`).
+    /// The other model (`kl(teacher)`, `barrier(a, b)`).
     pub teacher: Option<&'a Transformer>,
     /// Sequences run at once, where the metric cuts its own windows.
     pub batch: usize,
@@ -115,7 +118,7 @@ pub static METRICS: &[Entry<dyn Metric>] = &[
     simple::GENERATION,
     simple::MEMORY,
     simple::SPARSITY,
-    planned::BARRIER,
+    barrier::ENTRY,
     planned::ZERO_COST,
     sensitivity::ENTRY,
     similarity::CKA,

@@ -3,7 +3,7 @@
 use prunectl_recipe::catalogue::{Entry, Ty};
 
 use super::Metric;
-use crate::row::{metric, needs_data, param, required, within};
+use crate::row::{metric, needs_data, param};
 
 macro_rules! planned {
     ($name:ident, $spec:expr) => {
@@ -11,19 +11,6 @@ macro_rules! planned {
     };
 }
 
-planned!(
-    BARRIER,
-    needs_data(metric(
-        "barrier",
-        "Frankle et al., Linear Mode Connectivity and the Lottery Ticket Hypothesis (2020), sec. 2",
-        &[
-            required("a", Ty::Model, "One end."),
-            required("b", Ty::Model, "The other end."),
-            within(param("points", Ty::Count, "30", "Points on the line, the ends included."), 2.0, 1e4),
-        ],
-        "Highest loss on the straight line between two models' weights, minus the mean of the ends.",
-    ))
-);
 planned!(
     ZERO_COST,
     needs_data(metric(

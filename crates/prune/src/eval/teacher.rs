@@ -2,13 +2,13 @@
 
 use candle_core::{D, DType, Tensor};
 use prunectl_kernels::kl_div;
-use prunectl_model::Gates;
+use prunectl_model::{Gates, Head};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::agreement::stderr;
 use super::{Inputs, Measured, Metric, Needs};
 use crate::error::{PruneError, Result};
-use crate::labels::{output_rows, scored};
+use crate::labels::{distributions, output_rows, scored};
 use crate::row::{metric, needs_data, required, runs};
 
 struct Kl;
@@ -44,10 +44,13 @@ impl Metric for Kl {
             }
             let rows = output_rows(model, &batch)?;
             let index = Tensor::from_slice(&rows, rows.len(), ours.device())?;
-            let pick = |t: &Tensor| t.reshape(((), n))?.index_select(&index, 0)?.to_dtype(DType::F32);
+            let pick = |t: &Tensor| -> Result<Tensor> {
+                Ok(distributions(model, &batch, t)?.index_select(&index, 0)?.to_dtype(DType::F32)?)
+            };
             let kl = kl_div(&pick(&ours)?, &pick(&theirs)?, 1.0)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
             let mut kl = kl.into_iter();
-            for n in scored(model, &batch)? {
+            let each = if matches!(model.blueprint().head, Head::Spans) { 2 } else { 1 };
+            for n in scored(model, &batch)?.into_iter().map(|n| each * n) {
                 let own: f64 = kl.by_ref().take(n).sum();
                 sum += own;
                 count += n as u64;

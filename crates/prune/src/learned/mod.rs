@@ -11,11 +11,13 @@ mod layout;
 pub(crate) mod lobster;
 pub(crate) mod psp;
 pub(crate) mod scores;
+pub(crate) mod serene;
 pub(crate) mod slimming;
 
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use prunectl_model::{Batch, Transformer};
 use prunectl_recipe::plan::Schedule;
 
 pub use layout::Layout;
@@ -127,7 +129,12 @@ pub trait Learner: Send + Sync {
 
 /// A decay that a criterion asks of the weights it may remove, at every step of the `train` around it.
 pub trait Shrink: Send + Sync {
-    /// What each weight is multiplied by after the optimiser's update, by slot.
+    /// What it wants to know of the model, as the step's forward pass sees it, on the step's batches: vectors by the name of the site.
+    fn feel(&self, layout: &Layout, model: &Transformer, batches: &[Batch]) -> Result<Values> {
+        let _ = (layout, model, batches);
+        Ok(Values::new())
+    }
+    /// What each weight is multiplied by after the optimiser's update, by slot. What [`Shrink::feel`] found stands among the gradients.
     fn factors(&self, layout: &Layout, backward: &Backward<'_>, moment: &Moment<'_>) -> Result<Values>;
     /// Share by which the loss of a step's batches may rise when units go, at every update but the last.
     fn tolerance(&self) -> f64;
@@ -137,7 +144,7 @@ pub trait Shrink: Send + Sync {
 pub(crate) struct InTrain<L>(pub L);
 
 impl<L: Learner> Criterion for InTrain<L> {
-    fn score(&self, _: &prunectl_model::Transformer, _: &Sites, _: &mut dyn Batches, _: &dyn Progress) -> Result<Scores> {
+    fn score(&self, _: &Transformer, _: &Sites, _: &mut dyn Batches, _: &dyn Progress) -> Result<Scores> {
         Err(PruneError::Missing { method: self.0.name(), needs: "a `train` around its `prune`: it learns its scores".into() })
     }
 

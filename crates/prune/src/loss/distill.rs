@@ -12,7 +12,7 @@ use prunectl_recipe::plan::{Schedule, Value};
 use super::features::{TEACHER, teacher};
 use super::{LossInput, LossTerm};
 use crate::error::{PruneError, Result};
-use crate::labels::output_rows;
+use crate::labels::{distributions, output_rows};
 use crate::optimizer::schedule;
 use crate::row::{other, param, runs, within};
 use crate::schedule::Clock;
@@ -43,9 +43,10 @@ impl LossTerm for Distill {
         }
         let theirs = teacher.forward(input.batch, &Gates::default(), &mut ())?.detach();
         let ours = input.outputs()?;
-        let n = alike("distill", ours, &theirs)?;
+        alike("distill", ours, &theirs)?;
         let rows = output_rows(input.model, input.batch)?;
-        let (ours, theirs) = (ours.reshape(((), n))?, theirs.reshape(((), n))?.to_dtype(ours.dtype())?);
+        let flat = |t: &Tensor| distributions(input.model, input.batch, t);
+        let (ours, theirs) = (flat(ours)?, flat(&theirs.to_dtype(ours.dtype())?)?);
         let most = 2 * rows.len() >= ours.dim(0)?;
         let rows = Tensor::from_vec(rows.clone(), rows.len(), ours.device())?;
         let each = if most {
@@ -63,11 +64,11 @@ pub(super) fn response(ours: &Tensor, theirs: &Tensor, temperature: f64) -> Resu
     Ok((kl_div(ours, theirs, temperature)? * (temperature * temperature))?)
 }
 
-/// The number of outputs that both have.
-fn alike(method: &'static str, ours: &Tensor, theirs: &Tensor) -> Result<usize> {
+/// Both have the same number of outputs.
+fn alike(method: &'static str, ours: &Tensor, theirs: &Tensor) -> Result<()> {
     let (n, m) = (ours.dim(D::Minus1)?, theirs.dim(D::Minus1)?);
     if n == m {
-        return Ok(n);
+        return Ok(());
     }
     Err(PruneError::Invalid {
         what: "outputs of the teacher",
@@ -78,10 +79,10 @@ fn alike(method: &'static str, ours: &Tensor, theirs: &Tensor) -> Result<usize> 
 
 /// The rows of both outputs that count, `[rows, classes]`.
 pub(super) fn rows(method: &'static str, input: &LossInput<'_>, ours: &Tensor, theirs: &Tensor) -> Result<(Tensor, Tensor)> {
-    let n = alike(method, ours, theirs)?;
+    alike(method, ours, theirs)?;
     let rows = output_rows(input.model, input.batch)?;
     let rows = Tensor::from_vec(rows.clone(), rows.len(), ours.device())?;
-    let pick = |t: &Tensor| -> Result<Tensor> { Ok(t.reshape(((), n))?.index_select(&rows, 0)?) };
+    let pick = |t: &Tensor| -> Result<Tensor> { Ok(distributions(input.model, input.batch, t)?.index_select(&rows, 0)?) };
     Ok((pick(ours)?, pick(theirs)?.to_dtype(ours.dtype())?))
 }
 

@@ -335,6 +335,7 @@ pub fn reconstruct(
             loss: vec![Term { weight: Schedule::Hold { value: 1.0, length: None }, term: Box::new(local), teacher: None }],
             only: Some(only),
             seed: spec.seed,
+            recompute: false,
             prunes: Vec::new(),
         };
         let mut losses = std::mem::take(&mut from.losses);

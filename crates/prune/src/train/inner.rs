@@ -329,14 +329,20 @@ impl Trainer<'_> {
         Ok(low)
     }
 
-    /// Whether the gradients of a step are wanted after its update.
-    pub(super) fn shrinks(&self) -> bool {
-        self.inner.iter().any(|i| i.prune.shrinks().is_some())
+    /// What each decay will want to know after the update of a step: the gradients by the weights as the step saw them, and what it asks for.
+    pub(super) fn feel(&self, gradients: &Values, batches: &[Batch]) -> Result<Vec<Values>> {
+        let feel = |inner: &Inner<'_>| -> Result<Values> {
+            let Some(shrink) = inner.prune.shrinks() else { return Ok(Values::new()) };
+            let mut felt = gradients.clone();
+            felt.extend(shrink.feel(&inner.layout, &self.model()?, batches)?);
+            Ok(felt)
+        };
+        self.inner.iter().map(feel).collect()
     }
 
-    /// Multiplies weights by what criteria ask for after an update; `gradients` are those by the weights as the step saw them.
-    pub(super) fn shrink(&mut self, gradients: &Values, step: u64) -> Result<()> {
-        for inner in &self.inner {
+    /// Multiplies weights by what criteria ask for after an update.
+    pub(super) fn shrink(&mut self, felt: &[Values], step: u64) -> Result<()> {
+        for (inner, gradients) in self.inner.iter().zip(felt) {
             let Some(shrink) = inner.prune.shrinks() else { continue };
             let weights = BTreeMap::new();
             let moment = inner.moment(&self.clock, step, 0.0, self.spec.seed);

@@ -591,3 +591,122 @@ fn lobster_decays_what_the_loss_does_not_feel() {
     assert_eq!(shrink.tolerance(), 0.01);
     worst("12_serene_lobster");
 }
+
+/// One decay step of every matrix of the case's classifier for each sensitivity. The reference divides by the batch twice, ours once: its
+/// sensitivities of mean outputs, summed over examples, are ours.
+#[test]
+fn serene_decays_what_insensitive_neurons_read() {
+    let case = Case::open("12_serene_lobster");
+    let names = ["fc0", "fc1", "fc2"];
+    let mut x = case.input("x");
+    let n = x.dim(0).unwrap();
+    let (mut potentials, mut offsets) = (Vec::new(), Vec::new());
+    for (i, name) in names.iter().enumerate() {
+        let (w, b) = (case.input(&format!("{name}.weight")), case.input(&format!("{name}.bias")));
+        let p = x.matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
+        let offset = Var::zeros(p.shape(), p.dtype(), p.device()).unwrap();
+        x = (&p + offset.as_tensor()).unwrap();
+        potentials.push(p);
+        offsets.push(offset);
+        if i + 1 < names.len() {
+            x = x.relu().unwrap();
+        }
+    }
+    let outputs: Vec<Tensor> = (0..x.dim(1).unwrap()).map(|k| x.narrow(1, k, 1).unwrap().mean_all().unwrap()).collect();
+    let of = x.exp().unwrap().sum_keepdim(1).unwrap().log().unwrap();
+    let chosen = x.broadcast_sub(&of).unwrap().gather(&case.input("y").unsqueeze(1).unwrap(), 1).unwrap();
+    let loss = chosen.mean_all().unwrap().neg().unwrap();
+    let felt = |of: &[Tensor], layer: usize| -> Vec<f32> {
+        let mut sum = vec![0f32; offsets[layer].dim(1).unwrap()];
+        for y in of {
+            let g = y.backward().unwrap().get(offsets[layer].as_tensor()).unwrap().abs().unwrap();
+            let mean = (g.sum(0).unwrap() / n as f64).unwrap();
+            sum.iter_mut().zip(values(&mean)).for_each(|(s, v)| *s += 0.2 * v);
+        }
+        sum
+    };
+    let mut layout = Layout::default();
+    for (layer, name) in names.iter().enumerate() {
+        let slot = format!("{name}.weight");
+        layout.shapes.insert(slot.clone(), case.input(&slot).dims2().unwrap());
+        let rows = case.input(&slot).dim(0).unwrap();
+        let units = (0..rows).map(|u| vec![Slice { slot: slot.clone(), dim: 0, start: u, len: 1 }]).collect();
+        layout.units.insert(Key::of(SiteKind::Neurons, layer), units);
+    }
+    let (clock, weights) = (Clock::steps(1), BTreeMap::new());
+    let moment = Moment { clock: &clock, step: 0, removed: 0.0, finally: 0.5, l1: 0.0, noise: 0 };
+    for (bound, theirs) in [("full", "full"), ("lower", "lower-bound"), ("local", "local")] {
+        let args = [("lambda", Value::Number(0.1)), ("bound", Value::Word(bound.into()))];
+        let criterion = build(CRITERIA, "serene", &args);
+        let mut gradients = Values::new();
+        for layer in 0..names.len() {
+            let own = match bound {
+                "full" => felt(&outputs, layer),
+                "lower" => felt(std::slice::from_ref(&loss), layer),
+                _ => values(&potentials[layer].mean(0).unwrap()).iter().map(|p| f32::from(u8::from(*p > 0.0))).collect(),
+            };
+            if bound != "local" {
+                close(&case, &format!("sensitivity.{}.{}", if bound == "lower" { "lower_bound" } else { bound }, names[layer]), &own);
+            }
+            gradients.insert(Key::of(SiteKind::Neurons, layer).to_string(), own);
+        }
+        let shrink = criterion.shrinks().unwrap();
+        let factors = shrink.factors(&layout, &Backward { gradients: &gradients, weights: &weights }, &moment).unwrap();
+        assert_eq!(factors.len(), names.len());
+        for (slot, factor) in factors {
+            let after: Vec<f32> = values(&case.input(&slot)).iter().zip(factor).map(|(w, f)| w * f).collect();
+            close(&case, &format!("serene.{theirs}.{slot}"), &after);
+        }
+    }
+    worst("12_serene_lobster (SeReNe)");
+}
+
+/// The sensitivities are what moving a potential does to the loss, or to the outputs.
+#[test]
+fn serene_feels_what_a_moved_potential_does() {
+    use prunectl_model::{Batch, Gates, Labels, LayerGates};
+    let cases =
+        [(Case::open("02_michel_bert"), "text-classification", "full"), (Case::open("02_michel_llama"), "text-generation", "lower")];
+    for (case, task, bound) in cases {
+        let model = case.model(task).to_dtype(candle_core::DType::F64).unwrap();
+        let mut batch = Batch::new(Tensor::new(&[[1u32, 4, 7, 2], [3, 5, 6, 1]], &Device::Cpu).unwrap());
+        let keep = [[1u8, 1, 1, 1], [1, 1, 1, 0]];
+        batch.keep = Some(Tensor::new(&keep, &Device::Cpu).unwrap());
+        if bound == "full" {
+            batch.labels = Some(Labels::Classes(Tensor::new(&[0i64, 1], &Device::Cpu).unwrap()));
+        }
+        let mut sites = Sites::default();
+        let ffn = model.dims()[1].ffn;
+        sites.add(Key::of(SiteKind::Neurons, 1), 0..ffn);
+        let layout = Layout::of(&model, &sites).unwrap();
+        let args = [("lambda", Value::Number(0.1)), ("bound", Value::Word(bound.into()))];
+        let criterion = build(CRITERIA, "serene", &args);
+        let felt = criterion.shrinks().unwrap().feel(&layout, &model, std::slice::from_ref(&batch)).unwrap();
+        let ours = &felt["layers.1.mlp.neurons"];
+        assert_eq!(ours.len(), ffn);
+        // y of every output with one potential moved.
+        let outputs = |token: (usize, usize), unit: usize, by: f64| -> Vec<f64> {
+            let mut moved = vec![0f64; 2 * 4 * ffn];
+            moved[(token.0 * 4 + token.1) * ffn + unit] = by;
+            let mut layers = vec![LayerGates::default(); model.n_layers()];
+            layers[1].potentials = Some(Tensor::from_vec(moved, (2, 4, ffn), &Device::Cpu).unwrap());
+            let gates = Gates { layers, hidden: None };
+            if bound == "full" {
+                let out = model.forward(&batch, &gates, &mut ()).unwrap();
+                out.sum(0).unwrap().to_vec1().unwrap()
+            } else {
+                vec![model.forward_loss(&batch, &gates, &mut ()).unwrap().sum().unwrap().to_scalar::<f64>().unwrap()]
+            }
+        };
+        for unit in [0, ffn / 2, ffn - 1] {
+            let mut expected = 0.0;
+            for token in (0..2).flat_map(|b| (0..4).map(move |s| (b, s))).filter(|t| keep[t.0][t.1] == 1) {
+                let (up, down) = (outputs(token, unit, 1e-4), outputs(token, unit, -1e-4));
+                expected += up.iter().zip(&down).map(|(u, d)| ((u - d) / 2e-4).abs()).sum::<f64>();
+            }
+            expected /= 7.0;
+            let found = f64::from(ours[unit]);
+            assert!((found - expected).abs() <= 1e-6 + 1e-4 * expected, "{bound}, unit {unit}: {found} {expected}");
+        }
+    }
+}

@@ -59,6 +59,15 @@ fn everything(model: &Transformer) -> Vec<(&'static str, TrainSpec)> {
         (BY_GATES[0], training(inner("psp", &[], neurons(model), cubic(0.5)))),
         (BY_GATES[1], training(inner("hard_concrete", &[], all(model, &[SiteKind::Heads]), cubic(0.5)))),
         ("lobster", training(inner("lobster", &[("lambda", Value::Number(1e-3))], weights(model), cubic(0.5)))),
+        (
+            "serene",
+            training(inner(
+                "serene",
+                &[("lambda", Value::Number(1e-2)), ("bound", Value::Word("lower".into()))],
+                neurons(model),
+                cubic(0.5),
+            )),
+        ),
         ("soft movement", training(inner("movement", &soft, neurons(model), cubic(0.5)))),
     ]
 }

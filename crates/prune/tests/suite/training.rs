@@ -55,6 +55,7 @@ pub fn spec(length: When, optimizer: &str, args: &[(&str, Value)]) -> TrainSpec 
         loss: vec![term],
         only: None,
         seed: 7,
+        recompute: false,
         prunes: Vec::new(),
     }
 }
@@ -200,4 +201,37 @@ fn distillation_of_oneself_costs_nothing_and_masked_lm_trains() {
     let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
     let (a, b) = (trainer.advance(&mut data()).unwrap(), trainer.advance(&mut data()).unwrap());
     assert!(a.loss > 1.0 && b.loss > 1.0 && a.loss != b.loss);
+}
+
+/// Blocks that are built again in the backward pass give the same losses, norms and weights: all of them trained, some alone, and behind
+/// terms that look at hidden states (outside blocks) and attention (inside).
+#[test]
+fn recomputation_changes_no_bit() {
+    let dense = model();
+    let last: BTreeSet<String> = dense.params().iter().map(|(s, _)| s.to_owned()).filter(|s| s.starts_with("layers.1.")).collect();
+    let imitate = |name: &str| Term {
+        weight: constant(0.5),
+        term: crate::common::build(LOSSES, name, &[("teacher", Value::Model("t".into()))]),
+        teacher: Some(dense.reinit(3).unwrap()),
+    };
+    for (what, only, more) in [
+        ("all", None, None),
+        ("the last layer", Some(last), None),
+        ("hidden states", None, Some("hidden")),
+        ("attention", None, Some("attention_maps")),
+    ] {
+        let train = |recompute: bool| {
+            let mut spec = TrainSpec { batch: 2, accumulate: 2, only: only.clone(), recompute, ..spec(When::Steps(4), "adamw", &adamw()) };
+            spec.loss.extend(more.map(imitate));
+            let mut trainer = Trainer::new(&dense, &Removed::default(), &spec, &data()).unwrap();
+            let mut record = Record::default();
+            trainer.run(&mut data(), &mut record).unwrap();
+            let events: Vec<(u64, u64)> = record.events.iter().map(|e| (e.loss.to_bits(), e.grad_norm.to_bits())).collect();
+            (events, bits(&trainer.model().unwrap()))
+        };
+        let (plain, again) = (train(false), train(true));
+        assert_eq!(plain.0, again.0, "{what}: losses and norms");
+        assert!(plain.1 == again.1, "{what}: weights");
+        assert!(plain.1 != bits(&dense), "{what}: nothing was learned");
+    }
 }

@@ -28,11 +28,22 @@ impl AutoBatch {
     /// Bytes of activations for one row in f32: residual stream, q/k/v and context, FFN, attention weights, logits.
     /// An estimate from above for the shapes of this network; it decides a batch, never a result.
     pub fn row_bytes(&self) -> u64 {
-        let (s, h) = (self.length as u64, self.hidden as u64);
-        let block = s * (8 * h + 3 * self.ffn as u64) + 2 * self.heads as u64 * s * s;
-        let kept = if self.backward { block * self.layers.max(1) as u64 } else { 2 * block };
-        // Logits, and their gradient or log-probabilities.
-        4 * (kept + 2 * s * self.vocabulary as u64)
+        self.bytes(if self.backward { self.block() * self.layers.max(1) as u64 } else { 2 * self.block() })
+    }
+
+    /// The same where the backward pass builds the blocks again: their inputs, and one block with its gradients.
+    pub fn recomputed_row_bytes(&self) -> u64 {
+        self.bytes(self.length as u64 * self.hidden as u64 * self.layers as u64 + 2 * self.block())
+    }
+
+    fn block(&self) -> u64 {
+        let s = self.length as u64;
+        s * (8 * self.hidden as u64 + 3 * self.ffn as u64) + 2 * self.heads as u64 * s * s
+    }
+
+    /// Beside what blocks keep: logits, and their gradient or log-probabilities.
+    fn bytes(&self, kept: u64) -> u64 {
+        4 * (kept + 2 * self.length as u64 * self.vocabulary as u64)
     }
 
     /// The largest power of two of rows, at most 64, whose activations fit a quarter of `memory_bytes`; at least 1.
@@ -69,6 +80,8 @@ mod tests {
         let rows = large.rows(64 << 30);
         assert!(rows >= 1 && (rows as u64) * large.row_bytes() <= (64 << 30) / 4, "{rows}");
         assert_eq!(AutoBatch { backward: true, ..large }.rows(1 << 30), 1);
+        let trained = AutoBatch { backward: true, ..large };
+        assert!(trained.recomputed_row_bytes() < trained.row_bytes() && trained.recomputed_row_bytes() > large.row_bytes());
         assert!(memory_bytes() > 1 << 20);
     }
 }

@@ -178,6 +178,9 @@ pub struct SavedFolder {
 pub struct Curve {
     /// The training's name.
     pub name: String,
+    /// Parameters that trained; 0 of blocks that trained one by one.
+    #[serde(default)]
+    pub trained: u64,
     /// Step and loss.
     pub loss: Vec<(f64, f64)>,
     /// Step and share of the selected units that were masked; empty without a `prune` inside.

@@ -101,8 +101,15 @@ impl Executor<'_> {
             remedy: format!("write `eval {}() of {name} on DATA as NAME`", metric.name),
         };
         let needs = built.needs();
-        let teacher = match (needs, metric.args.get("teacher")) {
-            (Needs::BatchesAndTeacher, Some(value)) => Some(self.state.network(value)?.0),
+        let other = |name: &str| metric.args.get(name).map(|value| self.state.network(value)).transpose();
+        let teacher = match needs {
+            Needs::BatchesAndTeacher => other("teacher")?.map(|(network, _)| network),
+            Needs::BatchesAndEnds => {
+                if let Some((network, _)) = other("a")? {
+                    state.model = network;
+                }
+                other("b")?.map(|(network, _)| network)
+            }
             _ => None,
         };
         let mut source = None;
@@ -115,8 +122,8 @@ impl Executor<'_> {
             Needs::Choices => questioned = Some(questions(&self.data, &state, data.ok_or_else(missing)?, Ask::Choices)?),
             Needs::LastWords => questioned = Some(questions(&self.data, &state, data.ok_or_else(missing)?, Ask::LastWord)?),
             Needs::Answers { length, stride } => about = Some(asked(&self.data, &state, data.ok_or_else(missing)?, length, stride)?),
-            Needs::Batches | Needs::BatchesAndTeacher => {
-                let need = if needs == Needs::Batches { Need::Required } else { Need::Optional };
+            Needs::Batches | Needs::BatchesAndTeacher | Needs::BatchesAndEnds => {
+                let need = if needs == Needs::BatchesAndTeacher { Need::Optional } else { Need::Required };
                 let wanted = Wanted { need, labels: true, batch, backward: false, apart: needs == Needs::Batches };
                 source = Some(batches(&self.data, &state, data.ok_or_else(missing)?, wanted)?);
             }

@@ -5,7 +5,7 @@ use prunectl_prune::{QUANTIZERS, Removed, UnitMap, build, surgery};
 use prunectl_recipe::plan::{Method, ModelSource};
 
 use crate::error::{Error, Result};
-use crate::executor::state::ModelState;
+use crate::executor::state::{ModelState, Snapshot};
 use crate::executor::{Executor, Outcome};
 use crate::lock::LockedSource;
 use crate::models::{Place, describe, hashes, load, read_facts};
@@ -76,7 +76,7 @@ impl Executor<'_> {
     }
 
     pub(super) fn snapshot(&mut self, model: &str, name: &str) -> Result<Outcome> {
-        let taken = self.state.model(model)?.model.clone();
+        let taken = Snapshot { model: model.to_owned(), network: self.state.model(model)?.model.clone() };
         self.state.snapshots.insert(name.to_owned(), taken);
         Ok(Outcome::default())
     }
@@ -87,8 +87,7 @@ impl Executor<'_> {
             // Every `train` counts its own steps from 0, so its learning-rate clock has gone back already.
             return Ok(Outcome::default());
         }
-        let snapshot =
-            self.state.snapshots.get(to).ok_or_else(|| Error::Internal(format!("snapshot `{to}` is used before it is taken")))?.clone();
+        let snapshot = self.state.snapshot(to)?.network.clone();
         let state = self.state.model_mut(model)?;
         if snapshot.dims() != state.model.dims() || snapshot.blueprint().hidden != state.model.blueprint().hidden {
             return Err(Error::Refused {

@@ -204,9 +204,7 @@ impl Executor<'_> {
     pub(super) fn criterion(&self, state: &ModelState, method: &Method, batch: Option<u64>, inside: bool) -> Result<Ready> {
         let mut criterion = build(CRITERIA, &method.name, &method.args)?;
         if let Some(name) = criterion.snapshot().map(str::to_owned) {
-            let taken = self.state.snapshots.get(&name);
-            let taken = taken.ok_or_else(|| Error::Internal(format!("snapshot `{name}` is used before it is taken")))?;
-            criterion.set_snapshot(taken.clone());
+            criterion.set_snapshot(self.state.snapshot(&name)?.network.clone());
         }
         let data: Box<dyn Batches> = match method.args.get("on") {
             Some(Value::Data(expr)) => {

@@ -265,6 +265,9 @@ fn charts(curve: &super::book::Curve) -> Vec<Chart> {
         series,
     };
     let mut out = vec![chart("loss", vec![Series { name: "loss".to_owned(), points: curve.loss.clone() }])];
+    if let Some(first) = out.first_mut().filter(|_| curve.trained > 0) {
+        first.title = format!("{}, {} parameters trained", first.title, curve.trained);
+    }
     if !curve.sparsity.is_empty() {
         out.push(chart("share masked", vec![Series { name: "masked".to_owned(), points: curve.sparsity.clone() }]));
     }

@@ -18,11 +18,20 @@ pub struct State {
     /// Models by name.
     pub models: BTreeMap<String, ModelState>,
     /// Snapshots by name.
-    pub snapshots: BTreeMap<String, Transformer>,
+    pub snapshots: BTreeMap<String, Snapshot>,
     /// `frozen(m)` by its number.
     pub frozen: BTreeMap<u32, Transformer>,
     /// `score … as s`.
     pub scores: BTreeMap<String, Scores>,
+}
+
+/// A model's network as it once was.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The model's name.
+    pub model: String,
+    /// Its weights then.
+    pub network: Transformer,
 }
 
 /// One model.
@@ -98,9 +107,15 @@ impl State {
         self.models.get_mut(name).ok_or_else(|| Error::Internal(format!("model `{name}` is used before it is loaded")))
     }
 
-    /// The network that a value names: a model, or `frozen(m)`; and the model's name.
+    /// A snapshot by name.
+    pub fn snapshot(&self, name: &str) -> Result<&Snapshot> {
+        self.snapshots.get(name).ok_or_else(|| Error::Internal(format!("snapshot `{name}` is used before it is taken")))
+    }
+
+    /// The network that a value names: a model, a snapshot, or `frozen(m)`; and the model's name.
     pub fn network(&self, value: &Value) -> Result<(Transformer, String)> {
         match value {
+            Value::Name(name) if self.snapshots.contains_key(name) => self.snapshot(name).map(|s| (s.network.clone(), s.model.clone())),
             Value::Model(name) | Value::Name(name) => Ok((self.model(name)?.model.clone(), name.clone())),
             Value::Frozen { model, id } => {
                 let frozen = self.frozen.get(id).ok_or_else(|| Error::Internal(format!("frozen({model}) is used before it is made")))?;

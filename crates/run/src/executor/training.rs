@@ -1,13 +1,16 @@
 //! `train`: the one training loop with what surrounds it here: evals inside, `keep`, `stop`, checkpoints, curves.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use prunectl_prune::{
-    Flow, LOSSES, METRICS, Metric, OPTIMIZERS, Observer, PruneError, StepEvent, Term, TrainMeta, TrainSpec, TrainState, Trainer, build,
+    Flow, LOSSES, METRICS, Metric, OPTIMIZERS, Observer, PruneError, StepEvent, Stored, Term, TrainMeta, TrainSpec, TrainState, Trainer,
+    build,
 };
 use prunectl_recipe::catalogue::Args;
 use prunectl_recipe::plan::{Method, Step, StepKind, Train, Value, When};
+use safetensors::View;
 use serde::{Deserialize, Serialize};
 
 use crate::data::Need;
@@ -17,7 +20,7 @@ use crate::executor::imitation::{alone, beside};
 use crate::executor::inner::{KEPT, choose, kept, stopped};
 use crate::executor::inputs::{Wanted, batches, rows_at_once};
 use crate::executor::state::ModelState;
-use crate::executor::store::{from_bytes, to_bytes};
+use crate::executor::store::from_bytes;
 use crate::executor::{Executor, Outcome};
 use crate::files::file_name_of;
 use crate::journal::{Event, StepDone};
@@ -78,6 +81,12 @@ impl Executor<'_> {
             }
             None => Trainer::new(&start, &state.removed, &spec, &data)?,
         };
+        watch.curve.trained = trainer.trained().0;
+        if let (trained, all) = trainer.trained()
+            && trained < all
+        {
+            self.options.ui.note(format!("{}: {trained} of {all} parameters train", step.name));
+        }
         let evals = self.inner_evals(train)?;
         let progress = self.options.ui.bar(&step.name);
         let mut observer = TrainObserver {
@@ -105,7 +114,7 @@ impl Executor<'_> {
         }
         let trained: BTreeMap<String, Tensor> = model.params().iter().map(|(k, t)| (k.to_owned(), t.clone())).collect();
         let file = format!("{CHECKPOINTS}/{}-done.safetensors", file_name_of(&step.name));
-        let hash = self.dir.write(&file, &to_bytes(&trained)?)?;
+        let hash = self.dir.write_tensors(&file, whole(&trained)?)?;
         let result = serde_json::to_value(&watch.curve).map_err(|e| Error::Internal(format!("a curve can't be written as JSON: {e}")))?;
         self.book.curves.push(watch.curve);
         self.put_weights(&train.model, trained)?;
@@ -145,6 +154,7 @@ impl Executor<'_> {
             loss,
             only,
             seed: count("seed").unwrap_or(0),
+            recompute: matches!(train.options.get("recompute"), Some(Value::Bool(true))),
             prunes: self.inner_prunes(train, state)?,
         })
     }
@@ -329,19 +339,57 @@ impl TrainObserver<'_, '_, '_> {
     }
 
     fn checkpoint(&mut self, trainer: &Trainer<'_>) -> Result<()> {
-        let state = trainer.state()?;
-        self.watch.meta = Some(state.meta);
+        self.watch.meta = Some(trainer.meta());
         let text = serde_json::to_vec(&self.watch).map_err(|e| Error::Internal(format!("a checkpoint can't be written as JSON: {e}")))?;
-        let mut tensors: BTreeMap<String, Tensor> = state.tensors.into_iter().map(|(k, t)| (format!("{STATE}{k}"), t)).collect();
+        let mut tensors: Vec<(String, Part<'_>)> = trainer.stored()?.into_iter().map(|(k, t)| (format!("{STATE}{k}"), Part(t))).collect();
         for (slot, tensor) in self.best.iter().flatten() {
-            tensors.insert(format!("{BEST}{slot}"), tensor.clone());
+            tensors.push((format!("{BEST}{slot}"), Part(Stored::Tensor(tensor.contiguous()?))));
         }
         let length = text.len();
-        tensors.insert(WATCH.to_owned(), Tensor::from_vec(text, length, &candle_core::Device::Cpu)?);
-        self.executor.dir.write(self.path, &to_bytes(&tensors)?)?;
+        let watch = Tensor::from_vec(text, length, &candle_core::Device::Cpu)?;
+        tensors.push((WATCH.to_owned(), Part(Stored::Tensor(watch))));
+        self.executor.dir.write_tensors(self.path, tensors)?;
         self.last_checkpoint = std::time::Instant::now();
         Ok(())
     }
+}
+
+/// A tensor of a checkpoint, turned into bytes when its turn comes.
+struct Part<'a>(Stored<'a>);
+
+impl View for Part<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        match &self.0 {
+            Stored::Values { .. } => safetensors::Dtype::F32,
+            Stored::Tensor(tensor) => View::dtype(&tensor),
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match &self.0 {
+            Stored::Values { shape, .. } => shape,
+            Stored::Tensor(tensor) => tensor.dims(),
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match &self.0 {
+            Stored::Values { values, .. } => Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            Stored::Tensor(tensor) => Cow::Owned(View::data(&tensor).into_owned()),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match &self.0 {
+            Stored::Values { values, .. } => size_of_val(*values),
+            Stored::Tensor(tensor) => View::data_len(&tensor),
+        }
+    }
+}
+
+/// Tensors as files take them.
+fn whole(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<(String, Tensor)>> {
+    tensors.iter().map(|(name, t)| Ok((name.clone(), t.contiguous()?))).collect()
 }
 
 fn better(value: f64, than: Option<f64>, lowest: bool) -> bool {

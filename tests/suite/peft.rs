@@ -1,0 +1,81 @@
+//! Adapter folders go to the peft library and come from it: the same logits as the model that the adapter was fused into.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::common::{run, stderr};
+
+/// LoRA on a causal model, and SPLoRA on a classifier.
+const SAVES: &str = r#"edition 2026
+
+model l = init("builtin:tiny-llama", seed = 3)
+model b = init("builtin:tiny-bert", seed = 3)
+data  d = builtin("tales")
+
+save l to "llama"
+save b to "bert"
+attach lora(rank = 3, alpha = 6) to l.layers[*].{attention, mlp}.linears as low
+attach splora(rank = 2) to b.layers[*].linears as beside
+train l on d.train.take(24) for 6 steps { only = low     batch = 8  optimizer = adamw(lr = 2e-2) }
+train b on d.train.take(24) for 6 steps { only = beside  batch = 8  optimizer = adamw(lr = 2e-2) }
+save l to "llama-adapter" { format = peft }
+save b to "bert-adapter" { format = peft }
+fuse low into l
+fuse beside into b
+save l to "llama-fused"
+save b to "bert-fused"
+"#;
+
+/// An adapter that peft made is attached, and fused.
+const TAKES: &str = r#"edition 2026
+
+model l = dir("llama")
+
+attach lora(rank = 4, from = "theirs") to l.layers[*].attention.linears as theirs
+fuse theirs into l
+save l to "theirs-fused"
+"#;
+
+/// Logits in f32 through two programs, as a share of the largest.
+const TOLERANCE: f64 = 1e-5;
+
+#[test]
+fn peft_opens_our_adapters_and_we_open_its() {
+    let Some(python) = crate::support::python("peft opens the adapters") else { return };
+    if !Command::new(&python).args(["-c", "import peft"]).output().unwrap().status.success() {
+        return crate::support::skip("peft opens the adapters", "peft", "that Python has no peft; scripts/make-python-env.sh installs it");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python/check_peft.py");
+    let peft = |args: &[&str]| {
+        let out = Command::new(&python).arg(&script).args(args).current_dir(d).env("HF_MODULES_CACHE", d.join("modules")).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    fs::write(d.join("saves.prune"), SAVES).unwrap();
+    let out = run(d, &["run", "saves.prune", "--out", "r1"]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    peft(&["make", "llama", "theirs", "AutoModelForCausalLM", "4", "q_proj", "k_proj", "v_proj", "o_proj"]);
+    fs::write(d.join("takes.prune"), TAKES).unwrap();
+    let out = run(d, &["run", "takes.prune", "--out", "r2"]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    let case = |name: &str, base: &str, adapter: &str, class: &str| json!({"name": name, "base": base, "adapter": adapter, "fused": format!("{name}-fused"), "auto_class": class});
+    let cases = json!([
+        case("llama", "llama", "llama-adapter", "AutoModelForCausalLM"),
+        case("bert", "bert", "bert-adapter", "AutoModelForSequenceClassification"),
+        case("theirs", "llama", "theirs", "AutoModelForCausalLM"),
+    ]);
+    fs::write(d.join("cases.json"), cases.to_string()).unwrap();
+    let said = peft(&["check", "cases.json"]);
+    assert_eq!(said.lines().count(), 3, "{said}");
+    for line in said.lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        println!("peft: {case}");
+        assert!(case["error"].is_null(), "{case}");
+        assert!(case["difference"].as_f64().unwrap() < TOLERANCE && case["moved"].as_f64().unwrap() > 100.0 * TOLERANCE, "{case}");
+    }
+}
