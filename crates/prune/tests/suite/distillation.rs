@@ -220,3 +220,31 @@ fn a_teacher_that_reads_other_ids_is_refused() {
     let listed = term("hidden", &[("layers", Value::List(vec![Value::Number(0.0)]))]);
     assert!(sum(&*listed, &model, &model, &padded()).unwrap_err().to_string().contains("layer map"));
 }
+
+/// Of answer spans, where the answer begins and where it ends are distributions over real tokens: padding changes nothing.
+#[test]
+fn answer_spans_are_imitated_over_real_tokens() {
+    use prunectl_model::{Gates, Task};
+    let options = LoadOptions { task: Task::parse("question-answering"), ..LoadOptions::default() };
+    let student = prunectl_model::load(&golden("more/bert_qa"), &options).unwrap();
+    let teacher = student.reinit(5).unwrap();
+    let term = term("distill", &[("temperature", Value::Number(2.0))]);
+    let whole = Batch::new(Tensor::new(&[[1u32, 4, 7, 2]], &Device::Cpu).unwrap());
+    let mut padded = Batch::new(Tensor::new(&[[1u32, 4, 7, 2, 9, 9]], &Device::Cpu).unwrap());
+    padded.keep = Some(Tensor::new(&[[1u8, 1, 1, 1, 0, 0]], &Device::Cpu).unwrap());
+    let soft = |model: &Transformer, side: usize| -> Vec<f64> {
+        let out = model.forward(&whole, &Gates::default(), &mut ()).unwrap().to_dtype(DType::F64).unwrap();
+        let logits = out.narrow(2, side, 1).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let each: Vec<f64> = logits.iter().map(|l| (l / 2.0).exp()).collect();
+        let sum: f64 = each.iter().sum();
+        each.iter().map(|e| e / sum).collect()
+    };
+    let divergence = |side: usize| -> f64 { soft(&teacher, side).iter().zip(soft(&student, side)).map(|(p, q)| p * (p / q).ln()).sum() };
+    let expected = 4.0 * (divergence(0) + divergence(1)) / 2.0;
+    for batch in [&whole, &padded] {
+        let (found, grads) = loss(&*term, &student, &teacher, batch);
+        assert!((found - expected).abs() < 1e-5 * expected.abs().max(0.1), "{found} {expected}");
+        assert!(grads.values().all(|g| g.abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap().is_finite()));
+    }
+    assert!(expected > 1e-4, "{expected}");
+}
