@@ -1,8 +1,9 @@
 //! Block-wise recomputation: of each block only its input is kept, and its graph is built anew when the backward pass reaches it.
 //!
 //! Chen et al., Training Deep Nets with Sublinear Memory Cost (2016), sec. 4, with a segment a block: activations of one block and the inputs
-//! of all stand in memory instead of the activations of all, for one more forward pass of the blocks. The numbers are the same bits: a block
-//! built again computes what it computed before.
+//! of all stand in memory instead of the activations of all, for one more forward pass of the blocks. A block built again computes what it
+//! computed before, to the same bits; so do gradients, except where a loss looks at hidden states between blocks: there they are added in
+//! another order.
 //!
 //! A block becomes one operation of the graph. Its backward pass differentiates `Σ y ⊙ ∂L/∂y` through the block built anew; the gradient by
 //! the input goes on through the outer graph, those by the parameters are gathered beside it, because an operation has no more than three

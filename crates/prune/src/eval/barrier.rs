@@ -147,7 +147,7 @@ pub(super) const ENTRY: Entry<dyn Metric> = Entry {
         ],
         "Highest loss on the straight line between two models' weights, minus the mean of the ends. 0 where nothing rises: the two lie in one \
          valley. Of a classifier the same of the error stands among the details.\n\n\
-         ```prune\neval barrier(first, second, points = 11) on d.validation as barrier\n```",
+         ```prune\nsnapshot m as early\ntrain m on d.train for 20 steps { optimizer = adamw(lr = 1e-4) }\neval barrier(early, m, points = 11) on d.validation as wall\n```",
     ))),
     build: Some(build),
 };

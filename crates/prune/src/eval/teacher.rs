@@ -44,9 +44,8 @@ impl Metric for Kl {
             }
             let rows = output_rows(model, &batch)?;
             let index = Tensor::from_slice(&rows, rows.len(), ours.device())?;
-            let pick = |t: &Tensor| -> Result<Tensor> {
-                Ok(distributions(model, &batch, t)?.index_select(&index, 0)?.to_dtype(DType::F32)?)
-            };
+            let pick =
+                |t: &Tensor| -> Result<Tensor> { Ok(distributions(model, &batch, t)?.index_select(&index, 0)?.to_dtype(DType::F32)?) };
             let kl = kl_div(&pick(&ours)?, &pick(&theirs)?, 1.0)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
             let mut kl = kl.into_iter();
             let each = if matches!(model.blueprint().head, Head::Spans) { 2 } else { 1 };

@@ -244,7 +244,18 @@ fn answer_spans_are_imitated_over_real_tokens() {
     for batch in [&whole, &padded] {
         let (found, grads) = loss(&*term, &student, &teacher, batch);
         assert!((found - expected).abs() < 1e-5 * expected.abs().max(0.1), "{found} {expected}");
-        assert!(grads.values().all(|g| g.abs().unwrap().max_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap().is_finite()));
+        assert!(
+            grads.values().all(|g| g
+                .abs()
+                .unwrap()
+                .max_all()
+                .unwrap()
+                .to_dtype(DType::F64)
+                .unwrap()
+                .to_scalar::<f64>()
+                .unwrap()
+                .is_finite())
+        );
     }
     assert!(expected > 1e-4, "{expected}");
 }
