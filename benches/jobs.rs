@@ -124,6 +124,7 @@ impl Job {
             loss: vec![distill, task],
             only: None,
             seed: 0,
+            recompute: false,
             prunes: Vec::new(),
         };
         let mut data = InOrder { batches: self.batches.clone(), at: 0, rows: self.examples() };
