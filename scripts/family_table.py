@@ -1,41 +1,58 @@
 #!/usr/bin/env python3
-"""Prints the table family × {logits, gradients, each site's invariant, transformers, candle-transformers, llama.cpp}, the worst error in
-each cell, from the tests that find them:
+"""Prints the table family × {logits, gradients, each site's invariant, transformers, candle-transformers, llama.cpp, vLLM}, the worst error
+in each cell, from the tests that find them:
 
     scripts/make-python-env.sh target/python-env --llama-cpp
     PRUNECTL_TEST_PYTHON=$PWD/target/python-env/bin/python scripts/family_table.py
 
-Without PRUNECTL_TEST_PYTHON the columns of transformers and llama.cpp stay empty. CARGO names another cargo.
+Without PRUNECTL_TEST_PYTHON the columns of transformers, llama.cpp and vLLM stay empty. CARGO names another cargo; `--variants` gives a row
+to each model of a family.
 
-logits, gradients: against transformers, both spellings of the config. Sites: a gate of 0 against surgery (masking equals removing). The
-loaders: the worst of every shape that the loader reads (dense, fewer heads or neurons in some or all layers, a sublayer or layer gone).
+logits, gradients: against transformers, both spellings of the config. Sites: a gate of 0 against surgery (masking equals removing); for
+hidden channels, surgery against a network that was cut by hand, bit for bit. The loaders: the worst of every shape that the loader reads
+(dense, fewer heads, neurons, experts, hidden channels or weights, a sublayer or layer gone). vLLM: its per-layer blocks as an independent
+reader computes them that follows vLLM's source; vLLM is not run. Where a cell of a loader is empty, the reason stands below.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 
-SITES = ["Heads", "KvGroups", "Neurons", "Experts", "Attention", "Mlp", "Layers"]
+FAMILIES = [
+    "bert", "roberta", "xlm_roberta", "distilbert", "electra", "gpt2", "gpt_neo", "gpt_neox", "codegen", "opt", "falcon", "llama", "mistral",
+    "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe",
+]  # fmt: skip
+SITES = ["Heads", "KvGroups", "Neurons", "Experts", "Attention", "Mlp", "Layers", "Hidden"]
 LOADERS = {"transformers": "transformers:", "candle": "candle-transformers:", "llama.cpp": "llama.cpp:"}
-NUMBER = re.compile(r"\d(?:\.\d+)?e-?\d+")
+VLLM = "vLLM*"
+# What candle's table marks as off it loads and computes wrongly; the loader table refuses those.
+NUMBER = re.compile(r"\d(?:\.\d+)?e-?\d+(?! off)")
+REASON = re.compile(r"  (\S.*?): (.*)")
 
 
 def run(*args):
     command = [*os.environ.get("CARGO", "cargo").split(), "test", "--release", *args, "--nocapture"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}")
     return done.stdout.splitlines()
 
 
 def main():
-    cells = {}
+    variants = "--variants" in sys.argv[1:]
+    cells, reasons = {}, {}
 
-    def note(family, column, value):
-        cells[family, column] = max(cells.get((family, column), 0.0), value)
+    def family_of(name):
+        name = name.split("@")[0].split(",")[0]
+        return name if variants else max((f for f in FAMILIES if name == f or name.startswith(f + "_")), key=len, default=name)
 
-    for line in run("-p", "prunectl-model", "--test", "network", "--", "equal", "every_site"):
+    def note(name, column, value):
+        key = family_of(name), column
+        cells[key] = max(cells.get(key, 0.0), value)
+
+    for line in run("-p", "prunectl-model", "--test", "network", "--", "equal", "every_site", "hidden_channels"):
         words = line.split()
         if len(words) > 3 and words[1].startswith("config"):
             column = {"logits": "logits", "head_gate_grad": "gradients", "ffn_gate_grad": "gradients"}.get(words[2])
@@ -49,18 +66,33 @@ def main():
             for value in NUMBER.findall(line):
                 note(words[0], "gradients", float(value))
     loader = None
-    for line in run("-p", "prunectl", "--test", "suite", "--", "families::", "candle::", "llama_cpp_runs_every"):
+    for line in run("-p", "prunectl", "--test", "suite", "--", "families::", "candle::", "llama_cpp_runs_every", "vllm::", "--test-threads=1"):
         title = [name for name, start in LOADERS.items() if line.startswith(start + " worst")]
-        loader = title[0] if title else loader
-        words = line.split()
-        if loader and words and not title and "|" not in line and NUMBER.search(line) and not line.startswith(("test ", " ")):
-            for value in NUMBER.findall(line):
-                note(words[0].split("@")[0], loader, float(value))
-    columns = ["logits", "gradients", *SITES, *LOADERS]
-    print(f"{'':18}" + "".join(f"{c:>13}" for c in columns))
-    for family in sorted({f for f, _ in cells}):
+        if title or line.startswith(("refused", "test ")):
+            loader = title[0] if title else "llama.cpp" if line == "refused" else None
+        elif line.startswith('{"name"'):
+            found = json.loads(line)
+            if "generated" not in found and found["difference"] is not None:
+                note(found["name"].split("-")[0], VLLM, found["difference"])
+        elif loader and (reason := REASON.fullmatch(line)):
+            for name in re.findall(r"([\w@]+)-dense", reason[1]):
+                why = reason[2].removeprefix("llama.cpp can't run this model: ").removeprefix("* ")
+                reasons.setdefault((family_of(name), loader), {})[why] = None
+        elif loader and line.strip():
+            for value in NUMBER.findall(line[20:]):
+                note(line[:20].strip(), loader, float(value))
+    columns = ["logits", "gradients", *SITES, *LOADERS, VLLM]
+    rows = [f for f in FAMILIES if any(key[0] == f for key in cells)]
+    rows += sorted({key[0] for key in cells} - set(rows))
+    print(f"{'':16}" + "".join(f"{c:>13}" for c in columns))
+    for family in rows:
         row = (f"{cells[family, c]:.1e}" if (family, c) in cells else "–" for c in columns)
-        print(f"{family:18}" + "".join(f"{text:>13}" for text in row))
+        print(f"{family:16}" + "".join(f"{text:>13}" for text in row))
+    print("\n* vLLM: an independent reader that follows its source; unverified by running it. Only Llama-shaped models have per-layer blocks.")
+    for loader in LOADERS:
+        for family in rows:
+            if (family, loader) not in cells and (family, loader) in reasons:
+                print(f"{loader}, {family}: {'; '.join(reasons[family, loader])}")
 
 
 if __name__ == "__main__":

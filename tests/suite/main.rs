@@ -25,3 +25,4 @@ mod recipes;
 mod recovery;
 mod stock;
 mod support;
+mod vllm;

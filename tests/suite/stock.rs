@@ -297,7 +297,11 @@ fn candle_transformers_loads_what_the_table_says() {
     let folder = tempfile::tempdir().unwrap();
     let batch = Batch { keep: None, ..probe() };
     for case in cases(folder.path()) {
-        let stock = matches!(verdict(&case, Loader::Candle), Verdict::Stock { tried: true });
+        // What is written as another family is held against its reader in `candle.rs`.
+        if matches!(verdict(&case, Loader::Candle), Verdict::Stock { limit: Some(limit), .. } if limit.contains("written as")) {
+            continue;
+        }
+        let stock = matches!(verdict(&case, Loader::Candle), Verdict::Stock { tried: true, .. });
         let mut worst = None;
         if case.name.starts_with("bert") {
             if let Ok((found, tokens)) = candle_bert(&case.saved.dir, &batch) {
@@ -384,7 +388,7 @@ fn transformers_loads_what_the_table_says() {
     for (i, result) in results.iter().enumerate() {
         let (case, trust) = (&cases[i / 2], i % 2 == 1);
         let loads = match verdict(case, Loader::Transformers) {
-            Verdict::Stock { tried: true } => true,
+            Verdict::Stock { tried: true, .. } => true,
             Verdict::RemoteCode { .. } => trust,
             other => panic!("{}: {other:?}", case.name),
         };

@@ -22,6 +22,8 @@ pub enum Format {
     Gguf,
     /// A folder in the Hugging Face layout.
     Hf,
+    /// A folder for vLLM's Llama with a shape of its own for each layer (`DeciLMForCausalLM`).
+    Vllm,
 }
 
 /// Arguments of `export`.
@@ -38,7 +40,7 @@ pub struct Export {
     /// Type of the weights, by default the folder's own. f32, f16 or bf16; in a GGUF file also q8_0, q5_1, q5_0, q4_1, q4_0, q6_k, q5_k, q4_k, q3_k or q2_k.
     #[arg(long)]
     pub dtype: Option<String>,
-    /// hf: `padded` writes removed units as zeros, in the original shape, which every loader of the family reads.
+    /// `padded` writes removed units as zeros, in the original shape, which every loader of the family reads.
     #[arg(long, value_parser = ["compact", "padded"], default_value = "compact")]
     pub layout: String,
 }
@@ -108,18 +110,21 @@ impl Export {
                     path,
                 }
             }
-            Format::Hf => {
+            Format::Hf | Format::Vllm => {
+                let vllm = self.format == Format::Vllm;
+                let word = if vllm { "vllm" } else { "hf" };
                 let dtype = self.dtype.as_deref().map(|d| d.parse::<Dtype>().map(|d| d.0)).transpose().map_err(bad)?;
-                let path = self.out.clone().unwrap_or_else(|| PathBuf::from(format!("{name}-hf")));
+                let path = self.out.clone().unwrap_or_else(|| PathBuf::from(format!("{name}-{word}")));
                 if path.exists() {
                     return refused(
                         format!("{} is there already, and export writes over nothing", path.display()),
                         "give another name with --out",
                     );
                 }
-                let saved = save::write(&model, &request(&path, dtype))?;
+                let request = request(&path, dtype);
+                let saved = if vllm { save::write_blocks(&model, &request)? } else { save::write(&model, &request)? };
                 Exported {
-                    format: "hf",
+                    format: word,
                     bytes: saved.weight_bytes,
                     architecture: None,
                     difference: saved.verified.difference,

@@ -3,6 +3,8 @@
 
 mod arch;
 mod file;
+mod metadata;
+mod pieces;
 mod vocab;
 
 use std::collections::BTreeMap;
@@ -16,8 +18,9 @@ use prunectl_model::{Blueprint, LayerDims, Params, Transformer};
 use serde_json::Value;
 
 pub use arch::Inexpressible;
-use arch::{From as Origin, Piece, Turn};
+pub(crate) use arch::nearest;
 use file::{Info, Meta};
+use pieces::{From as Origin, Piece, Turn};
 
 use crate::save::folder::Draft;
 use crate::save::{self, Assets, SaveError, SaveRequest, Saved, Verified, verify};
@@ -214,14 +217,21 @@ fn tensor_of(model: &Transformer, piece: &Piece) -> Result<Tensor, SaveError> {
     let all = |slots: &[String]| slots.iter().map(get).collect::<Result<Vec<_>, _>>();
     let tensor = match &piece.from {
         Origin::Slot(slot) => get(slot)?,
+        Origin::Rows(slot, rows) => get(slot)?.narrow(0, 0, *rows)?.contiguous()?,
         Origin::Stack(slots) => Tensor::stack(&all(slots)?, 0)?,
-        Origin::Cat(slots) => Tensor::cat(&all(slots)?, 0)?,
+        Origin::Cat(parts) => {
+            let scaled = |(slot, factor): &(String, f64)| -> Result<Tensor, SaveError> {
+                Ok(if *factor == 1.0 { get(slot)? } else { (get(slot)? * *factor)? })
+            };
+            Tensor::cat(&parts.iter().map(scaled).collect::<Result<Vec<_>, _>>()?, 0)?
+        }
         Origin::Fill(value) => Tensor::full(*value, piece.shape.as_slice(), &Device::Cpu)?,
         Origin::Values(values) => Tensor::new(values.as_slice(), &Device::Cpu)?,
     };
     let turned = match piece.turn {
         Turn::None => tensor,
         Turn::Interleave(heads) => swap_pairs(&tensor, heads, 2)?,
+        Turn::Halve { heads, turned } => swap_first(&tensor, heads, turned, turned / 2)?,
         Turn::PlusOne => (tensor + 1.0)?,
     };
     Ok(if piece.factor == 1.0 { turned } else { (turned * piece.factor)? })
@@ -242,6 +252,17 @@ fn swap_pairs(tensor: &Tensor, heads: usize, outer: usize) -> Result<Tensor, Sav
     let rest = tensor.elem_count() / (heads * rows).max(1);
     let turned = tensor.reshape((heads, outer, rows / outer.max(1), rest))?.transpose(1, 2)?.contiguous()?;
     Ok(turned.reshape(tensor.dims())?)
+}
+
+/// The same of the first `turned` rows of each head only.
+fn swap_first(tensor: &Tensor, heads: usize, turned: usize, outer: usize) -> Result<Tensor, SaveError> {
+    let rows = tensor.dim(0)? / heads.max(1);
+    let rest = tensor.elem_count() / (heads * rows).max(1);
+    let split = tensor.reshape((heads, rows, rest))?;
+    let first = swap_pairs(&split.narrow(1, 0, turned)?.contiguous()?.reshape((heads * turned, rest))?, heads, outer)?;
+    let first = first.reshape((heads, turned, rest))?;
+    let all = if turned == rows { first } else { Tensor::cat(&[&first, &split.narrow(1, turned, rows - turned)?], 1)? };
+    Ok(all.contiguous()?.reshape(tensor.dims())?)
 }
 
 fn bytes_of(model: &Transformer, piece: &Piece, info: &Info) -> Result<Vec<u8>, SaveError> {
@@ -275,6 +296,7 @@ fn spread(model: &Transformer, piece: &Piece, tensor: &Tensor, into: &mut BTreeM
     let tensor = match piece.turn {
         Turn::None => tensor,
         Turn::Interleave(heads) => swap_pairs(&tensor, heads, tensor.dim(0)? / heads.max(1) / 2)?,
+        Turn::Halve { heads, turned } => swap_first(&tensor, heads, turned, 2)?,
         Turn::PlusOne => (tensor - 1.0)?,
     };
     let mut put = |slot: &String, t: Tensor| -> Result<(), SaveError> {
@@ -283,16 +305,23 @@ fn spread(model: &Transformer, piece: &Piece, tensor: &Tensor, into: &mut BTreeM
     };
     match &piece.from {
         Origin::Slot(slot) => put(slot, tensor)?,
+        Origin::Rows(slot, rows) => {
+            let whole = model.params().require(slot)?;
+            let rest = whole.dim(0)?.saturating_sub(*rows);
+            let rest = (rest > 0).then(|| whole.narrow(0, *rows, rest)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)).transpose()?;
+            put(slot, rest.map_or(Ok(tensor.clone()), |rest| Tensor::cat(&[&tensor, &rest], 0))?)?;
+        }
         Origin::Stack(slots) => {
             for (i, slot) in slots.iter().enumerate() {
                 put(slot, tensor.get(i)?)?;
             }
         }
-        Origin::Cat(slots) => {
+        Origin::Cat(parts) => {
             let mut start = 0;
-            for slot in slots {
+            for (slot, factor) in parts {
                 let rows = model.params().require(slot)?.dim(0)?;
-                put(slot, tensor.narrow(0, start, rows)?.contiguous()?)?;
+                let part = tensor.narrow(0, start, rows)?.contiguous()?;
+                put(slot, if *factor == 1.0 { part } else { (part / *factor)? })?;
                 start += rows;
             }
         }

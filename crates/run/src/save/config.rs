@@ -1,7 +1,10 @@
 //! The last touches to `config.json`: fields that one loader reads under one name and another loader under another.
 
 use candle_core::DType;
+use prunectl_model::{Blueprint, LayerDims};
 use serde_json::{Map, Value, json};
+
+use crate::stock::candle::full_every;
 
 /// Sets the dtype in both spellings, and spells rotary parameters for transformers 5 (`rope_parameters`) and for everyone before it and
 /// beside it (`rope_theta`, `rope_scaling`: candle-transformers, vLLM, llama.cpp's converter).
@@ -21,6 +24,64 @@ pub(super) fn finish(config: &mut Value, dtype: DType) {
         None if fields.contains_key("rope_theta") => spell_new(fields),
         None => {}
     }
+}
+
+/// Fields that candle-transformers' configs want and transformers 5 no longer writes, with what they mean of this network.
+pub(super) fn spell_for_candle(config: &mut Value, blueprint: &Blueprint, dims: &[LayerDims]) {
+    let family = config.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let Some(fields) = config.as_object_mut() else { return };
+    let windows = blueprint.layers.iter().any(|l| l.window.is_some());
+    let mut fill = |name: &str, value: Value| {
+        if fields.get(name).is_none_or(Value::is_null) {
+            fields.insert(name.into(), value);
+        }
+    };
+    match family.as_str() {
+        "xlm-roberta" => fill("position_embedding_type", json!("absolute")),
+        "qwen2" | "qwen3" | "qwen3_moe" => {
+            fill("max_window_layers", json!(blueprint.layers.len()));
+            fill("use_sliding_window", json!(windows));
+            if family != "qwen2" {
+                fill("attention_bias", json!(blueprint.attention.qkv_bias));
+            }
+        }
+        "gemma3_text" => {
+            if let [full, sliding] = blueprint.rotary.as_slice() {
+                fill("rope_theta", json!(full.theta));
+                fill("rope_local_base_freq", json!(sliding.theta));
+            }
+            if let Some(every) = full_every(blueprint) {
+                fields.insert("sliding_window_pattern".into(), json!(every));
+            }
+        }
+        _ => {}
+    }
+    if family == "qwen2" && !windows && fields.get("sliding_window").is_none_or(Value::is_null) {
+        // Without `use_sliding_window` nobody reads it, and candle's config wants a number.
+        let context = fields.get("max_position_embeddings").cloned().unwrap_or_else(|| json!(32_768));
+        fields.insert("sliding_window".into(), context);
+    }
+    if family == "qwen3_moe" {
+        let experts = dims.iter().map(|d| d.experts).max().unwrap_or(0);
+        fields.insert("num_experts".into(), json!(experts));
+    }
+}
+
+/// The config of a Llama becomes that of the Mistral which computes the same.
+pub(super) fn rename(config: &mut Value, model_type: &str) {
+    let Some(fields) = config.as_object_mut() else { return };
+    fields.insert("model_type".into(), model_type.into());
+    if let Some(classes) = fields.get_mut("architectures").and_then(Value::as_array_mut) {
+        for class in classes {
+            if let Some(rest) = class.as_str().and_then(|c| c.strip_prefix("Llama")) {
+                *class = format!("Mistral{rest}").into();
+            }
+        }
+    }
+    for name in ["attention_bias", "mlp_bias", "pretraining_tp"] {
+        fields.shift_remove(name);
+    }
+    fields.insert("sliding_window".into(), Value::Null);
 }
 
 fn spell_old(fields: &mut Map<String, Value>, parameters: &Map<String, Value>) {

@@ -79,6 +79,14 @@ pub enum SaveError {
     /// No architecture of llama.cpp computes what the model computes.
     #[error("llama.cpp can't run this model: {0}")]
     Inexpressible(#[from] crate::gguf::Inexpressible),
+    /// vLLM's per-layer blocks can't say the shapes.
+    #[error("vLLM's per-layer blocks can't say this model: {reason}; {remedy}")]
+    Blocks {
+        /// Why.
+        reason: String,
+        /// What would make it legal.
+        remedy: String,
+    },
     /// The reloaded model computes something else.
     #[error(
         "the saved folder does not compute what the model in memory computes: largest relative difference of the logits {found:.2e}, allowed {allowed:.0e} ({probe}); nothing was kept"

@@ -90,6 +90,7 @@ impl Draft {
         let file = out.into_inner().map_err(|e| SaveError::io("write", &shown, e.into_error()))?;
         file.sync_all().map_err(|e| SaveError::io("sync", &shown, e))?;
         let bytes = file.metadata().map_err(|e| SaveError::io("look at", &shown, e))?.len();
+        self.files.retain(|(known, _)| known != name);
         self.files.push((name.into(), bytes));
         Ok(bytes)
     }

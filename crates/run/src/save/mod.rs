@@ -4,6 +4,7 @@
 //! model crate and compared, logits against logits, with the model in memory; only then does the folder take its name.
 
 mod assets;
+mod blocks;
 mod card;
 mod config;
 mod error;
@@ -24,6 +25,7 @@ use prunectl_model::{Origin, Transformer, int8_tensors, to_checkpoint};
 use serde::{Deserialize, Serialize};
 
 pub use assets::Assets;
+pub use blocks::write_blocks;
 pub use card::CardFacts;
 pub use error::SaveError;
 pub use folder::check_target;
@@ -132,18 +134,30 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
     let dtype = request.dtype.unwrap_or(origin.stored_dtype);
     let shaped = shaped(model, request)?;
     let (mut config, tensors) = to_checkpoint(&shaped)?;
-    let no_remote_code = remote::obstacle(&shaped, &config);
-    let loaders = stock::loaders(&stock::Target {
-        model_type: &origin.model_type,
-        blueprint: shaped.blueprint(),
-        dims: shaped.dims(),
-        own: config.get(prunectl_model::OWN_KEY),
-        no_remote_code: no_remote_code.as_deref(),
-    });
+    let no_remote_code = remote::obstacle(&shaped);
+    let (loaders, model_type, taken) = {
+        let target = stock::Target {
+            model_type: &origin.model_type,
+            blueprint: shaped.blueprint(),
+            dims: shaped.dims(),
+            own: config.get(prunectl_model::OWN_KEY),
+            no_remote_code: no_remote_code.as_deref(),
+        };
+        (stock::loaders(&target), stock::saved_as(&target).to_owned(), stock::takes_counts(&target))
+    };
+    let mut warnings = Vec::new();
+    if model_type != origin.model_type {
+        config::rename(&mut config, &model_type);
+        warnings.push(format!(
+            "written as a `{model_type}`, which computes the same: the class of `{}` refuses this number of heads",
+            origin.model_type
+        ));
+    }
     config::finish(&mut config, dtype);
+    config::spell_for_candle(&mut config, shaped.blueprint(), shaped.dims());
     let mut draft = folder::Draft::beside(request.target)?;
     if loaders.iter().any(|l| matches!(l.verdict, stock::Verdict::RemoteCode { .. })) {
-        remote::add(&mut config, &shaped, &mut draft)?;
+        remote::add(&mut config, &shaped, taken, &mut draft)?;
     } else if let Some(fields) = config.as_object_mut() {
         // Of the folder that this model was opened from.
         fields.shift_remove("auto_map");
@@ -155,7 +169,6 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
     write_record(&mut draft, request, &loaders)?;
 
     let verified = verify::compare(draft.path(), model, dtype)?;
-    let mut warnings = Vec::new();
     if let Some(text) = verified.warning() {
         warnings.push(text);
     }

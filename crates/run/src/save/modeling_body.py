@@ -159,7 +159,7 @@ def shape_mlp(layer, hidden, dims, top_k, biases):
         router.weight = nn.Parameter(router.weight.new_empty(experts, hidden))
         inner.gate_up_proj = nn.Parameter(inner.gate_up_proj.new_empty(experts, 2 * ffn, hidden))
         inner.down_proj = nn.Parameter(inner.down_proj.new_empty(experts, hidden, ffn))
-        if ffn % 8:
+        if ffn % 8 or hidden % 8:
             # torch's grouped product takes rows of whole 16 bytes only.
             inner.config = LayerConfig(inner.config, _experts_implementation="eager")
     else:
@@ -184,10 +184,18 @@ class Pruned:
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         own = config.prunectl
-        layers = getattr(self, self.base_model_prefix, self).get_submodule(LAYERS)
+        base = getattr(self, self.base_model_prefix, self)
+        layers = base.get_submodule(LAYERS)
         if not len(layers) == len(own["layer_dims"]) == len(own["layers"]):
             raise ValueError(f"config.prunectl lists {len(own['layer_dims'])} layers, the model has {len(layers)}")
         biases = own.get("biases") or {}
+        if "head_dim" in own and hasattr(base, "rotary_emb"):
+            # Some classes take the width of a head to be that of the hidden states by their number.
+            base.rotary_emb = type(base.rotary_emb)(LayerConfig(config, head_dim=own["head_dim"]))
+        if "embedding_scale" in own:
+            embedding = base.get_input_embeddings()
+            embedding.scalar_embed_scale = own["embedding_scale"]
+            embedding.embed_scale.fill_(own["embedding_scale"])
         for index, (layer, dims, spec) in enumerate(zip(layers, own["layer_dims"], own["layers"])):
             shape_attention(layer, index, config.hidden_size, dims, spec["scale"], biases)
             shape_mlp(layer, config.hidden_size, dims, getattr(config, "num_experts_per_tok", None), biases)

@@ -16,6 +16,8 @@ pub const REMOTE_CODE_FILE: &str = "modeling_prunectl.py";
 const BODY: &str = include_str!("modeling_body.py");
 /// The family whose stock attention cuts its fused projection in four, whatever the number of heads.
 const SHARDED: &str = "codegen";
+/// The family whose config class holds hidden / heads against its rotary embedding.
+const FALCON: &str = "falcon";
 
 /// The auto class that loads a task's architecture.
 fn auto_class(task: Task) -> &'static str {
@@ -30,15 +32,10 @@ fn auto_class(task: Task) -> &'static str {
 
 /// Why the Python file can't load this model, if it can't.
 #[must_use]
-pub fn obstacle(model: &Transformer, config: &Value) -> Option<String> {
-    let hidden = model.origin().config.get(model.origin().family.hidden_key()).and_then(Value::as_u64);
-    if config.get(OWN_KEY).is_some_and(|own| own.get("embedding_scale").is_some()) {
-        return Some("its classes compute the factor on the embeddings from the hidden size, which has changed".into());
-    }
-    if hidden != Some(model.blueprint().hidden as u64) && config.get(OWN_KEY).is_some_and(|own| own.get("head_dim").is_some()) {
-        return Some("its classes compute the width of a head from the hidden size, which has changed".into());
-    }
-    None
+pub(super) fn obstacle(model: &Transformer) -> Option<String> {
+    let hidden = model.blueprint().hidden;
+    let odd = model.origin().model_type == FALCON && !hidden.is_multiple_of(2);
+    odd.then(|| format!("its config refuses a hidden size such as {hidden}, which leaves no even width for any number of heads"))
 }
 
 /// The Python file.
@@ -74,9 +71,9 @@ fn source(stock: &StockModules, layout: &str, sharded: bool) -> String {
 }
 
 /// Writes the file and points the config's `auto_map` at it. The file reads `prunectl.layer_dims` and `prunectl.layers`; the stock fields
-/// go back to counts that the stock classes accept while they are built (the original's), since a count such as 5 of 64 / 8 heads fails
-/// their validation.
-pub(super) fn add(config: &mut Value, model: &Transformer, draft: &mut Draft) -> Result<(), SaveError> {
+/// get counts that the stock classes accept while they are built: their own where `taken`, else the original's, or one head where the hidden
+/// size has changed, since a count such as 5 of 64 / 8 heads fails their validation.
+pub(super) fn add(config: &mut Value, model: &Transformer, taken: bool, draft: &mut Draft) -> Result<(), SaveError> {
     let Some(fields) = config.as_object_mut() else { return Ok(()) };
     let stock = stock_modules(model);
     let auto_map: Map<String, Value> = stock
@@ -85,8 +82,10 @@ pub(super) fn add(config: &mut Value, model: &Transformer, draft: &mut Draft) ->
         .map(|(class, task)| (auto_class(*task).to_owned(), format!("modeling_prunectl.Pruned{class}").into()))
         .collect();
     fields.insert("auto_map".into(), Value::Object(auto_map));
-    for (name, count) in &stock.head_counts {
-        match count {
+    let hidden = model.origin().config.get(model.origin().family.hidden_key()).and_then(Value::as_u64);
+    let one = json!(1);
+    for (name, count) in stock.head_counts.iter().filter(|_| !taken) {
+        match count.as_ref().map(|c| if hidden == Some(model.blueprint().hidden as u64) { c } else { &one }) {
             Some(count) => fields.insert((*name).into(), count.clone()),
             None => fields.shift_remove(*name),
         };

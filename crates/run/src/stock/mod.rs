@@ -1,6 +1,9 @@
 //! Who can read a shape: family × loader, as data. A row says what a loader's unmodified code accepts; `tests/suite` holds the rows
 //! that are marked as tried against the loaders themselves.
 
+pub(crate) mod candle;
+pub(crate) mod vllm;
+
 use std::fmt;
 
 use prunectl_model::{Blueprint, LayerDims};
@@ -88,6 +91,11 @@ const BY_HIDDEN: &str = "head_dim = hidden_size // num_attention_heads";
 const READS_HEAD_DIM: &str = "the attention reads head_dim, and nothing checks it against hidden_size";
 const CHECKED: &str = "the attention reads head_dim; the config wants hidden_size % num_attention_heads == 0";
 const NO_CANDLE: &str = "it has no model of that type";
+const NO_VLLM: &str = "it has no model of its own of that type";
+const FALCON_THERE: &str =
+    "its GELU is the tanh form, its MLP four times as wide as hidden_size and its output a matrix of its own, whatever the config says";
+const FALCON_FFN: &str = "its MLP is four times as wide as hidden_size, whatever the config says";
+const TANH: &str = "its GELU is the tanh form where the config asks for the exact one: logits differ";
 
 #[rustfmt::skip] // A table.
 const ROWS: &[Row] = {
@@ -121,29 +129,48 @@ const ROWS: &[Row] = {
         row("qwen3",       Candle,       Any,      true,  READS_HEAD_DIM),
         row("gemma2",      Candle,       Any,      true,  READS_HEAD_DIM),
         row("phi3",        Candle,       Derived,  true,  BY_HIDDEN),
-        row("distilbert",  Candle,       Absent,   true,  "its GELU is the tanh form: logits differ by some 1e-4"),
+        row("xlm-roberta", Candle,       Derived,  true,  BY_HIDDEN),
+        row("gemma3_text", Candle,       Any,      true,  READS_HEAD_DIM),
+        row("qwen3_moe",   Candle,       Any,      true,  READS_HEAD_DIM),
+        row("distilbert",  Candle,       Absent,   true,  TANH),
+        row("falcon",      Candle,       Absent,   true,  FALCON_THERE),
         row("mixtral",     Candle,       Absent,   true,  "its config wants `use_flash_attn`, which no config of the family has"),
-        row("roberta",     Candle,       Absent,   false, NO_CANDLE),
-        row("electra",     Candle,       Absent,   false, NO_CANDLE),
-        row("gpt2",        Candle,       Absent,   false, NO_CANDLE),
-        row("gpt_neo",     Candle,       Absent,   false, NO_CANDLE),
-        row("gpt_neox",    Candle,       Absent,   false, NO_CANDLE),
-        row("codegen",     Candle,       Absent,   false, NO_CANDLE),
-        row("opt",         Candle,       Absent,   false, NO_CANDLE),
+        row("roberta",     Candle,       Absent,   true,  NO_CANDLE),
+        row("electra",     Candle,       Absent,   true,  NO_CANDLE),
+        row("gpt2",        Candle,       Absent,   true,  NO_CANDLE),
+        row("gpt_neo",     Candle,       Absent,   true,  NO_CANDLE),
+        row("gpt_neox",    Candle,       Absent,   true,  NO_CANDLE),
+        row("codegen",     Candle,       Absent,   true,  NO_CANDLE),
+        row("opt",         Candle,       Absent,   true,  NO_CANDLE),
         row("bert",        Vllm,         Derived,  false, BY_HIDDEN),
+        row("roberta",     Vllm,         Derived,  false, BY_HIDDEN),
+        row("xlm-roberta", Vllm,         Derived,  false, BY_HIDDEN),
+        row("distilbert",  Vllm,         Absent,   false, NO_VLLM),
+        row("electra",     Vllm,         Absent,   false, NO_VLLM),
+        row("gpt2",        Vllm,         Derived,  false, BY_HIDDEN),
+        row("gpt_neo",     Vllm,         Absent,   false, NO_VLLM),
+        row("gpt_neox",    Vllm,         Derived,  false, BY_HIDDEN),
+        row("codegen",     Vllm,         Absent,   false, NO_VLLM),
+        row("opt",         Vllm,         Derived,  false, BY_HIDDEN),
+        row("falcon",      Vllm,         Derived,  false, BY_HIDDEN),
         row("llama",       Vllm,         Divisors, false, CHECKED),
+        row("gemma2",      Vllm,         Divisors, false, CHECKED),
+        row("gemma3_text", Vllm,         Divisors, false, CHECKED),
+        row("mistral",     Vllm,         Any,      false, READS_HEAD_DIM),
+        row("qwen2",       Vllm,         Derived,  false, BY_HIDDEN),
+        row("qwen3",       Vllm,         Any,      false, READS_HEAD_DIM),
+        row("phi3",        Vllm,         Any,      false, READS_HEAD_DIM),
+        row("mixtral",     Vllm,         Derived,  false, BY_HIDDEN),
+        row("qwen3_moe",   Vllm,         Any,      false, READS_HEAD_DIM),
     ]
 };
 
 /// Rows of 16 bytes, in the narrowest dtype that we write.
 const GROUPED_ALIGN: usize = 8;
 
-/// What vLLM's Llama with a shape of its own for each layer takes (its `nemotron_nas` model).
-const VLLM_BLOCKS: &str = "vLLM's per-layer `block_configs` say only which sublayers are gone, equal query heads over fewer key/value heads, \
-                           and FFN widths in steps of 256, and this build does not write them";
-
 /// Architectures that tests/suite/llama_cpp.rs runs.
-const TRIED_IN_LLAMA_CPP: &[&str] = &["llama", "deci", "qwen3", "qwen3moe", "gemma2", "gemma3", "gpt2"];
+const TRIED_IN_LLAMA_CPP: &[&str] =
+    &["llama", "deci", "qwen3", "qwen3moe", "openelm", "gemma2", "gemma3", "gpt2", "gptneox", "falcon", "phi2"];
 
 /// What is asked of the table.
 #[derive(Debug, Clone, Copy)]
@@ -168,6 +195,9 @@ pub enum Verdict {
     Stock {
         /// Whether a test of ours loads such a shape there.
         tried: bool,
+        /// What of it, or how far, where that is not all.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        limit: Option<String>,
     },
     /// Runs: the folder holds the GGUF file.
     Gguf {
@@ -222,12 +252,18 @@ impl fmt::Display for LoaderVerdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let loader = self.loader;
         match &self.verdict {
-            Verdict::Stock { tried: true } => write!(f, "{loader}: loads as it is"),
-            Verdict::Stock { tried: false } => write!(f, "{loader}: should load as it is (by its source; not tried by our tests)"),
+            Verdict::Stock { tried, limit } => {
+                let limit = limit.as_deref().map(|l| format!(", {l}")).unwrap_or_default();
+                match tried {
+                    true => write!(f, "{loader}: loads as it is{limit}"),
+                    false => write!(f, "{loader}: should load as it is{limit} (by its source; unverified by running)"),
+                }
+            }
             Verdict::Gguf { architecture } => write!(f, "{loader}: runs model.gguf (architecture `{architecture}`)"),
             Verdict::Export { architecture, tried } => {
-                let tried = if *tried { "" } else { ", by its source; not tried by our tests" };
-                write!(f, "{loader}: after `prunectl export DIR --format gguf` (architecture `{architecture}`{tried})")
+                let format = if loader == Loader::Vllm { "vllm" } else { "gguf" };
+                let tried = if *tried { "" } else { ", by its source; unverified by running" };
+                write!(f, "{loader}: after `prunectl export DIR --format {format}` (architecture `{architecture}`{tried})")
             }
             Verdict::RemoteCode { reason } => write!(f, "{loader}: loads with trust_remote_code=True ({reason})"),
             Verdict::Refused { reason, remedy } => write!(f, "{loader}: does not load: {reason}; {remedy}"),
@@ -236,10 +272,40 @@ impl fmt::Display for LoaderVerdict {
     }
 }
 
+/// Why a loader does not take a folder as it is, and what would make it so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Obstacle {
+    pub reason: String,
+    pub remedy: String,
+}
+
 /// Every loader's verdict on a shape.
 #[must_use]
 pub fn loaders(target: &Target<'_>) -> Vec<LoaderVerdict> {
-    Loader::ALL.into_iter().map(|loader| LoaderVerdict { loader, verdict: verdict(target, loader) }).collect()
+    let written = Target { model_type: saved_as(target), ..*target };
+    let renamed = written.model_type != target.model_type;
+    let verdict = |loader| match verdict(&written, loader) {
+        Verdict::Stock { tried, limit } if renamed => {
+            let renamed = format!("written as a `{}`, which computes the same", written.model_type);
+            Verdict::Stock { tried, limit: Some(limit.map_or(renamed.clone(), |l| format!("{renamed}; {l}"))) }
+        }
+        other => other,
+    };
+    Loader::ALL.into_iter().map(|loader| LoaderVerdict { loader, verdict: verdict(loader) }).collect()
+}
+
+/// The `model_type` that the folder gets: a Llama without biases whose number of heads transformers' Llama refuses is a Mistral without a
+/// window, whose classes read the same tensors and take any number.
+#[must_use]
+pub fn saved_as<'a>(target: &Target<'a>) -> &'a str {
+    const WIDER: &str = "mistral";
+    let stock = |model_type: &'a str| matches!(verdict(&Target { model_type, ..*target }, Loader::Transformers), Verdict::Stock { .. });
+    let b = target.blueprint;
+    let biases = b.attention.qkv_bias || b.attention.o_bias || b.mlp.up_bias || b.mlp.down_bias;
+    match target.model_type {
+        "llama" if !biases && !stock("llama") && stock(WIDER) => WIDER,
+        own => own,
+    }
 }
 
 fn verdict(target: &Target<'_>, loader: Loader) -> Verdict {
@@ -252,28 +318,55 @@ fn verdict(target: &Target<'_>, loader: Loader) -> Verdict {
     let Some(row) = ROWS.iter().find(|r| r.model_type == target.model_type && r.loader == loader) else {
         return Verdict::Unknown { reason: format!("no one has tried `{}` there yet", target.model_type) };
     };
-    let Some((reason, remedy)) = obstacle(target, row) else { return Verdict::Stock { tried: row.tried } };
-    match target.no_remote_code {
-        _ if loader == Loader::Vllm && row.model_type == "llama" => Verdict::Refused { reason, remedy: format!("{remedy}; {VLLM_BLOCKS}") },
-        _ if loader != Loader::Transformers => Verdict::Refused { reason, remedy },
-        None => Verdict::RemoteCode { reason },
-        Some(why) => Verdict::Refused { reason: format!("{reason}; remote code can't either: {why}"), remedy },
+    let reach = match (obstacle(target, row), loader) {
+        (Some(obstacle), _) => Err(obstacle),
+        (None, Loader::Candle) => candle::reach(target),
+        (None, _) => Ok(None),
+    };
+    let Obstacle { reason, remedy } = match reach {
+        Ok(limit) => return Verdict::Stock { tried: row.tried, limit },
+        Err(obstacle) => obstacle,
+    };
+    match (loader, target.no_remote_code) {
+        (Loader::Vllm, _) if row.heads != HeadCounts::Absent => match vllm::blocks(target) {
+            Ok(_) => Verdict::Export { architecture: vllm::ARCHITECTURE.into(), tried: false },
+            Err(blocks) => Verdict::Refused { reason: format!("{reason}; {}", blocks.reason), remedy: blocks.remedy },
+        },
+        (Loader::Transformers, None) => Verdict::RemoteCode { reason },
+        (Loader::Transformers, Some(why)) => Verdict::Refused { reason: format!("{reason}; remote code can't either: {why}"), remedy },
+        _ => Verdict::Refused { reason, remedy },
     }
 }
 
+/// Whether the fields of a config can hold these counts of heads and transformers takes them.
+pub(crate) fn takes_counts(target: &Target<'_>) -> bool {
+    let row = ROWS.iter().find(|r| r.model_type == target.model_type && r.loader == Loader::Transformers);
+    let (Some(row), Some(first)) = (row, target.dims.first()) else { return false };
+    let hidden = target.blueprint.hidden;
+    let divides = first.q_heads > 0 && hidden.is_multiple_of(first.q_heads);
+    target.dims.iter().all(|d| d.q_heads == first.q_heads && d.kv_heads == first.kv_heads && d.q_heads > 0)
+        && match row.heads {
+            HeadCounts::Any => true,
+            HeadCounts::Divisors => divides,
+            HeadCounts::Derived => divides && hidden.checked_div(first.q_heads) == Some(first.head_dim),
+            HeadCounts::Absent => false,
+        }
+}
+
 /// Why a shape is not stock, and what would make it so.
-fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
+fn obstacle(target: &Target<'_>, row: &Row) -> Option<Obstacle> {
     let padded = "`layout = padded` writes the removed units as zeros";
+    let because = |reason: String, remedy: String| Some(Obstacle { reason, remedy });
     if row.heads == HeadCounts::Absent {
-        return Some((row.source.to_owned(), "another loader reads this family".to_owned()));
+        return because(row.source.to_owned(), "another loader reads this family".to_owned());
     }
     let first = target.dims.first()?;
     if let Some(layer) = target.dims.iter().position(|d| d.q_heads == 0 || d.ffn == 0) {
-        return Some((format!("layer {layer} has lost a whole sublayer"), padded.into()));
+        return because(format!("layer {layer} has lost a whole sublayer"), padded.into());
     }
     if let Some((layer, other)) = target.dims.iter().enumerate().find(|(_, d)| d.q_heads != first.q_heads || d.kv_heads != first.kv_heads) {
         let reason = format!("layer 0 has {} heads, layer {layer} has {}", heads(first), heads(other));
-        return Some((reason, format!("use `scope = layer` for equal counts, or {padded}")));
+        return because(reason, format!("use `scope = layer` for equal counts, or {padded}"));
     }
     // Layers with experts have their own width in configs.
     for mixture in [false, true] {
@@ -281,16 +374,22 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
         let Some((a, one)) = of_kind.next() else { continue };
         if let Some((b, other)) = of_kind.clone().find(|(_, d)| d.experts != one.experts) {
             let reason = format!("layer {a} has {} experts, layer {b} has {}", one.experts, other.experts);
-            return Some((reason, "remove equally many experts from each layer".to_owned()));
+            return because(reason, "remove equally many experts from each layer".to_owned());
         }
-        if mixture && row.loader == Loader::Transformers && !one.ffn.is_multiple_of(GROUPED_ALIGN) {
-            let reason = format!("experts of {} neurons: torch's grouped product wants a multiple of {GROUPED_ALIGN}", one.ffn);
-            return Some((reason, format!("prune with `align = {GROUPED_ALIGN}`, or load it with experts_implementation=\"eager\"")));
+        let rows = [("neurons", one.ffn), ("hidden channels", target.blueprint.hidden)];
+        if let Some((what, n)) = rows.into_iter().find(|(_, n)| !n.is_multiple_of(GROUPED_ALIGN)).filter(|_| mixture)
+            && row.loader == Loader::Transformers
+        {
+            let reason = format!("experts of {n} {what}: torch's grouped product wants a multiple of {GROUPED_ALIGN}");
+            return because(reason, format!("prune with `align = {GROUPED_ALIGN}`, or load it with experts_implementation=\"eager\""));
         }
         if let Some((b, other)) = of_kind.find(|(_, d)| d.ffn != one.ffn) {
             let reason = format!("layer {a} has {} neurons, layer {b} has {}", one.ffn, other.ffn);
-            return Some((reason, format!("use `scope = layer` for equal widths, or {padded}")));
+            return because(reason, format!("use `scope = layer` for equal widths, or {padded}"));
         }
+    }
+    if row.model_type == "falcon" && row.loader == Loader::Vllm && first.ffn != 4 * target.blueprint.hidden {
+        return because(format!("{FALCON_FFN}, and here it is {}", first.ffn), padded.into());
     }
     let says = |key: &str| target.own.is_some_and(|own| own.get(key).is_some());
     for (key, reason) in [
@@ -299,7 +398,7 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
         ("embedding_scale", "the factor on the embeddings is not the one that follows from the hidden size"),
     ] {
         if says(key) {
-            return Some((reason.to_owned(), padded.to_owned()));
+            return because(reason.to_owned(), padded.to_owned());
         }
     }
     let hidden = target.blueprint.hidden;
@@ -308,7 +407,7 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
         HeadCounts::Derived if !derived => {
             let reason =
                 format!("it computes head_dim as {} / {}, which is not {} ({})", hidden, first.q_heads, first.head_dim, row.source);
-            Some((reason, padded.to_owned()))
+            because(reason, padded.to_owned())
         }
         HeadCounts::Divisors if !hidden.is_multiple_of(first.q_heads.max(1)) => {
             let reason = format!("{} is not a multiple of {} heads ({})", hidden, first.q_heads, row.source);
@@ -317,7 +416,7 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<(String, String)> {
                 Some(n) => format!("{n} heads in every layer would load, and so would the original shape: {padded}"),
                 None => padded.to_owned(),
             };
-            Some((reason, remedy))
+            because(reason, remedy)
         }
         _ => None,
     }
@@ -354,7 +453,7 @@ mod tests {
 
     #[test]
     fn the_table_speaks() {
-        let stock = Verdict::Stock { tried: true };
+        let stock = Verdict::Stock { tried: true, limit: None };
         assert_eq!(of("bert", &[(8, 8, 96), (8, 8, 96)], Loader::Transformers, true), stock);
         assert_eq!(of("bert", &[(8, 8, 40), (8, 8, 40)], Loader::Candle, false), stock);
         assert_eq!(of("llama", &[(4, 2, 96), (4, 2, 96)], Loader::Transformers, true), stock);
