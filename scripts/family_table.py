@@ -89,6 +89,7 @@ def main():
         row = (f"{cells[family, c]:.1e}" if (family, c) in cells else "–" for c in columns)
         print(f"{family:16}" + "".join(f"{text:>13}" for text in row))
     print("\n* vLLM: an independent reader that follows its source; unverified by running it. Only Llama-shaped models have per-layer blocks.")
+    print("llama.cpp: causal language models.")
     for loader in LOADERS:
         for family in rows:
             if (family, loader) not in cells and (family, loader) in reasons:

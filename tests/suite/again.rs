@@ -65,6 +65,73 @@ fn pruned_saved_opened_and_pruned_further() {
     assert!(said.contains("pruned by `first`") && said.contains("pruned by `second`"), "{said}");
 }
 
+/// The same with layers and experts gone: neurons of a second run are told by the expert that they had in the first model.
+#[test]
+fn layers_and_experts_are_told_in_the_first_models_indices() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/qwen3_moe");
+    let scored = "using random(seed = 4)";
+    let first = format!(
+        "edition 2026\n\nmodel m = dir(\"{}\")\n\nprune m.layers[*] by 1 layer {scored}\ncompact m\n\
+         prune m.layers[*].mlp.experts by 1 expert {scored} {{ scope = layer }}\ncompact m\nsave m to \"out/one\"\n",
+        source.display()
+    );
+    run(dir.path(), "first.prune", &first);
+    let second = format!(
+        "edition 2026\n\nmodel m = dir(\"out/one\")\n\nprune m.layers[*].mlp.neurons by 25% {scored} {{ scope = layer }}\ncompact m\n\
+         prune m.layers[*].mlp.experts by 1 expert {scored} {{ scope = layer }}\ncompact m\nsave m to \"out/two\"\n"
+    );
+    run(dir.path(), "second.prune", &second);
+    let original = load(&source, &LoadOptions::default()).unwrap();
+    let two = load(&dir.path().join("out/two"), &LoadOptions::default()).unwrap();
+    let record = PruneRecord::read(&dir.path().join("out/two")).unwrap().unwrap();
+    assert_eq!((two.n_layers(), record.layers.len(), original.n_layers()), (2, 2, 3));
+    let kept = |site: &str, layer: usize| record.sites.iter().find(|s| s.site == site).unwrap().kept[&layer].clone();
+    for (l, d) in two.dims().iter().enumerate() {
+        let from = record.layers[l];
+        let before = original.dims()[from];
+        let (experts, neurons) = (kept("mlp.experts", from), kept("mlp.neurons", from));
+        assert_eq!((experts.len(), d.experts, before.experts), (3, 3, 5));
+        for (e, expert) in experts.iter().enumerate() {
+            let of_expert: Vec<usize> = neurons.iter().filter(|u| *u / before.ffn == *expert).map(|u| u % before.ffn).collect();
+            assert_eq!(of_expert.len(), d.ffn, "layer {l}, expert {e}");
+            let now = rows(&two, &format!("layers.{l}.mlp.experts.{e}.up.weight"));
+            let then = rows(&original, &format!("layers.{from}.mlp.experts.{expert}.up.weight"));
+            assert!(of_expert.iter().zip(&now).all(|(unit, row)| *row == then[*unit]), "layer {l}, expert {e}");
+        }
+    }
+}
+
+/// What is no model folder is named as what it is.
+#[test]
+fn a_path_that_is_no_model_folder_is_named_as_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), "p.prune", "edition 2026\n\nmodel m = builtin(\"tiny-llama\")\n\nsave m to \"out/m\"\n");
+    for (path, says) in [
+        ("nothere", "there is no folder nothere"),
+        ("runs/p-1", "is a run directory; the models that the run saved are in out/m"),
+        ("out/m/model.safetensors", "is a file; give its folder, out/m"),
+        ("p.prune", "is a file; give a model folder"),
+        ("out", "has no config.json"),
+        ("builtin:tiny-llama", "reads folders, not `builtin:` names"),
+        ("hf:org/name", "`prunectl plan hf:org/name` reads its headers"),
+    ] {
+        for args in [vec!["inspect", path], vec!["export", path, "--format", "gguf"]] {
+            let output = prunectl(dir.path(), &args).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.code() == Some(2) && said.contains(says), "{args:?}: {said}");
+        }
+    }
+    for (args, says) in [
+        (["--format", "gguf", "--dtype", "q4_k_m"], "`q4_k` has that type in every matrix"),
+        (["--format", "hf", "--dtype", "q8_0"], "with --format gguf it is there"),
+    ] {
+        let output = prunectl(dir.path(), &[&["export", "out/m"], args.as_slice()].concat()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(says), "{args:?}: {said}");
+    }
+}
+
 /// `export` of what was saved: another dtype, the original shape, and a refusal that says why.
 #[test]
 fn a_saved_model_is_exported() {

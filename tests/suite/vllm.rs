@@ -37,7 +37,7 @@ fn subjects(folder: &Path) -> Vec<(&'static str, Transformer)> {
         ("llama_tied", own("families/llama_tied")),
         ("llama_rope3", own("families/llama_rope3")),
         ("qwen2", own("families/qwen2")),
-        ("wide", random(folder, &wide, 3)),
+        ("llama_wide", random(folder, &wide, 3)),
         ("gemma2", own("families/gemma2")),
         ("mistral", own("families/mistral")),
     ]

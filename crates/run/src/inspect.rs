@@ -97,6 +97,19 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
 }
 
 impl Inspection {
+    /// How many units the original model has at a site of a layer that is still there.
+    fn before(&self, site: &str, layer: usize) -> Option<usize> {
+        let d = self.layers.iter().find(|l| l.original == layer)?.before?;
+        match site {
+            "attention.heads" => Some(d.q_heads),
+            "attention.kv_groups" => Some(d.kv_heads),
+            "mlp.neurons" => Some(d.ffn * d.experts.max(1)),
+            "mlp.experts" => Some(d.experts),
+            "attention" | "mlp" => Some(1),
+            _ => None,
+        }
+    }
+
     /// As a person reads it; equal neighbouring layers share a line.
     #[must_use]
     pub fn text(&self) -> String {
@@ -127,7 +140,16 @@ impl Inspection {
             out.push_str("\nremoved\n");
             for site in self.sites.iter().filter(|s| s.site != "layers") {
                 let kept: usize = site.kept.values().map(Vec::len).sum();
-                let _ = writeln!(out, "  {}: {kept} kept in {} layers that lost some", site.site, site.kept.len());
+                let before: Option<usize> = site.kept.keys().map(|layer| self.before(&site.site, *layer)).sum();
+                let layers = match site.kept.len() {
+                    1 if site.site == "hidden" => String::new(),
+                    1 => " in 1 layer".to_owned(),
+                    n => format!(" in {n} layers"),
+                };
+                let _ = match before {
+                    Some(before) => writeln!(out, "  {}: {} of {before}{layers}", site.site, before.saturating_sub(kept)),
+                    None => writeln!(out, "  {}: {kept} kept{layers}", site.site),
+                };
             }
         }
         out.push_str("\nloaders\n");

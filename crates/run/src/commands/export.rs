@@ -62,10 +62,11 @@ struct Exported {
 impl Export {
     /// Writes the file or folder, and prints what was proven of it.
     pub fn run(&self, options: &Options) -> Result<u8> {
+        super::folder::check(&self.dir)?;
         let model = load(&self.dir, &LoadOptions::default())?;
         let record = PruneRecord::read(&self.dir)?;
         let padded = Layout::parse(&self.layout).unwrap_or_default();
-        let refused = |what: String, remedy: &str| Err(Error::Refused { what, remedy: remedy.to_owned() });
+        let refused = |what: String, remedy: &str| Err(Error::Usage { message: format!("{what}; {remedy}") });
         let name = self.dir.canonicalize().ok().and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
         let name = name.unwrap_or_else(|| "model".into());
         if padded == Layout::Padded && record.is_none() {
@@ -91,7 +92,7 @@ impl Export {
             card: &card,
             shard_bytes: SHARD_BYTES,
         };
-        let bad = |e: String| Error::Refused { what: format!("--dtype: {e}"), remedy: "choose one of these".to_owned() };
+        let bad = |e: String| Error::Usage { message: format!("--dtype: {e}{}", self.dtype_hint()) };
         let done = match self.format {
             Format::Gguf => {
                 let own = Quantization::of(model.origin().stored_dtype);
@@ -154,6 +155,21 @@ impl Export {
         }
         print(&text)?;
         DONE
+    }
+}
+
+impl Export {
+    /// What was meant by a type that is not there.
+    fn dtype_hint(&self) -> String {
+        let asked = self.dtype.as_deref().unwrap_or_default().to_lowercase();
+        // llama.cpp's mixtures: `q4_k_m` has some matrices in a finer type.
+        let plain = asked.strip_suffix("_m").or_else(|| asked.strip_suffix("_s")).or_else(|| asked.strip_suffix("_l"));
+        let known = |word: &str| Quantization::words().contains(&word);
+        match plain.filter(|p| known(p)) {
+            Some(plain) if self.format == Format::Gguf => format!("; `{plain}` has that type in every matrix"),
+            _ if self.format != Format::Gguf && known(&asked) => "; with --format gguf it is there".into(),
+            _ => String::new(),
+        }
     }
 }
 

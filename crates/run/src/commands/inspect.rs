@@ -20,6 +20,7 @@ pub struct Inspect {
 impl Inspect {
     /// Prints shapes, what was removed by whom, sizes and loaders.
     pub fn run(&self, options: &Options) -> Result<u8> {
+        super::folder::check(&self.dir)?;
         let found = inspect(&self.dir)?;
         if options.json {
             print_json(&found)?

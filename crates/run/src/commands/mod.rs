@@ -10,6 +10,7 @@ pub mod eval;
 pub mod explain;
 pub mod export;
 pub mod fmt;
+mod folder;
 pub mod inspect;
 pub mod lock;
 pub mod man;

@@ -329,3 +329,16 @@ pub(crate) fn plan(b: &Blueprint, dims: &[LayerDims], context: usize) -> Result<
     }
     Ok(Plan { architecture: arch.name(), metadata: metadata.list, pieces: pieces.list, warnings })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn the_nearest_equal_count_is_one_that_groups_can_share() {
+        assert_eq!(nearest(&[64, 77, 96], 1), 79);
+        assert_eq!(nearest(&[96, 0, 96], 1), 96, "a layer without any says nothing of the others");
+        assert_eq!(nearest(&[4, 6, 8], 4), 8);
+        assert_eq!(nearest(&[1, 1, 1], 2), 2);
+    }
+}

@@ -117,6 +117,43 @@ fn spell_new(fields: &mut Map<String, Value>) {
 mod tests {
     use super::*;
 
+    fn facts(config: &Value) -> prunectl_model::Facts {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, config.to_string()).unwrap();
+        prunectl_model::Facts::of_config(&path, None).unwrap()
+    }
+
+    #[test]
+    fn candles_fields_mean_what_the_network_does() {
+        let mut config = json!({
+            "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 3,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 96, "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {"full_attention": {"rope_theta": 500.0, "rope_type": "default"},
+                                "sliding_attention": {"rope_theta": 20.0, "rope_type": "default"}},
+        });
+        let read = facts(&config);
+        spell_for_candle(&mut config, &read.blueprint, &read.dims);
+        let found = (&config["rope_theta"], &config["rope_local_base_freq"], &config["sliding_window_pattern"]);
+        assert_eq!(found, (&json!(500.0), &json!(20.0), &json!(2)));
+        assert_eq!(facts(&config).blueprint, read.blueprint, "the fields change nothing for us");
+    }
+
+    #[test]
+    fn a_llama_becomes_a_mistral_with_the_same_network() {
+        let mut config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 96, "rms_norm_eps": 1e-5,
+            "attention_bias": false, "rope_theta": 300.0, "tie_word_embeddings": false,
+        });
+        let before = facts(&config);
+        rename(&mut config, "mistral");
+        assert_eq!(config["architectures"], json!(["MistralForCausalLM"]));
+        let after = facts(&config);
+        assert_eq!((after.blueprint, after.dims), (before.blueprint, before.dims));
+    }
+
     #[test]
     fn rotary_parameters_are_spelt_for_both() {
         let mut new = json!({"rope_parameters": {"rope_theta": 5.0, "rope_type": "llama3", "factor": 8.0}});

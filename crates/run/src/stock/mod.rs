@@ -452,6 +452,56 @@ mod tests {
     }
 
     #[test]
+    fn no_cell_is_left_open() {
+        for family in prunectl_model::FAMILIES {
+            for model_type in family.model_types {
+                for loader in [Loader::Transformers, Loader::Candle, Loader::Vllm] {
+                    let rows = ROWS.iter().filter(|r| r.model_type == *model_type && r.loader == loader).count();
+                    assert_eq!(rows, 1, "{model_type}, {loader}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_llama_that_its_class_refuses_is_a_mistral() {
+        let layers = dims(&[(6, 2, 96), (6, 2, 96)]);
+        let mut blueprint = blueprint();
+        let of = |blueprint: &Blueprint, dims: &[LayerDims]| {
+            let target = Target { model_type: "llama", blueprint, dims, own: None, no_remote_code: None };
+            (saved_as(&target).to_owned(), loaders(&target).into_iter().map(|l| l.to_string()).collect::<Vec<_>>())
+        };
+        let (name, said) = of(&blueprint, &layers);
+        assert_eq!(name, "mistral");
+        assert!(said[0].contains("loads as it is, written as a `mistral`") && said[1].contains("loads as it is"), "{said:?}");
+        // Any number that its own class takes, and any that differs between layers, stays what it is.
+        assert_eq!(of(&blueprint, &dims(&[(4, 2, 96), (4, 2, 96)])).0, "llama");
+        assert_eq!(of(&blueprint, &dims(&[(6, 2, 96), (8, 8, 96)])).0, "llama");
+        blueprint.attention.qkv_bias = true;
+        assert_eq!(of(&blueprint, &layers).0, "llama");
+    }
+
+    #[test]
+    fn candles_column_knows_what_its_models_leave_out() {
+        let says = |change: &dyn Fn(&mut Blueprint)| {
+            let mut blueprint = blueprint();
+            change(&mut blueprint);
+            let layers = dims(&[(8, 8, 96)]);
+            let target = Target { model_type: "llama", blueprint: &blueprint, dims: &layers, own: None, no_remote_code: None };
+            verdict(&target, Loader::Candle)
+        };
+        assert_eq!(says(&|_| {}), Verdict::Stock { tried: true, limit: None });
+        let refused = |verdict: Verdict, with: &str| {
+            assert!(matches!(&verdict, Verdict::Refused { reason, .. } if reason.contains(with)), "{verdict:?}")
+        };
+        refused(says(&|b| b.mlp.up_bias = true), "leaves out biases");
+        refused(says(&|b| b.layers[0].scale *= 1.5), "multiplies scores");
+        refused(says(&|b| b.rotary[0].scaling = prunectl_model::RotaryScaling::Linear { factor: 2.0 }), "rotary scaling");
+        let windowed = says(&|b| b.layers[0].window = Some(16));
+        assert!(matches!(&windowed, Verdict::Stock { limit: Some(limit), .. } if limit.contains("up to 16 tokens")), "{windowed:?}");
+    }
+
+    #[test]
     fn the_table_speaks() {
         let stock = Verdict::Stock { tried: true, limit: None };
         assert_eq!(of("bert", &[(8, 8, 96), (8, 8, 96)], Loader::Transformers, true), stock);
