@@ -196,7 +196,10 @@ fn write(
     let mut warnings: Vec<String> = plan.warnings.into_iter().chain(vocabulary.warnings).collect();
     let coarser = infos.iter().filter(|i| i.shape.len() > 1 && i.dtype != quantization.0 && i.dtype != GgmlDType::F32).count();
     if coarser > 0 {
-        warnings.push(format!("{coarser} matrices whose rows are no whole number of {} blocks are finer", quantization.word()));
+        let (word, block) = (quantization.word(), quantization.0.block_size());
+        warnings.push(format!(
+            "{coarser} matrices whose rows are no whole number of {word} blocks are finer, and larger: prune with `align = {block}` to have all"
+        ));
     }
     let bytes = draft.write(name, |out| {
         file::write(out, &metadata, &infos, |i| match (plan.pieces.get(i), infos.get(i)) {
