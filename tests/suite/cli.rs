@@ -217,6 +217,46 @@ fn every_code_and_every_method_is_explained() {
     }
 }
 
+/// What can't fit is refused before anything is made: the config says how large the model is.
+#[test]
+fn a_training_that_no_machine_holds_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-llama/config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    for (field, n) in [
+        ("hidden_size", 65536),
+        ("intermediate_size", 262_144),
+        ("num_hidden_layers", 400),
+        ("num_attention_heads", 512),
+        ("num_key_value_heads", 512),
+        ("head_dim", 128),
+    ] {
+        config[field] = n.into();
+    }
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let recipe = "edition 2026\nmodel m = init(\"config.json\", seed = 1)\ndata d = text(\"d.txt\")\n\
+                  train m on d.pack(8 tokens) for 2 steps { batch = 1  optimizer = adamw(lr = 1e-3)  loss = next_token() }\n";
+    fs::write(dir.path().join("a.prune"), recipe).unwrap();
+    fs::write(dir.path().join("d.txt"), "a story").unwrap();
+    let out = run(dir.path(), &["run", "a.prune", "--out", "r"]);
+    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
+    let told = stderr(&out);
+    assert!(told.contains("training all of `m` takes") && told.contains("this machine has") && told.contains("a.prune:4"), "{told}");
+    assert!(!dir.path().join("r").exists());
+}
+
+#[test]
+fn fmt_and_new_answer_in_json_too() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.prune"), "edition 2026\nmodel   m = builtin(\"tiny-bert\")\n").unwrap();
+    let json = |args: &[&str]| -> serde_json::Value { serde_json::from_slice(&run(dir.path(), args).stdout).unwrap() };
+    assert_eq!(json(&["fmt", "--check", "a.prune", "--json"]), serde_json::json!([{"path": "a.prune", "changed": true}]));
+    assert_eq!(json(&["fmt", "a.prune", "--json"])[0]["changed"], true);
+    assert_eq!(json(&["fmt", "a.prune", "--json"])[0]["changed"], false);
+    let args = ["new", "b.prune", "--model", "builtin:tiny-bert", "--data", "builtin:tales", "--remove", "heads", "--json"];
+    assert_eq!(json(&args)["recipe"], "b.prune");
+}
+
 #[test]
 fn new_writes_a_recipe_that_checks() {
     let dir = tempfile::tempdir().unwrap();

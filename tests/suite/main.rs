@@ -23,6 +23,7 @@ mod peft;
 mod recipes;
 #[cfg(unix)]
 mod recovery;
+mod sets;
 mod stock;
 mod support;
 mod vllm;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use prunectl_model::ModelError;
 use prunectl_prune::PruneError;
 
 /// Exit status of a finished command.
@@ -184,6 +185,16 @@ pub enum Error {
     /// A tensor operation.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    /// A device other than the CPU failed within a step.
+    #[error("the device {device} failed: {reason}; {hint}")]
+    DeviceFailed {
+        /// Its name.
+        device: String,
+        /// Its own words.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// Something that can't happen happened.
     #[error("internal error: {0}; please report it with the recipe")]
     Internal(String),
@@ -197,6 +208,25 @@ impl Error {
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// The same error, or, where a tensor operation failed on a device other than the CPU, what that means for the run.
+    #[must_use]
+    pub fn on_device(self, device: &str) -> Self {
+        let reason = match &self {
+            Self::Tensor(e)
+            | Self::Model(ModelError::Tensor(e))
+            | Self::Prune(PruneError::Tensor(e) | PruneError::Model(ModelError::Tensor(e))) => e.to_string(),
+            _ => return self,
+        };
+        let words = reason.to_lowercase().replace('_', " ");
+        let hint = match words.contains("out of memory") {
+            true => "its memory is full: give the step a smaller `batch`, or choose a smaller dtype",
+            false => {
+                "if it is lost (the system's log says so), resume when it is back; every finished step and the last checkpoint are kept"
+            }
+        };
+        Self::DeviceFailed { device: device.to_owned(), reason, hint }
     }
 
     /// The status that the process ends with.
@@ -227,6 +257,17 @@ fn explain_io(e: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lost_device_is_told_from_one_that_is_full() {
+        let failed =
+            |text: &str| Error::Prune(PruneError::Tensor(candle_core::Error::Msg(text.to_owned()))).on_device("cuda:0").to_string();
+        let lost = failed("DriverError(CUDA_ERROR_ECC_UNCORRECTABLE)");
+        assert!(lost.contains("the device cuda:0 failed") && lost.contains("ECC") && lost.contains("resume when it is back"), "{lost}");
+        assert!(failed("DriverError(CUDA_ERROR_OUT_OF_MEMORY)").contains("smaller `batch`"));
+        // What is not the device's fault keeps its words.
+        assert!(matches!(Error::Internal("x".into()).on_device("cuda:0"), Error::Internal(_)));
+    }
 
     #[test]
     fn full_disk_names_the_way_out() {

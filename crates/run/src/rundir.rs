@@ -67,8 +67,9 @@ impl RunDir {
         first_files: &[(&str, &[u8])],
         interrupt: Interrupt,
     ) -> Result<Self> {
+        remove_orphans(parent, &start.name);
         if fresh.exists() {
-            // Left by a process of the same number that was killed within these lines.
+            // Left by a process of the same number that was killed within these lines, on a system that knows no locks.
             fs::remove_dir_all(fresh).map_err(Error::io("remove", fresh))?;
         }
         fs::create_dir(fresh).map_err(Error::io("create", fresh))?;
@@ -184,6 +185,20 @@ impl Drop for RunDir {
     }
 }
 
+/// Removes what processes that were killed before their run directory had its name left beside it.
+fn remove_orphans(parent: &Path, name: &str) {
+    let start = format!(".{}-", files::file_name_of(name));
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let process = file.strip_prefix(&start).and_then(|rest| rest.strip_suffix(files::PARTIAL));
+        let ours = process.is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
+        if ours && let Ok(_owner) = own(&entry.path()) {
+            // Nobody reads it; what can't be removed stays.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// `runs/<name>-<n>` for the first n behind the highest there is; a rename onto a name that another process just took fails, and the next is tried.
 fn claim_next(parent: &Path, name: &str, fresh: &Path) -> Result<PathBuf> {
     let mut n = 1 + highest(parent, name)?;
@@ -276,6 +291,16 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         fs::remove_file(out.join("mine.txt")).unwrap();
         RunDir::create(Some(&out), &start("a"), &[], Interrupt::default()).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_with_the_next_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let (dead, other) = (dir.path().join(".a-1.partial"), dir.path().join(".ab-1.partial"));
+        fs::create_dir(&dead).unwrap();
+        fs::create_dir(&other).unwrap();
+        RunDir::create(Some(&dir.path().join("r")), &start("a"), &[], Interrupt::default()).unwrap();
+        assert!(!dead.exists() && other.exists());
     }
 
     #[test]

@@ -218,22 +218,24 @@ impl Tokenizer {
     /// No room for a piece beside the question and `stride`.
     pub fn windows(&self, question: &str, context: &str, limit: usize, stride: usize) -> Result<Vec<Window>, TokenizerError> {
         let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
-        let mut inner = self.unlimited()?;
-        let asked = inner.encode_fast(question, false).map_err(|e| self.trouble(&e))?.get_ids().len();
-        if limit <= added + asked + stride {
-            return Err(TokenizerError::NoRoom { origin: self.origin.clone(), limit, added: added + asked + stride });
+        let inner = self.unlimited()?;
+        let plain = |text: &str| inner.encode(text, false).map_err(|e| self.trouble(&e));
+        let (asked, mut piece) = (plain(question)?, plain(context)?);
+        let taken = added + asked.len();
+        if limit <= taken + stride {
+            return Err(TokenizerError::NoRoom { origin: self.origin.clone(), limit, added: taken + stride });
         }
-        let rule =
-            TruncationParams { max_length: limit, strategy: TruncationStrategy::OnlySecond, direction: TruncationDirection::Right, stride };
-        inner.with_truncation(Some(rule)).map_err(|e| TokenizerError::Unreadable { origin: self.origin.clone(), why: e.to_string() })?;
-        let whole = inner.encode((question, context), true).map_err(|e| self.trouble(&e))?;
-        let window = |e: &tokenizers::Encoding| {
+        // Cut here and not by the library's own rule for pairs, which loses pieces behind the second.
+        piece.truncate(limit - taken, stride, TruncationDirection::Right);
+        let rest = piece.take_overflowing();
+        let window = |piece: tokenizers::Encoding| {
+            let e = inner.post_process(asked.clone(), Some(piece), true).map_err(|e| self.trouble(&e))?;
             let types = e.get_type_ids();
             let of_context = e.get_sequence_ids().into_iter().map(|s| s == Some(1));
             let places = e.get_offsets().iter().zip(of_context).map(|(place, inside)| inside.then_some(*place)).collect();
-            Window { ids: e.get_ids().to_vec(), types: types.iter().any(|t| *t != 0).then(|| types.to_vec()), places }
+            Ok(Window { ids: e.get_ids().to_vec(), types: types.iter().any(|t| *t != 0).then(|| types.to_vec()), places })
         };
-        Ok(std::iter::once(&whole).chain(whole.get_overflowing()).map(window).collect())
+        std::iter::once(piece).chain(rest).map(window).collect()
     }
 
     /// A text without special tokens, never cut.

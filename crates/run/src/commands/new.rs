@@ -10,7 +10,7 @@ use prunectl_recipe::render::render;
 
 use crate::cli::DONE;
 use crate::commands::draft::{data_source, model_source, stem};
-use crate::commands::print;
+use crate::commands::{print, print_json};
 use crate::compile::compile;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
@@ -113,7 +113,11 @@ impl New {
         write_atomic(&path, draft.text.as_bytes())?;
         options.ui.note("wrote it; look at it, then:");
         options.ui.note(format!("    prunectl plan {0}\n    prunectl run {0}", path.display()));
-        print(&format!("{}\n", path.display()))?;
+        if options.json {
+            print_json(&serde_json::json!({"recipe": path, "model": model, "data": data, "task": facts.task.to_string()}))?;
+        } else {
+            print(&format!("{}\n", path.display()))?;
+        }
         DONE
     }
 
@@ -138,7 +142,8 @@ fn recipe(model: &str, data: &str, task: Task, remove: Remove, share: u8, name: 
     let (metric, gate) = match task {
         Task::Classification => ("accuracy()", "after >= before - 2 pp"),
         Task::CausalLm => ("perplexity(window = 256 tokens)", "after <= 1.5 * before"),
-        Task::MaskedLm | Task::QuestionAnswering | Task::Encoder => ("loss()", "after <= 1.5 * before"),
+        Task::QuestionAnswering => ("answer_f1()", "after >= before - 2 pp"),
+        Task::MaskedLm | Task::Encoder => ("loss()", "after <= 1.5 * before"),
     };
     let (what, selector, method, options, compact) = match remove {
         Remove::Heads => (

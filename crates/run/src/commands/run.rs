@@ -92,7 +92,7 @@ pub fn carry_out(
         .map_err(|e| Error::Internal(format!("the plan can't be written as JSON: {e}")))?;
     let yaml = lock.to_yaml()?;
     let first: [(&str, &[u8]); 3] = [(RECIPE, recipe.text.as_bytes()), (LOCK, yaml.as_bytes()), (PLAN, &planned)];
-    preflight(&plan, &compiled.sources, &options.hub)?;
+    preflight(&plan, &compiled.sources, options)?;
     let dir = RunDir::create(out, &start, &first, options.interrupt.clone())?;
     let path = dir.path().to_owned();
     options.ui.note(format!("run directory {}", path.display()));

@@ -143,6 +143,8 @@ mod tests {
         let text = "c d ä e f g h";
         let words = |w: &Window| w.places.iter().flatten().map(|(a, b)| &text[*a..*b]).collect::<Vec<_>>();
         assert_eq!(windows.iter().map(words).collect::<Vec<_>>(), [vec!["c", "d", "ä"], vec!["ä", "e", "f"], vec!["f", "g", "h"]]);
+        let many = tokenizer().windows("a", &"b c d e ".repeat(20), 8, 2).unwrap();
+        assert_eq!((many.len(), many.iter().map(|w| w.places.iter().flatten().count()).sum::<usize>()), (39, 39 * 4));
         assert!(windows.iter().all(|w| w.ids.len() == 8 && w.ids[..4] == [2, 5, 6, 3] && w.types.as_ref().unwrap()[4..] == [1; 4]));
         assert!(tokenizer().windows("a b", "c", 8, 3).unwrap_err().to_string().contains("no room"));
     }

@@ -128,7 +128,9 @@ pub fn questions(
 
 /// A recipe's data as questions about contexts, for a model that points at answers.
 pub fn asked(data: &DataStore, state: &ModelState, expr: &DataExpr, length: usize, stride: usize) -> Result<Vec<prunectl_prune::Asked>> {
-    let windows = Windows { length: length.min(longest_row(&state.model)), stride };
+    // A model that takes less than a window shares less, so that each piece of the context brings something new.
+    let longest = longest_row(&state.model);
+    let windows = Windows { length: length.min(longest), stride: if longest < length { stride.min(longest / 3) } else { stride } };
     Ok(data.resolve(expr)?.asked(state.tokenizer.as_ref(), windows, state.model.blueprint().vocab)?)
 }
 

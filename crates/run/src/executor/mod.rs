@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::journal::{Event, Start, StepDone};
 use crate::lock::Lock;
 use crate::rundir::{LOCK, METRICS, REPORT, RunDir};
-use crate::session::Options;
+use crate::session::{Options, device_name};
 
 pub use book::{Book, Size, SweepResult, plain_name, unit_of};
 pub use preflight::{data_of, preflight};
@@ -239,7 +239,10 @@ impl<'a> Executor<'a> {
             self.dir.log(&Event::Begin { index, kind: kind.to_owned(), name: step.name.clone(), line: step.line })?;
         }
         let clock = Instant::now();
-        let (outcome, value) = work(self, step, done.as_ref()).map_err(|e| at(self.sources, step.span, e))?;
+        let device = (!self.device.is_cpu()).then(|| device_name(&self.device));
+        let (outcome, value) = work(self, step, done.as_ref())
+            .map_err(|e| if let Some(device) = &device { e.on_device(device) } else { e })
+            .map_err(|e| at(self.sources, step.span, e))?;
         self.lock_data()?;
         let elapsed_ms = u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.book.steps.push(book::StepTime { line: step.line, kind, name: step.name.clone(), elapsed_ms });

@@ -3,17 +3,18 @@
 use std::path::PathBuf;
 
 use prunectl_recipe::Sources;
-use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, ModelSource, Plan, Span, Step, StepKind, Value};
+use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, ModelDecl, ModelSource, Plan, Span, Step, StepKind, Train, Value};
 
-use crate::data::DataStore;
-use crate::error::Result;
+use crate::data::{DataStore, memory_bytes};
+use crate::error::{Error, Result};
 use crate::executor::at;
-use crate::hub::Door;
 use crate::models::read_facts;
 use crate::save::check_target;
+use crate::session::{DeviceChoice, Dtype, Options};
 
 /// Reads configs and headers, looks for data files and targets; no weight and no row is read.
-pub fn preflight(plan: &Plan, sources: &Sources, hub: &Door) -> Result<()> {
+pub fn preflight(plan: &Plan, sources: &Sources, options: &Options) -> Result<()> {
+    let hub = &options.hub;
     for decl in plan.models.iter().filter(|d| !matches!(d.source, ModelSource::Copy(_))) {
         read_facts(decl, hub).map_err(|e| at(sources, decl.span, e))?;
     }
@@ -23,10 +24,72 @@ pub fn preflight(plan: &Plan, sources: &Sources, hub: &Door) -> Result<()> {
     for (span, expr) in found.data {
         data.check(expr).map_err(|e| at(sources, span, e.into()))?;
     }
+    room(plan, sources, options)?;
     for (span, to) in found.saves {
         check_target(&PathBuf::from(to), &plan.name).map_err(|e| at(sources, span, e.into()))?;
     }
     Ok(())
+}
+
+/// Values for each parameter that is trained: itself, its gradient, and AdamW's two moments.
+const TRAINED_VALUES: u64 = 4;
+/// The same without moments.
+const TRAINED_VALUES_SGD: u64 = 2;
+
+/// Refuses to train, all of its parameters at once, a model that with its gradients and the optimizer's state takes more than this machine
+/// has: a bound from below, activations left out, so what is refused could not have run.
+fn room(plan: &Plan, sources: &Sources, options: &Options) -> Result<()> {
+    // Of another device nothing is known before it is opened.
+    if !matches!(options.device, DeviceChoice::Auto | DeviceChoice::Cpu) {
+        return Ok(());
+    }
+    let mut trainings = Vec::new();
+    trained(&plan.steps, &mut trainings);
+    let have = memory_bytes();
+    for (span, train) in trainings {
+        let origin = |name: &str| plan.models.iter().find(|d| d.name == name);
+        let mut decl = origin(&train.model);
+        // A copy has the shapes of what it copies.
+        while let Some(ModelSource::Copy(of)) = decl.map(|d| &d.source) {
+            decl = origin(of);
+        }
+        let Some(decl) = decl.filter(|_| train.only.is_none()) else { continue };
+        let values = if train.optimizer.name == "sgd" { TRAINED_VALUES_SGD } else { TRAINED_VALUES };
+        let need = read_facts(decl, &options.hub)?.parameters.saturating_mul(values * value_bytes(decl, options));
+        if need > have {
+            let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+            let refused = Error::Refused {
+                what: format!(
+                    "training all of `{}` takes {:.1} GiB for parameters, gradients and {}'s state alone; this machine has {:.1} GiB",
+                    train.model,
+                    gib(need),
+                    train.optimizer.name,
+                    gib(have)
+                ),
+                remedy: "train a part of it (`only = …`) or adapters (`attach lora(…)`), a smaller model, or on a larger machine"
+                    .to_owned(),
+            };
+            return Err(at(sources, span, refused));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a value as the run computes: f32 unless the command line or the model says otherwise.
+fn value_bytes(decl: &ModelDecl, options: &Options) -> u64 {
+    let stated = decl.dtype.as_deref().and_then(|d| d.parse::<Dtype>().ok());
+    options.dtype.or(stated).map_or(4, |d| d.0.size_in_bytes() as u64)
+}
+
+fn trained<'p>(steps: &'p [Step], into: &mut Vec<(Span, &'p Train)>) {
+    for step in steps {
+        match &step.kind {
+            StepKind::Train(train) => into.push((step.span, train)),
+            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| trained(r, into)),
+            StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| trained(&c.steps, into)),
+            _ => {}
+        }
+    }
 }
 
 /// Every data expression that the steps of a plan read.

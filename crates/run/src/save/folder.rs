@@ -1,7 +1,7 @@
 //! Writing a folder so that it is there whole or not at all: a temporary folder beside the target, synced, then renamed.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,38 @@ pub struct Draft {
     target: PathBuf,
     files: Vec<(String, u64)>,
     published: bool,
+    // Locked while this lives, and unlocked by the system however the process ends.
+    _owner: Option<File>,
+}
+
+/// What the name of a folder in the making ends in.
+const PART: &str = ".part";
+
+/// Takes a folder in the making for this process; `None` where a folder can't be locked. An error: another process has it.
+fn own(path: &Path) -> Result<Option<File>, TryLockError> {
+    let Ok(folder) = File::open(path) else { return Ok(None) };
+    match folder.try_lock() {
+        Ok(()) => Ok(Some(folder)),
+        Err(TryLockError::WouldBlock) => Err(TryLockError::WouldBlock),
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// Removes what processes that were killed left beside a target.
+fn remove_orphans(parent: &Path, name: &OsStr) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    let start = format!(".{}.", name.to_string_lossy());
+    for entry in entries.flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let process = file.strip_prefix(&start).and_then(|rest| rest.strip_suffix(PART));
+        if !process.is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit())) {
+            continue;
+        }
+        if let Ok(Some(_owned)) = own(&entry.path()) {
+            // Nobody reads it; what can't be removed stays.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 impl Draft {
@@ -58,14 +90,16 @@ impl Draft {
         fs::create_dir_all(parent).map_err(|e| SaveError::io("create", parent, e))?;
         let mut hidden = OsString::from(".");
         hidden.push(name);
-        hidden.push(format!(".{}.part", std::process::id()));
+        hidden.push(format!(".{}{PART}", std::process::id()));
         let path = parent.join(hidden);
+        remove_orphans(parent, name);
         // A run that was killed may have left one; the process id is part of the name, so nobody else is writing there.
         if path.exists() {
             fs::remove_dir_all(&path).map_err(|e| SaveError::io("remove", &path, e))?;
         }
         fs::create_dir(&path).map_err(|e| SaveError::io("create", &path, e))?;
-        Ok(Self { path, target: target.into(), files: Vec::new(), published: false })
+        let owner = own(&path).ok().flatten();
+        Ok(Self { path, target: target.into(), files: Vec::new(), published: false, _owner: owner })
     }
 
     /// Where the files are for now.
@@ -184,4 +218,29 @@ fn exchange(new: &Path, target: &Path) -> std::io::Result<()> {
         return Err(e);
     }
     fs::rename(&aside, new)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_save_left_is_removed_by_the_next_and_a_living_ones_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("m");
+        // Of a process that is gone, of one that lives, and somebody's own.
+        let (dead, alive, own_folder) = (dir.path().join(".m.1.part"), dir.path().join(".m.2.part"), dir.path().join(".m.x.part"));
+        for path in [&dead, &alive, &own_folder] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("a"), "x").unwrap();
+        }
+        let living = own(&alive).unwrap();
+        assert!(living.is_some());
+        let draft = Draft::beside(&target).unwrap();
+        assert!(!dead.exists() && alive.exists() && own_folder.exists());
+        drop(draft);
+        drop(living);
+        Draft::beside(&target).unwrap().publish().unwrap();
+        assert!(!alive.exists() && target.is_dir());
+    }
 }
