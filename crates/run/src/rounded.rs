@@ -100,7 +100,7 @@ mod tests {
         // A limit of all bytes leaves f32 itself, one byte less does not.
         assert_eq!(finest_within(&model, whole).unwrap().0, "f32");
         let (word, kind, bytes) = finest_within(&model, whole - 1).unwrap();
-        assert!(word == "f16" || word == "bf16", "{word}");
+        assert_eq!(word, "f16");
         assert!(bytes > whole / 2 && bytes < whole * 51 / 100, "{bytes} of {whole}: vectors stay f32");
         assert!(finest_within(&model, whole / 20).is_none());
         let near = rounded(&model, kind).unwrap();
@@ -113,6 +113,7 @@ mod tests {
             }
             most
         };
-        assert!(distance(&near) > 0.0 && distance(&near) < distance(&far) && distance(&far) < 0.1);
+        // The files of the built-in model hold f16.
+        assert!(distance(&near) == 0.0 && distance(&far) > 0.0 && distance(&far) < 0.1);
     }
 }
