@@ -73,6 +73,51 @@ fn a_sweep_over_amounts_scores_once_and_is_compared() {
     assert!(report.contains("Criteria beside one another") && report.contains("Rank correlation over all units"));
 }
 
+/// Seeds of random() make one floor, and what was refitted has a floor that was refitted too.
+#[test]
+fn floors_are_means_over_seeds_with_the_same_recovery() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = r#"edition 2026
+model m = init("builtin:tiny-bert", seed = 3)
+data  d = builtin("tales")
+let heads = m.layers[*].attention.heads
+let few   = d.train.take(8)
+score heads using magnitude() as size
+score heads using random(seed = 0) as chance0
+score heads using random(seed = 1) as chance1
+sweep scores over [size, chance0, chance1], amount over [25%, 50%], fit over [none, least_squares] as grid {
+    prune heads by amount using scores { reconstruct = fit  on = few }
+    eval loss() of m on few as val
+}
+"#;
+    std::fs::write(dir.path().join("a.prune"), recipe).unwrap();
+    let done = run(dir.path(), &["run", "a.prune", "-q", "--out", "a"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let found: Value = serde_json::from_str(&stdout(&run(dir.path(), &["compare", "a", "--json"]))).unwrap();
+    let metrics: Value = serde_json::from_slice(&std::fs::read(dir.path().join("a/metrics.json")).unwrap()).unwrap();
+    let value = |scores: &str, fit: &str| metrics[format!("val[scores={scores}, amount=50%, fit={fit}]")]["value"].as_f64().unwrap();
+    let table = &found["metrics"][0];
+    let rows = table["rows"].as_array().unwrap();
+    let of = |name: &str| rows.iter().find(|r| r["scores"] == name).unwrap_or_else(|| panic!("no {name}: {rows:?}"));
+    assert_eq!(rows.len(), 6);
+    assert_eq!(of("size + least_squares")["values"][1].as_f64(), Some(value("size", "least_squares")));
+    let floors = table["floors"].as_array().unwrap();
+    assert_eq!(floors.len(), 2);
+    for (floor, (after, fit)) in floors.iter().zip([("", "none"), (" + least_squares", "least_squares")]) {
+        assert_eq!(floor["after"], after);
+        assert_eq!(floor["seeds"], serde_json::json!([format!("chance0{after}"), format!("chance1{after}")]));
+        let mean = f64::midpoint(value("chance0", fit), value("chance1", fit));
+        assert!((floor["values"][1].as_f64().unwrap() - mean).abs() < 1e-12);
+        let gain = |i: usize| floor["values"][i].as_f64().unwrap() - of(&format!("size{after}"))["values"][i].as_f64().unwrap();
+        let margin = &of(&format!("size{after}"))["margin"];
+        assert!((margin["mean"].as_f64().unwrap() - f64::midpoint(gain(0), gain(1))).abs() < 1e-12, "{margin}");
+        assert!(margin["better_than_all_seeds_at"].as_u64() <= margin["better_at"].as_u64());
+        assert!(of(&format!("chance0{after}"))["margin"].is_null());
+    }
+    let text = stdout(&run(dir.path(), &["compare", "a"]));
+    assert!(text.contains("random, mean of 2 + least_squares") && text.contains("better than every seed at"), "{text}");
+}
+
 #[test]
 fn runs_that_scored_nothing_are_told_so() {
     let dir = tempfile::tempdir().unwrap();

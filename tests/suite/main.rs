@@ -27,3 +27,4 @@ mod sets;
 mod stock;
 mod support;
 mod vllm;
+mod zero_cost;

@@ -33,14 +33,16 @@ pub struct Agreement {
     pub within_layers: Vec<Vec<Option<f64>>>,
 }
 
-/// How a metric stands to its floor (random scores), over the amounts that both were measured at.
+/// How a metric stands to its floor (random scores, of one seed or several), over the amounts that both were measured at.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Margin {
     /// Amounts compared.
     pub amounts: usize,
-    /// Amounts at which it is better than the floor.
+    /// Amounts at which it is better than the mean of the floor's seeds.
     pub better: usize,
-    /// Mean improvement over the floor, in the metric's unit; positive is better.
+    /// Amounts at which it is better than each of them.
+    pub better_than_all: usize,
+    /// Mean improvement over the floor's mean, in the metric's unit; positive is better.
     pub mean: f64,
 }
 
@@ -78,19 +80,39 @@ pub fn agreements(all: &[&Scores]) -> Result<Vec<Agreement>> {
     Ok(out)
 }
 
-/// The values of `curve` against those of `floor`, both by amount; None where they share no amount.
-pub fn margin(curve: &[(String, f64)], floor: &[(String, f64)], higher_is_better: bool) -> Option<Margin> {
+/// A metric by amount.
+pub type ByAmount = Vec<(String, f64)>;
+
+/// The mean of several curves at each amount that one of them has, in the order of their first mention; what is not finite counts nowhere.
+#[must_use]
+pub fn mean_curve(curves: &[ByAmount]) -> ByAmount {
+    let mut out: Vec<(String, f64, u32)> = Vec::new();
+    for (amount, value) in curves.iter().flatten().filter(|(_, v)| v.is_finite()) {
+        match out.iter_mut().find(|(a, ..)| a == amount) {
+            Some((_, sum, n)) => (*sum, *n) = (*sum + value, *n + 1),
+            None => out.push((amount.clone(), *value, 1)),
+        }
+    }
+    out.into_iter().map(|(amount, sum, n)| (amount, sum / f64::from(n))).collect()
+}
+
+/// The values of `curve` against those of `floors`, one curve a seed, all by amount; None where they share no amount.
+#[must_use]
+pub fn margin(curve: &[(String, f64)], floors: &[ByAmount], higher_is_better: bool) -> Option<Margin> {
     let sign = if higher_is_better { 1.0 } else { -1.0 };
-    let gain = |(amount, value): &(String, f64)| {
-        let below = floor.iter().find(|(a, _)| a == amount)?.1;
-        (value.is_finite() && below.is_finite()).then_some(sign * (value - below))
-    };
-    let gains: Vec<f64> = curve.iter().filter_map(gain).collect();
-    (!gains.is_empty()).then(|| Margin {
-        amounts: gains.len(),
-        better: gains.iter().filter(|g| **g > 0.0).count(),
-        mean: gains.iter().sum::<f64>() / gains.len() as f64,
-    })
+    let middle = mean_curve(floors);
+    let mut out = Margin { amounts: 0, better: 0, better_than_all: 0, mean: 0.0 };
+    for (amount, value) in curve.iter().filter(|(_, v)| v.is_finite()) {
+        let Some((_, floor)) = middle.iter().find(|(a, _)| a == amount) else { continue };
+        let seeds = floors.iter().flatten().filter(|(a, v)| a == amount && v.is_finite());
+        let gain = sign * (value - floor);
+        out.amounts += 1;
+        out.better += usize::from(gain > 0.0);
+        out.better_than_all += usize::from(seeds.into_iter().all(|(_, v)| sign * (value - v) > 0.0));
+        out.mean += gain;
+    }
+    out.mean /= out.amounts.max(1) as f64;
+    (out.amounts > 0).then_some(out)
 }
 
 fn set(matrix: &mut [Vec<Option<f64>>], row: usize, column: usize, value: Option<f64>) {
@@ -187,12 +209,24 @@ mod tests {
 
     #[test]
     fn margins_follow_the_metrics_direction() {
-        let at = |v: &[(&str, f64)]| v.iter().map(|(a, x)| ((*a).to_owned(), *x)).collect::<Vec<_>>();
-        let (curve, floor) = (at(&[("20%", 0.9), ("40%", 0.7), ("60%", 0.5)]), at(&[("20%", 0.8), ("40%", 0.75)]));
+        let at = |v: &[(&str, f64)]| v.iter().map(|(a, x)| ((*a).to_owned(), *x)).collect::<ByAmount>();
+        let curve = at(&[("20%", 0.9), ("40%", 0.7), ("60%", 0.5)]);
+        let floor = [at(&[("20%", 0.8), ("40%", 0.75)])];
         let up = margin(&curve, &floor, true).unwrap();
-        assert_eq!((up.amounts, up.better), (2, 1));
+        assert_eq!((up.amounts, up.better, up.better_than_all), (2, 1, 1));
         assert!((up.mean - 0.025).abs() < 1e-12);
         assert!((margin(&curve, &floor, false).unwrap().mean + 0.025).abs() < 1e-12);
         assert!(margin(&curve, &[], true).is_none());
+    }
+
+    /// Seeds give 0.6 and 0.8 at 40%: their mean, 0.7, is beaten by 0.75, the second one is not. What is no number is nobody's floor.
+    #[test]
+    fn several_seeds_make_one_floor() {
+        let at = |a: &str, x: f64| vec![(a.to_owned(), x)];
+        let floors = [at("40%", 0.6), at("40%", 0.8), at("40%", f64::NAN), at("60%", 0.1)];
+        assert!((mean_curve(&floors)[0].1 - 0.7).abs() < 1e-12);
+        let found = margin(&at("40%", 0.75), &floors, true).unwrap();
+        assert_eq!((found.amounts, found.better, found.better_than_all), (1, 1, 0));
+        assert!((found.mean - 0.05).abs() < 1e-12);
     }
 }

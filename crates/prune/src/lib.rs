@@ -36,12 +36,12 @@ mod units;
 
 pub use adapter::{ADAPTERS, Adapter, adapter_slots};
 pub use bound::{Bounded, CURVE_POINTS, Limits, SensitivityCurve, to_limits, to_shape};
-pub use comparison::{Agreement, Margin, agreements, margin};
+pub use comparison::{Agreement, ByAmount, Margin, agreements, margin, mean_curve};
 pub use criterion::{CRITERIA, Criterion, Layerwise, Standing};
 pub use data::{Asked, Batches, Continuation, Examples, InMemory, Progress, Question, TokenStream, Window};
 pub use decision::{Decision, Record, Removed, SiteRecord, UnitMap};
 pub use error::{PruneError, Result};
-pub use eval::{Inputs, METRICS, Measured, Metric, Needs, paired_lower_bound};
+pub use eval::{Inputs, METRICS, Measured, Metric, Needs, VOTERS, paired_lower_bound, spearman, vote_agreement, votes};
 pub use loss::{LEARNED, LOSSES, LossInput, LossTerm, Shared};
 pub use optimizer::{Memory, OPTIMIZERS, Optimizer, Update};
 pub use quantizer::{QUANTIZERS, Quantizer};

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use prunectl_prune::{Agreement, Margin, Scores, Standing, agreements, margin, site};
+use prunectl_prune::{Agreement, ByAmount, Margin, Scores, Standing, agreements, margin, mean_curve, site};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -70,8 +70,10 @@ pub struct MetricTable {
     pub higher_is_better: Option<bool>,
     /// The amounts, least first.
     pub amounts: Vec<String>,
-    /// One row for each set of scores that was pruned by.
+    /// One row for each set of scores that was pruned by, and for each recovery after it.
     pub rows: Vec<MetricLine>,
+    /// The floors: one for each recovery that random scores were measured with.
+    pub floors: Vec<Floor>,
     /// How values are printed.
     #[serde(skip)]
     pub unit: FigureUnit,
@@ -82,13 +84,24 @@ pub struct MetricTable {
 pub struct MetricLine {
     /// The scores' name.
     pub scores: String,
-    /// Whether it is the floor.
+    /// Whether it is a floor, or one of its seeds.
     pub floor: bool,
     /// One value for each amount.
     pub values: Vec<Option<f64>>,
-    /// Against the floor, where there is one.
+    /// Against random scores with the same recovery, or, where there are none, without it.
     #[serde(serialize_with = "margin_json")]
     pub margin: Option<Margin>,
+}
+
+/// Random scores with one recovery (or none), over their seeds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Floor {
+    /// ` + least_squares`; empty: as cut.
+    pub after: String,
+    /// The rows that it is the mean of.
+    pub seeds: Vec<String>,
+    /// Their mean at each amount.
+    pub values: Vec<Option<f64>>,
 }
 
 /// Rank correlations of one kind of unit.
@@ -174,7 +187,9 @@ impl Reader {
                     if !self.sets.iter().any(|s| s.run == run && (s.step == by || plain_name(&s.step) == by)) {
                         self.set(run, done, &by, None)?;
                     }
-                    last.insert(text("model"), Pruned { set: by, amount: text("amount"), gone: share_gone(&done.result) });
+                    let fit = done.result.get("reconstruct").and_then(|r| r.get("method")).and_then(Value::as_str);
+                    let set = fit.map_or_else(|| by.clone(), |fit| format!("{by} + {fit}"));
+                    last.insert(text("model"), Pruned { set, amount: text("amount"), gone: share_gone(&done.result) });
                 }
                 // What follows is the pruned model after recovery: a row of its own.
                 kind @ ("train" | "reconstruct") => last.values_mut().for_each(|p| p.set = format!("{} + {kind}", p.set)),
@@ -270,32 +285,44 @@ impl Reader {
         let points: Vec<&Point> = self.points.iter().filter(|p| p.metric == *key).collect();
         // By the share that went, then as the recipe has them.
         let mut amounts: Vec<(f64, String)> = Vec::new();
-        let mut names: Vec<(String, bool)> = Vec::new();
+        let mut names: Vec<Named> = Vec::new();
         for p in &points {
             if !amounts.iter().any(|(_, a)| *a == p.amount) {
                 amounts.push((p.gone, p.amount.clone()));
             }
             let name = self.shown(p, several);
-            if !names.iter().any(|(n, _)| *n == name) {
-                names.push((name, self.is_floor(p)));
+            if !names.iter().any(|n| n.name == name) {
+                let (set, after) = self.set_of(p);
+                let chance = set.is_some_and(|s| s.standing == Standing::Chance);
+                names.push(Named { name, after: after.to_owned(), floor: chance && is_closed_form(after) });
             }
         }
         amounts.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let curve = |name: &str| -> Vec<(String, f64)> {
+        let curve = |name: &str| -> ByAmount {
             let own = |amount: &String| points.iter().rev().find(|p| p.amount == *amount && self.shown(p, several) == name);
             amounts.iter().filter_map(|(_, a)| Some((a.clone(), own(a)?.value))).collect()
         };
+        let row = |curve: &[(String, f64)]| -> Vec<Option<f64>> {
+            amounts.iter().map(|(_, a)| curve.iter().find(|(b, _)| a == b).map(|(_, v)| *v)).collect()
+        };
         let up = self.better.get(key).copied();
-        let floor = names.iter().find(|(_, floor)| *floor).map(|(name, _)| curve(name));
-        let rows = names.iter().map(|(name, is_floor)| {
-            let own = curve(name);
-            let against = floor.as_ref().filter(|_| !is_floor).zip(up);
-            MetricLine {
-                scores: name.clone(),
-                floor: *is_floor,
-                values: amounts.iter().map(|(_, a)| own.iter().find(|(b, _)| a == b).map(|(_, v)| *v)).collect(),
-                margin: against.and_then(|(floor, up)| margin(&own, floor, up)),
+        let seeds = |after: &str| -> Vec<&Named> { names.iter().filter(|n| n.floor && n.after == after).collect() };
+        let mut floors: Vec<Floor> = Vec::new();
+        for name in names.iter().filter(|n| n.floor) {
+            if !floors.iter().any(|f| f.after == name.after) {
+                let own = seeds(&name.after);
+                let curves: Vec<ByAmount> = own.iter().map(|n| curve(&n.name)).collect();
+                let values = row(&mean_curve(&curves));
+                floors.push(Floor { after: name.after.clone(), seeds: own.iter().map(|n| n.name.clone()).collect(), values });
             }
+        }
+        let rows = names.iter().map(|n| {
+            let own = curve(&n.name);
+            // Random scores with the same recovery, or without any.
+            let same = Some(seeds(&n.after)).filter(|s| !s.is_empty()).unwrap_or_else(|| seeds(""));
+            let floor: Vec<ByAmount> = same.iter().map(|n| curve(&n.name)).collect();
+            let against = up.filter(|_| !n.floor).and_then(|up| margin(&own, &floor, up));
+            MetricLine { scores: n.name.clone(), floor: n.floor, values: row(&own), margin: against }
         });
         let dense = MetricKey { name: String::new(), ..key.clone() };
         MetricTable {
@@ -305,7 +332,8 @@ impl Reader {
             dense: self.dense.get(&dense).copied(),
             higher_is_better: up,
             rows: rows.collect(),
-            amounts: amounts.into_iter().map(|(_, a)| a).collect(),
+            floors,
+            amounts: amounts.iter().map(|(_, a)| a.clone()).collect(),
             unit: unit_of(&key.metric),
         }
     }
@@ -324,10 +352,18 @@ impl Reader {
             (None, _) => p.set.clone(),
         }
     }
+}
 
-    fn is_floor(&self, p: &Point) -> bool {
-        matches!(self.set_of(p), (Some(set), "") if set.standing == Standing::Chance)
-    }
+/// A row of a table before it is filled.
+struct Named {
+    name: String,
+    after: String,
+    floor: bool,
+}
+
+/// Whether what followed the prune trained nothing: random scores are a floor as they are cut, and refitted.
+fn is_closed_form(after: &str) -> bool {
+    after.split(" + ").all(|part| part.is_empty() || prunectl_prune::Fit::of(part).is_some())
 }
 
 /// The share of the selected units that a prune's journal line says is gone: what orders amounts of different spelling.
@@ -349,5 +385,8 @@ fn run_name(run: &Path) -> String {
 }
 
 fn margin_json<S: serde::Serializer>(m: &Option<Margin>, s: S) -> std::result::Result<S::Ok, S::Error> {
-    m.map(|m| serde_json::json!({"amounts": m.amounts, "better_at": m.better, "mean": m.mean})).serialize(s)
+    m.map(
+        |m| serde_json::json!({"amounts": m.amounts, "better_at": m.better, "better_than_all_seeds_at": m.better_than_all, "mean": m.mean}),
+    )
+    .serialize(s)
 }

@@ -33,6 +33,8 @@ mod wanda;
 mod weight_gradients;
 
 pub(crate) use magnitude::plain as magnitudes;
+pub(crate) use synflow::total as synaptic_flow;
+pub(crate) use weight_gradients::norms as gradient_norms;
 
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{Entry, SiteKind};

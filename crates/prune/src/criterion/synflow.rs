@@ -6,6 +6,8 @@
 //!
 //! Everything runs in f64: flows grow with depth past what f32 holds. Scores above 1e30 are scaled down together, by a power of two.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use candle_core::{DType, Device, Tensor};
 use prunectl_model::{Batch, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
@@ -33,14 +35,15 @@ struct SynFlow {
     rounds: u32,
 }
 
-fn flow(model: &Transformer, sites: &Sites) -> Result<Scores> {
+/// `|w|·∂R/∂|w|` of the parameters `slots`, f64 on the host.
+fn entries(model: &Transformer, slots: &BTreeSet<String>) -> Result<BTreeMap<String, Tensor>> {
     let mut model = model.to_dtype(DType::F64)?;
     let names: Vec<String> = model.params().iter().map(|(slot, _)| slot.to_owned()).collect();
     for slot in names {
         let positive = model.params().require(&slot)?.abs()?;
         model.params_mut().set(slot, positive);
     }
-    let (model, vars) = with_variables(&model, &slots(&model, sites)?)?;
+    let (model, vars) = with_variables(&model, slots)?;
     let (x, context) = model.embed(&Batch::new(Tensor::zeros((1, TOKENS), DType::U32, model.device())?))?;
     let mut x = x.ones_like()?.detach();
     for layer in 0..model.n_layers() {
@@ -56,16 +59,32 @@ fn flow(model: &Transformer, sites: &Sites) -> Result<Scores> {
         });
     }
     let grads = r.backward()?;
-    let mut entries = std::collections::BTreeMap::new();
-    let mut largest = 0.0f64;
+    let mut out = BTreeMap::new();
     for (slot, var) in &vars {
         let w = var.as_tensor().detach();
         let score = match grads.get(var.as_tensor()) {
             Some(g) => g.mul(&w)?.abs()?.to_device(&Device::Cpu)?,
             None => w.zeros_like()?.to_device(&Device::Cpu)?,
         };
+        out.insert(slot.clone(), score);
+    }
+    Ok(out)
+}
+
+/// Σ of it over the parameters `slots`, as large as it is.
+pub(crate) fn total(model: &Transformer, slots: &BTreeSet<String>) -> Result<f64> {
+    let mut sum = 0.0;
+    for t in entries(model, slots)?.values() {
+        sum += t.sum_all()?.to_scalar::<f64>()?;
+    }
+    Ok(sum)
+}
+
+fn flow(model: &Transformer, sites: &Sites) -> Result<Scores> {
+    let entries = entries(model, &slots(model, sites)?)?;
+    let mut largest = 0.0f64;
+    for score in entries.values() {
         largest = largest.max(score.flatten_all()?.max(0)?.to_scalar::<f64>()?);
-        entries.insert(slot.clone(), score);
     }
     let scale = if largest > LARGEST { (-(largest / LARGEST).log2().ceil()).exp2() } else { 1.0 };
     let of = |slot: &str| -> Result<Tensor> {
@@ -73,7 +92,7 @@ fn flow(model: &Transformer, sites: &Sites) -> Result<Scores> {
         Ok((score * scale)?)
     };
     let mut out = Scores::default();
-    for (key, sums) in sums(&model, sites, Fold { entry: same, line: same }, &of)? {
+    for (key, sums) in sums(model, sites, Fold { entry: same, line: same }, &of)? {
         out.sites.insert(key, sums.iter().map(|g| g.sum as f32).collect());
     }
     for slot in &sites.weights {

@@ -112,6 +112,18 @@ pub(super) fn gradients(
     Ok(sums.out)
 }
 
+/// ‖g‖₂ of each of the parameters `slots` that the loss depends on, g the gradient of the mean loss over all the data.
+pub(crate) fn norms(
+    method: &'static str,
+    model: &Transformer,
+    slots: &BTreeSet<String>,
+    data: &mut dyn Batches,
+    progress: &dyn Progress,
+) -> Result<Vec<f64>> {
+    let found = gradients(method, Curvature::None, model, slots, data, progress)?;
+    found.mean.values().map(|g| Ok(g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())).collect()
+}
+
 struct Sums {
     out: Gradients,
     /// Scored tokens, or examples of a classifier.

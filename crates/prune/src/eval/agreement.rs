@@ -45,7 +45,7 @@ pub(super) fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
 }
 
 /// Spearman's ρ; None where a side is constant or there are fewer than two values.
-pub(crate) fn rank_correlation(a: &[f64], b: &[f64]) -> Option<f64> {
+pub fn rank_correlation(a: &[f64], b: &[f64]) -> Option<f64> {
     if a.len() < 2 || a.len() != b.len() {
         return None;
     }

@@ -6,16 +6,17 @@ mod barrier;
 mod choice;
 mod paired;
 mod perplexity;
-mod planned;
 mod sensitivity;
 mod similarity;
 mod simple;
 mod task;
 mod teacher;
+mod zero_cost;
 
-pub(crate) use agreement::rank_correlation as spearman;
+pub use agreement::rank_correlation as spearman;
 pub use paired::paired_lower_bound;
 use std::collections::BTreeMap;
+pub use zero_cost::{VOTERS, vote_agreement, votes};
 
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::Entry;
@@ -119,7 +120,7 @@ pub static METRICS: &[Entry<dyn Metric>] = &[
     simple::MEMORY,
     simple::SPARSITY,
     barrier::ENTRY,
-    planned::ZERO_COST,
+    zero_cost::ENTRY,
     sensitivity::ENTRY,
     similarity::CKA,
     similarity::COSINE,

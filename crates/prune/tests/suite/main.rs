@@ -14,3 +14,4 @@ mod recovery;
 mod surgery;
 mod tickets;
 mod training;
+mod zero_cost;

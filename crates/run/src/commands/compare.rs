@@ -12,6 +12,7 @@ use crate::compare::{Comparison, Correlations, MetricTable};
 use crate::error::{Error, Result};
 use crate::report::{FigureUnit, figure};
 use crate::session::Options;
+use prunectl_prune::Margin;
 
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
@@ -114,15 +115,22 @@ fn matrix(c: &Correlations) -> Table {
 }
 
 fn values(m: &MetricTable) -> Table {
-    let header: Vec<&str> =
-        std::iter::once("scores").chain(m.amounts.iter().map(String::as_str)).chain(["over random", "better at"]).collect();
+    let seeds = m.floors.iter().any(|f| f.seeds.len() > 1);
+    let last = ["over random", "better at", "better than every seed at"];
+    let last = last.into_iter().take(if seeds { 3 } else { 2 });
+    let header: Vec<&str> = std::iter::once("scores").chain(m.amounts.iter().map(String::as_str)).chain(last).collect();
     let mut out = table(&header);
+    let cell = |v: &Option<f64>| v.map_or_else(|| "–".to_owned(), |v| figure(v, m.unit));
     for row in &m.rows {
         let name = if row.floor { format!("{} (floor)", row.scores) } else { row.scores.clone() };
-        let cell = |v: &Option<f64>| v.map_or_else(|| "–".to_owned(), |v| figure(v, m.unit));
         let over = row.margin.map_or_else(|| "–".to_owned(), |g| figure(g.mean, m.unit));
-        let times = row.margin.map_or_else(|| "–".to_owned(), |g| format!("{} of {}", g.better, g.amounts));
-        out.add_row(std::iter::once(name).chain(row.values.iter().map(cell)).chain([over, times]));
+        let times = |of: fn(&Margin) -> usize| row.margin.map_or_else(|| "–".to_owned(), |g| format!("{} of {}", of(&g), g.amounts));
+        let all = seeds.then(|| times(|g| g.better_than_all));
+        out.add_row(std::iter::once(name).chain(row.values.iter().map(cell)).chain([over, times(|g| g.better)]).chain(all));
+    }
+    for floor in m.floors.iter().filter(|f| f.seeds.len() > 1) {
+        let name = format!("random, mean of {}{}", floor.seeds.len(), floor.after);
+        out.add_row(std::iter::once(name).chain(floor.values.iter().map(cell)));
     }
     out
 }

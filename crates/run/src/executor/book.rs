@@ -100,6 +100,8 @@ pub struct SweepResult {
     pub axes: Vec<String>,
     /// Its cells, in order.
     pub cells: Vec<CellResult>,
+    /// Its zero-cost proxies beside its other metrics.
+    pub proxies: Vec<super::proxies::Proxy>,
 }
 
 /// Scores of a step, for the heatmap.
@@ -242,8 +244,8 @@ pub fn plain_name(name: &str) -> &str {
 }
 
 impl Book {
-    /// `metrics.json`: every recorded name, the plain names of those inside `repeat` and `sweep` (the last), `model`, and `reconstruct` where
-    /// matrices were fitted or blocks trained.
+    /// `metrics.json`: every recorded name, the plain names of those inside `repeat` and `sweep` (the last), `model`, `reconstruct` where
+    /// matrices were fitted or blocks trained, and `proxies` of every sweep that measured zero-cost proxies.
     pub fn metrics(&self) -> Value {
         let mut out = Map::new();
         for row in &self.rows {
@@ -267,6 +269,11 @@ impl Book {
         let recovered: Map<String, Value> = fitted.chain(rebuilt).collect();
         if !recovered.is_empty() {
             out.insert("reconstruct".to_owned(), Value::Object(recovered));
+        }
+        let proxies: Map<String, Value> =
+            self.sweeps.iter().filter(|s| !s.proxies.is_empty()).map(|s| (s.name.clone(), json!(s.proxies))).collect();
+        if !proxies.is_empty() {
+            out.insert("proxies".to_owned(), Value::Object(proxies));
         }
         Value::Object(out)
     }

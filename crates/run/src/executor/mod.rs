@@ -13,6 +13,7 @@ mod inputs;
 mod measure;
 mod plain;
 mod preflight;
+mod proxies;
 mod pruning;
 mod reconstruct;
 mod refused;
@@ -189,6 +190,7 @@ impl<'a> Executor<'a> {
         let adopted = adopts(&self.plan.steps, &step.name);
         let mut results = Vec::with_capacity(cells.len());
         let mut ends = Vec::new();
+        let mut spans = Vec::with_capacity(cells.len());
         for (i, cell) in cells.iter().enumerate() {
             let labels: Vec<String> = cell.labels.iter().map(|(_, value)| value.clone()).collect();
             self.options.ui.note(format!("cell {} of {}: {}", i + 1, cells.len(), labels.join(", ")));
@@ -214,13 +216,39 @@ impl<'a> Executor<'a> {
                 });
             }
             results.push(book::CellResult { labels, values, units, params, failed: failed.first().cloned() });
+            spans.push(first..self.book.rows.len());
         }
         self.state = entry;
+        let proxies = self.proxies(spans, &mut results, &mut ends)?;
         if adopted {
             self.cells.insert(step.name.clone(), ends);
         }
-        self.book.sweeps.push(book::SweepResult { name: step.name.clone(), axes: axes.to_vec(), cells: results });
+        self.book.sweeps.push(book::SweepResult { name: step.name.clone(), axes: axes.to_vec(), cells: results, proxies });
+        self.dir.write_json(METRICS, &self.book.metrics())?;
         Ok(())
+    }
+
+    /// Decides the votes of a sweep's cells, and says how each zero-cost proxy ranks them beside the other metrics.
+    fn proxies(
+        &mut self,
+        spans: Vec<std::ops::Range<usize>>,
+        results: &mut [book::CellResult],
+        ends: &mut [adopt::EndOfCell],
+    ) -> Result<Vec<proxies::Proxy>> {
+        let mut cells = proxies::Cells { rows: &mut self.book.rows, spans };
+        cells.decide(results);
+        let ranked = cells.ranked();
+        for (end, cell) in ends.iter_mut().zip(results.iter()) {
+            end.metrics.extend(cell.values.iter().cloned());
+        }
+        for row in self.book.rows.iter().filter(|r| !r.recorded.details.is_empty()) {
+            self.metrics.insert(book::plain_name(&row.name).to_owned(), row.recorded.value);
+            self.metrics.insert(row.name.clone(), row.recorded.value);
+        }
+        for proxy in &ranked {
+            self.options.ui.note(format!("  {}", proxy.in_words()));
+        }
+        Ok(ranked)
     }
 
     /// One step: computed or replayed, then journalled.

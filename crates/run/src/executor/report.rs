@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::executor::Executor;
 use crate::executor::book::{Row, Scored, plain_name, unit_of};
 use crate::report::{
-    Chart, Expectation, FigureUnit, FloorTable, HeatRow, Heatmap, Histogram, MetricRow, RankTable, ReportData, SavedModel, Series,
-    ShapeRow, StepRow, SummaryRow, Sweep, SweepCell, SweepMetric, figure,
+    Chart, Expectation, FigureUnit, FloorTable, HeatRow, Heatmap, Histogram, MetricRow, ProxyRow, RankTable, ReportData, SavedModel,
+    Series, ShapeRow, StepRow, SummaryRow, Sweep, SweepCell, SweepMetric, figure,
 };
 use crate::session::device_name;
 
@@ -83,7 +83,7 @@ impl Executor<'_> {
             rho: c.overall,
         });
         let floors = found.metrics.into_iter().filter_map(|m| {
-            let floor = m.rows.iter().find(|r| r.floor)?.scores.clone();
+            let floor = m.floors.first()?.seeds.join(", ");
             let row = |r: crate::compare::MetricLine| r.margin.map(|g| (r.scores, g.mean, g.better, g.amounts));
             Some(FloorTable { metric: m.name, floor, unit: m.unit, rows: m.rows.into_iter().filter_map(row).collect() })
         });
@@ -212,7 +212,23 @@ impl Executor<'_> {
             params: c.params,
             failed: c.failed.clone(),
         });
-        Sweep { name: sweep.name.clone(), axes: sweep.axes.clone(), metrics: metrics.collect(), cells: cells.collect(), plot: None }
+        let proxies = sweep.proxies.iter().map(|p| ProxyRow {
+            proxy: p.proxy.clone(),
+            metric: p.metric.clone(),
+            cells: p.cells,
+            rho: p.spearman,
+            agreed: p.pairs_agreed,
+        });
+        // A proxy is no result: what is plotted is the first metric that is none.
+        let plot = names.iter().find(|n| !sweep.proxies.iter().any(|p| p.proxy == **n)).filter(|_| !sweep.proxies.is_empty()).cloned();
+        Sweep {
+            name: sweep.name.clone(),
+            axes: sweep.axes.clone(),
+            metrics: metrics.collect(),
+            cells: cells.collect(),
+            plot,
+            proxies: proxies.collect(),
+        }
     }
 
     fn environment(&self) -> Vec<(String, String)> {

@@ -249,6 +249,24 @@ pub struct Sweep {
     pub cells: Vec<SweepCell>,
     /// The metric on the curve's y axis; the first one where it is `None`.
     pub plot: Option<String>,
+    /// Zero-cost proxies beside its other metrics.
+    #[serde(default)]
+    pub proxies: Vec<ProxyRow>,
+}
+
+/// How one zero-cost proxy ranks the cells of a sweep beside one metric.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ProxyRow {
+    /// The proxy's name.
+    pub proxy: String,
+    /// The metric's name.
+    pub metric: String,
+    /// Cells that have both.
+    pub cells: usize,
+    /// Spearman's ρ, positive where both find the same cells better.
+    pub rho: Option<f64>,
+    /// Of a vote: the share of ordered pairs that both decide alike.
+    pub agreed: Option<f64>,
 }
 
 /// A column of a sweep's table.

@@ -371,7 +371,26 @@ fn sweeps(h: &mut Html, sweeps: &[Sweep]) {
                 });
             }
         });
+        if !sweep.proxies.is_empty() {
+            proxies(h, sweep);
+        }
     }
+}
+
+fn proxies(h: &mut Html, sweep: &Sweep) {
+    let caption =
+        format!("Zero-cost proxies of {}: 1 if a proxy orders the cells as the metric does, \u{2212}1 if the other way round", sweep.name);
+    h.table("", &caption, &["proxy", "metric", "#cells", "#rank correlation", "#pairs decided alike"], |h| {
+        for row in &sweep.proxies {
+            h.within("tr", "", |h| {
+                h.el("th", "scope=\"row\"", &row.proxy);
+                h.el("td", "", &row.metric);
+                h.number(&row.cells.to_string());
+                h.number(&row.rho.map_or_else(|| "–".into(), |r| significant(r, 3)));
+                h.number(&row.agreed.map_or_else(|| "–".into(), |a| figure(a, FigureUnit::Percent)));
+            });
+        }
+    });
 }
 
 fn figure_of(h: &mut Html, drawing: Option<String>, chart: &Chart, caption: &str) {

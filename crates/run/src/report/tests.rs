@@ -132,6 +132,7 @@ fn sample(text: &str) -> ReportData {
             ],
             cells: cells.collect(),
             plot: None,
+            proxies: vec![ProxyRow { proxy: format!("vote{text}"), metric: "acc".into(), cells: 9, rho: Some(-0.25), agreed: Some(0.75) }],
         }],
         curves: vec![Chart {
             title: "train-1".into(),
