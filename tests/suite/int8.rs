@@ -56,3 +56,41 @@ fn an_int8_model_is_saved_and_loaded_with_the_same_answers() {
     assert_eq!(late.status.code(), Some(1));
     assert!(stderr(&late).contains("is quantised: nothing may change its weights afterwards"), "{}", stderr(&late));
 }
+
+/// GPT-2's own files hold matrices as [in, out], fused; int8 has a scale for each output, so its files hold [out, in].
+#[test]
+fn an_int8_gpt2_is_saved_upright_and_loaded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let gpt2 = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/families/gpt2");
+    let ids: Vec<i64> = (0..48).map(|i| i * 7 % 50).collect();
+    let bytes: Vec<u8> = ids.iter().flat_map(|i| i.to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![4, 12], &bytes).unwrap();
+    std::fs::write(dir.path().join("ids.safetensors"), safetensors::serialize([("input_ids", view)], None).unwrap()).unwrap();
+    let measure = "data  d = tokens(\"ids.safetensors\")\neval loss() of m on d as loss8\n";
+    write(
+        "a.prune",
+        &format!(
+            "edition 2026\nmodel m = dir(\"{gpt2}\")\nprune m.layers[*].mlp.neurons by 25% using magnitude() {{ scope = layer }}\ncompact m\n\
+             quantize m using int8(threshold = 2.0)\n{measure}save m to \"out/int8\"\n"
+        ),
+    );
+    let done = run(dir.path(), &["run", "a.prune", "-q", "--out", "a"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let bytes = std::fs::read(dir.path().join("out/int8/model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let fused = file.names().into_iter().find(|n| n.ends_with("h.0.attn.c_attn.weight")).unwrap().to_owned();
+    let codes = file.tensor(&fused).unwrap();
+    assert_eq!((codes.dtype(), codes.shape()[0]), (safetensors::Dtype::I8, 3 * codes.shape()[1]));
+    let scales = file.tensor(&fused.replace(".weight", ".SCB")).unwrap();
+    assert_eq!(scales.shape(), &codes.shape()[..1]);
+    write("b.prune", &format!("edition 2026\nmodel m = dir(\"out/int8\")\n{measure}"));
+    let again = run(dir.path(), &["run", "b.prune", "-q", "--out", "b"]);
+    assert!(again.status.success(), "{}", stderr(&again));
+    let loss = |run: &str| {
+        let metrics: Value = serde_json::from_slice(&std::fs::read(dir.path().join(run).join("metrics.json")).unwrap()).unwrap();
+        metrics["loss8"]["value"].as_f64().unwrap()
+    };
+    let (a, b) = (loss("a"), loss("b"));
+    assert!((a - b).abs() <= 1e-5 * a.abs(), "{a} {b}");
+}

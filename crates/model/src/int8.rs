@@ -86,21 +86,11 @@ impl Transformer {
     }
 
     /// The model with the matrices of its layers as int8 values, multiplying activations of int8; embeddings, head, norms, biases and routers
-    /// stay.
-    ///
-    /// # Errors
-    /// A family whose files hold matrices transposed (GPT-2's), where a row of the file is no output.
+    /// stay. In files their rows are outputs, also where the family's own files hold matrices as `[in, out]` (GPT-2's).
     pub fn to_int8(&self, threshold: f64) -> Result<Self> {
         let mut model = Self { int8: Some(threshold), ..self.clone() };
         for layer in 0..self.n_layers() {
             for slot in self.linears(layer)? {
-                if crate::checkpoint::is_transposed(self, &slot)? {
-                    return Err(ModelError::Mismatch {
-                        what: format!("layout of `{slot}` in the files of {}", self.origin.model_type),
-                        found: "[in, out]".into(),
-                        expected: "[out, in]: int8 scales belong to outputs, one for each row of the file".into(),
-                    });
-                }
                 let w = self.params.require(&slot)?;
                 let (_, columns) = w.dims2()?;
                 let found = codes(w)?;

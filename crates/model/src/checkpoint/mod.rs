@@ -133,6 +133,8 @@ impl Opened {
                 fresh.push(tensor);
                 continue;
             }
+            let int8 = files.entry(&name).is_some_and(|(_, entry)| entry.dtype == "I8");
+            let tensor = if int8 { tensor.upright() } else { tensor };
             check_entry(&files, &name, &tensor)?;
             tensors.push((name, tensor));
         }
@@ -318,23 +320,25 @@ pub(crate) fn int8_threshold(config: &serde_json::Value) -> Option<f64> {
     ours.then(|| own.get("llm_int8_threshold").and_then(serde_json::Value::as_f64).unwrap_or(6.0))
 }
 
-/// Whether a slot's matrix lies transposed in the family's files.
-pub(crate) fn is_transposed(model: &Transformer, slot: &str) -> Result<bool> {
-    let found = named_tensors(model)?.into_iter().find(|(_, t)| t.parts.iter().any(|s| s.name == slot));
-    Ok(found.is_some_and(|(_, t)| t.is_transposed()))
-}
-
 /// Names of the file tensors that hold int8 values.
 pub fn int8_tensors(model: &Transformer) -> Result<BTreeSet<String>> {
-    if model.int8().is_none() {
-        return Ok(BTreeSet::new());
+    let linears = int8_slots(model)?;
+    Ok(named_tensors(model)?.into_iter().filter(|(_, t)| is_int8(t, &linears)).map(|(name, _)| name).collect())
+}
+
+/// Slots of int8 matrices.
+fn int8_slots(model: &Transformer) -> Result<BTreeSet<String>> {
+    let mut out = BTreeSet::new();
+    if model.int8().is_some() {
+        for layer in 0..model.n_layers() {
+            out.extend(model.linears(layer)?);
+        }
     }
-    let mut linears = BTreeSet::new();
-    for layer in 0..model.n_layers() {
-        linears.extend(model.linears(layer)?);
-    }
-    let all = named_tensors(model)?.into_iter();
-    Ok(all.filter(|(_, t)| !t.parts.is_empty() && t.parts.iter().all(|s| linears.contains(&s.name))).map(|(name, _)| name).collect())
+    Ok(out)
+}
+
+fn is_int8(tensor: &FileTensor, slots: &BTreeSet<String>) -> bool {
+    !tensor.parts.is_empty() && tensor.parts.iter().all(|s| slots.contains(&s.name))
 }
 
 /// The config and the tensors under their file names: fused and transposed as the family's own files are. Tied tensors are left out.
@@ -456,7 +460,9 @@ pub fn file_shape(model: &Transformer, name: &str) -> Option<(usize, usize)> {
 /// The file's tensors with their names, as [`to_checkpoint`] writes them.
 fn named_tensors(model: &Transformer) -> Result<Vec<(String, FileTensor)>> {
     let names = (model.origin.family.names)(&model.blueprint);
+    let int8 = int8_slots(model)?;
     let tensors = names.file_tensors(&model.blueprint, &model.dims)?.into_iter().map(|tensor| {
+        let tensor = if is_int8(&tensor, &int8) { tensor.upright() } else { tensor };
         let bare = if model.origin.task == Task::Encoder { tensor.name.strip_prefix(names.prefix) } else { None };
         (bare.unwrap_or(&tensor.name).to_owned(), tensor)
     });

@@ -179,9 +179,15 @@ impl FileTensor {
         shape
     }
 
-    /// Whether a matrix lies as `[in, out]`.
-    pub fn is_transposed(&self) -> bool {
-        matches!(self.how, How::Transposed | How::QkvTransposed(_))
+    /// The same tensor with matrices as `[out, in]`: a matrix of int8 has a scale for each row, so its rows are outputs in every family's
+    /// files (transformers, too, turns GPT-2's before it quantises them).
+    pub fn upright(self) -> Self {
+        let how = match self.how {
+            How::Transposed => How::Plain,
+            How::QkvTransposed(order) => How::Qkv(order),
+            other => other,
+        };
+        Self { how, ..self }
     }
 
     /// The slots' tensors of a tensor as it lies in the file.

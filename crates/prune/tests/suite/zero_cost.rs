@@ -12,7 +12,8 @@ const KINDS: [&str; 6] = ["synflow", "snip", "grasp", "fisher", "grad_norm", "ja
 
 fn measured(model: &Transformer, kind: &str, data: &mut InMemory) -> Measured {
     let metric = build(METRICS, "zero_cost", &[("kind", Value::Word(kind.into()))]);
-    let mut inputs = Inputs { model, batches: Some(data), stream: None, questions: None, teacher: None, batch: 4, progress: &() };
+    let mut inputs =
+        Inputs { model, batches: Some(data), stream: None, questions: None, asked: None, teacher: None, batch: 4, progress: &() };
     metric.measure(&mut inputs).unwrap()
 }
 
@@ -113,7 +114,15 @@ fn proxies_of_a_language_model() {
     }
     let nothing = build(METRICS, "zero_cost", &[("kind", Value::Word("jacob_cov".into()))]);
     let mut none = InMemory::new(Vec::<Batch>::new());
-    let mut inputs =
-        Inputs { model: &model, batches: Some(&mut none), stream: None, questions: None, teacher: None, batch: 4, progress: &() };
+    let mut inputs = Inputs {
+        model: &model,
+        batches: Some(&mut none),
+        stream: None,
+        questions: None,
+        asked: None,
+        teacher: None,
+        batch: 4,
+        progress: &(),
+    };
     assert!(nothing.measure(&mut inputs).is_err());
 }
