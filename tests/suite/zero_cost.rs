@@ -58,3 +58,20 @@ fn shapes_are_ranked_by_proxies_and_by_their_result() {
     let page = stdout(&run(dir.path(), &["explain", "zero_cost"]));
     assert!(page.contains("jacob_cov") && !page.contains("does not carry it out"), "{page}");
 }
+
+/// The shipped recipe, small: nine shapes, every proxy beside every result.
+#[test]
+fn the_study_of_shapes_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = ["--set", "probe_size=4", "--set", "exam_size=8", "--set", "effort=1 steps"];
+    let done = run(dir.path(), &[&["run", "builtin:shapes_study", "-q", "--out", "a"][..], &sizes].concat());
+    assert!(done.status.success(), "{}", stderr(&done));
+    let metrics: Value = serde_json::from_slice(&std::fs::read(dir.path().join("a/metrics.json")).unwrap()).unwrap();
+    let ranked = metrics["proxies"]["shapes"].as_array().unwrap();
+    // Seven proxies beside size, loss and accuracy.
+    assert_eq!(ranked.len(), 21);
+    assert!(ranked.iter().all(|p| p["cells"] == 9));
+    // Flow falls with every unit that goes: against the size, of which less is better, it ranks the other way round.
+    let flow = ranked.iter().find(|p| p["proxy"] == "synflow" && p["metric"] == "size").unwrap();
+    assert!(flow["spearman"].as_f64().unwrap() < 0.0, "{flow}");
+}

@@ -12,7 +12,9 @@ pub const BUILTIN: &str = "builtin:";
 pub const BUILTINS: &[(&str, &str)] = &[
     ("adapters_study", include_str!("../../../recipes/adapters_study.prune")),
     ("bert_heads", include_str!("../../../recipes/bert_heads.prune")),
+    ("compare_classifier", include_str!("../../../recipes/compare_classifier.prune")),
     ("compare_heads", include_str!("../../../recipes/compare_heads.prune")),
+    ("compare_language_model", include_str!("../../../recipes/compare_language_model.prune")),
     ("heads_study", include_str!("../../../recipes/heads_study.prune")),
     ("gradual_study", include_str!("../../../recipes/gradual_study.prune")),
     ("llama_gradual", include_str!("../../../recipes/llama_gradual.prune")),
@@ -21,6 +23,7 @@ pub const BUILTINS: &[(&str, &str)] = &[
     ("llama_neurons_study", include_str!("../../../recipes/llama_neurons_study.prune")),
     ("llama_tickets", include_str!("../../../recipes/llama_tickets.prune")),
     ("reconstruct_study", include_str!("../../../recipes/reconstruct_study.prune")),
+    ("shapes_study", include_str!("../../../recipes/shapes_study.prune")),
 ];
 
 /// A recipe's text and where it came from.

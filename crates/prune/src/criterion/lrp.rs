@@ -141,6 +141,13 @@ impl Tap for Seen {
     }
 }
 
+/// What stands between the states and the matrix of the outputs: a dense layer, its activation, and a LayerNorm with this epsilon.
+struct Front {
+    stem: &'static str,
+    activation: Activation,
+    norm: Option<f64>,
+}
+
 /// One batch's relevance.
 struct Flow<'a> {
     model: &'a Transformer,
@@ -261,16 +268,17 @@ impl Flow<'_> {
         let refuse = |found: &str| PruneError::Invalid {
             what: "head of a model that lrp explains",
             found: found.to_owned(),
-            expected: "a classifier, one value, or a language model whose last norm leads to the logits".into(),
+            expected: "a classifier, one value, or a language model (masked ones, too) without a projection before its logits".into(),
         };
         let host = |t: &Tensor| -> Result<Tensor> { Ok(t.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?) };
         let (b, s, hidden) = x.dims3()?;
         // Rows of the states that speak, and which output of each is explained.
         let states = host(&self.model.last_norm(x, context, &mut ())?)?.reshape((b * s, hidden))?;
-        let (rows, outputs, stem, dense) = match &self.model.blueprint().head {
-            Head::Tokens { tied, transform: None, project: false, .. } => {
+        let (rows, outputs, stem, front) = match &self.model.blueprint().head {
+            Head::Tokens { tied, transform, project: false, .. } => {
                 let scored = self.model.scored_tokens(batch)?;
-                (scored.rows, scored.targets, if *tied { "embeddings.token" } else { "head" }, None)
+                let front = transform.map(|(activation, eps)| Front { stem: "head.transform", activation, norm: Some(eps) });
+                (scored.rows, scored.targets, if *tied { "embeddings.token" } else { "head" }, front)
             }
             Head::Sequence { pick, dense, regression, .. } => {
                 let classes: Vec<u32> = match (&batch.labels, regression) {
@@ -286,9 +294,10 @@ impl Flow<'_> {
                         rows.iter().map(|r| r.iter().rposition(|k| *k != 0).unwrap_or(0) as u32).collect()
                     }
                 };
-                (last.iter().enumerate().map(|(row, t)| row as u32 * s as u32 + t).collect(), classes, "classifier", *dense)
+                let front = dense.map(|activation| Front { stem: "pooler", activation, norm: None });
+                (last.iter().enumerate().map(|(row, t)| row as u32 * s as u32 + t).collect(), classes, "classifier", front)
             }
-            Head::Tokens { .. } => return Err(refuse("a token head with a transform")),
+            Head::Tokens { .. } => return Err(refuse("a token head behind a projection")),
             Head::Spans => return Err(refuse("answer spans")),
             Head::Encode { .. } => return Err(refuse("embeddings")),
         };
@@ -297,9 +306,15 @@ impl Flow<'_> {
         }
         let index = Tensor::from_vec(rows.clone(), rows.len(), &Device::Cpu)?;
         let one = states.index_select(&index, 0)?;
-        let inner = match dense {
+        let inner = match &front {
             None => one.clone(),
-            Some(activation) => activate(activation, &self.forward("pooler", &one)?)?,
+            Some(front) => {
+                let x = activate(front.activation, &self.forward(front.stem, &one)?)?;
+                match front.norm {
+                    Some(eps) => self.layer_norm("head.norm", &x, eps)?,
+                    None => x,
+                }
+            }
         };
         // The explained outputs alone: one row of the matrix for each state.
         let w = self.parameter(&format!("{stem}.weight"))?.ok_or_else(|| ModelError::MissingSlot { slot: format!("{stem}.weight") })?;
@@ -322,9 +337,26 @@ impl Flow<'_> {
                 products.broadcast_mul(&z.div(&(products.sum(1)? + TINY)?)?.unsqueeze(1)?)?
             }
         };
-        let relevance = if dense.is_some() { self.linear("pooler", &one, &relevance)? } else { relevance };
+        // The activation and the norm behind the dense layer pass it on.
+        let relevance = match &front {
+            Some(front) => self.linear(front.stem, &one, &relevance)?,
+            None => relevance,
+        };
         let all = Tensor::zeros((b * s, hidden), DType::F64, &Device::Cpu)?.index_add(&index, &relevance, 0)?;
         Ok((all.reshape((b, s, hidden))?, z.sum_all()?.to_scalar::<f64>()?))
+    }
+
+    fn layer_norm(&self, stem: &str, x: &Tensor, eps: f64) -> Result<Tensor> {
+        let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let deviation = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+        let mut out = x.broadcast_div(&deviation)?;
+        if let Some(w) = self.parameter(&format!("{stem}.weight"))? {
+            out = out.broadcast_mul(&w)?;
+        }
+        if let Some(b) = self.parameter(&format!("{stem}.bias"))? {
+            out = out.broadcast_add(&b)?;
+        }
+        Ok(out)
     }
 
     fn forward(&self, stem: &str, x: &Tensor) -> Result<Tensor> {
@@ -386,12 +418,11 @@ impl Criterion for Lrp {
         {
             return Err(wrong(key.kind));
         }
-        if model.blueprint().layout == Layout::Sandwich || model.dims().iter().any(|d| d.experts > 0) {
-            return Err(PruneError::Invalid {
-                what: "network that lrp explains",
-                found: "norms behind the sublayers, or experts".into(),
-                expected: "dense blocks with a norm before or after each residual sum".into(),
-            });
+        let routed = model.dims().iter().position(|d| d.experts > 0).map(|layer| format!("experts in layer {layer}"));
+        let behind = (model.blueprint().layout == Layout::Sandwich).then(|| "norms behind the sublayers, before they are added".to_owned());
+        if let Some(found) = routed.or(behind) {
+            let expected = "dense blocks with a norm before or after each residual sum; take `taylor` or `fisher` here".into();
+            return Err(PruneError::Invalid { what: "network that lrp explains", found, expected });
         }
         let mut flow = self.flow(model, sites)?;
         let mut done = 0;
@@ -438,7 +469,7 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         INNER_SITES,
         "Layer-wise relevance propagation: relevance that flows through a unit, `Σ_x |R|`. It starts at the output of the true class, or of each next token.\n\n\
          Mind: relevance is conserved, Σ in = Σ out, up to the shares of biases and of ε; the published code's rule named epsilon is z⁺ (`rule = zplus`). \
-         Norms and activations pass it on, attention weights are constants. Labels are needed for a classifier.\n\n\
+         Norms and activations pass it on, attention weights are constants. Labels are needed for a classifier and a masked language model. Experts, norms behind the sublayers (Gemma 2 and 3), answer spans and bare encoders are refused.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using lrp(on = d.train.sample(64, seed = 0), rule = zplus) as s\n```",
     ))),
     build: Some(build),
@@ -529,6 +560,48 @@ mod tests {
             let (out, given) = flow.batch(&batch).unwrap();
             assert!((out - given).abs() <= 1e-3 * out.abs().max(1.0), "{out} out, {given} in");
             assert!(flow.sums[&Key::of(SiteKind::Neurons, 1)].iter().all(|v| v.is_finite() && *v >= 0.0));
+        }
+    }
+
+    /// A masked language model: through the output's transform, and, its biases taken away, conserved.
+    #[test]
+    fn masked_language_models_are_explained() {
+        let mut model =
+            prunectl_model::load(&golden("../families/bert_mlm"), &LoadOptions::default()).unwrap().to_dtype(DType::F64).unwrap();
+        let biases: Vec<String> = model.params().iter().map(|(slot, _)| slot.to_owned()).filter(|s| s.ends_with(".bias")).collect();
+        for slot in biases.iter().filter(|s| !s.contains("norm")) {
+            let zeros = model.params().require(slot).unwrap().zeros_like().unwrap();
+            model.params_mut().set(slot.clone(), zeros);
+        }
+        let ids: Vec<u32> = (0..16).map(|i| (i * 7 + 3) % 50).collect();
+        let mut batch = Batch::new(Tensor::from_vec(ids, (2, 8), &Device::Cpu).unwrap());
+        let labels: Vec<i64> = (0..16).map(|i| if i % 5 == 1 { i } else { -100 }).collect();
+        batch.labels = Some(Labels::Tokens(Tensor::from_vec(labels, (2, 8), &Device::Cpu).unwrap()));
+        for rule in [Rule::Epsilon(1e-9), Rule::ZPlus] {
+            let lrp = Lrp { rule, by_layer: false };
+            let mut sites = Sites::default();
+            let width = model.dims()[0].ffn;
+            sites.add(Key::of(SiteKind::Neurons, 0), 0..width);
+            let mut flow = lrp.flow(&model, &sites).unwrap();
+            let (out, given) = flow.batch(&batch).unwrap();
+            assert!((out - given).abs() <= 1e-3 * out.abs().max(1.0), "{out} out, {given} in");
+            assert!(flow.sums[&Key::of(SiteKind::Neurons, 0)].iter().all(|v| v.is_finite() && *v >= 0.0));
+        }
+    }
+
+    /// What it has no rule for is refused by name, before anything runs.
+    #[test]
+    fn networks_without_a_rule_are_refused_by_name() {
+        for (family, says) in
+            [("qwen3_moe", "experts in layer 0"), ("mixtral", "experts in layer 0"), ("gemma2", "norms behind the sublayers")]
+        {
+            let model = prunectl_model::load(&golden(&format!("../families/{family}")), &LoadOptions::default()).unwrap();
+            let lrp = Lrp { rule: Rule::ZPlus, by_layer: false };
+            let mut sites = Sites::default();
+            sites.add(Key::of(SiteKind::Heads, 0), 0..model.dims()[0].q_heads);
+            let none = &mut crate::data::InMemory::default();
+            let text = lrp.score(&model, &sites, none, &()).unwrap_err().to_string();
+            assert!(text.contains(says), "{family}: {text}");
         }
     }
 }

@@ -83,7 +83,7 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         ],
         ALL_SITES,
         "The size of a unit: `Σ|w|` or `√Σw²` over all weights of its group (a query head: its q rows and o columns; a KV group: also k, v and all its query heads; a neuron: its up and gate rows and down column). A single weight: `|w|`.\n\n\
-         Mind: biases and norms do not count. Other codes leave squares unrooted or average over members, so sums over groups of different size rank differently (`quirk = \"reference\"`).\n\n\
+         Mind: biases and norms do not count. Other codes leave squares unrooted or average over members, so sums over groups of different size rank differently (`quirk = \"reference\"`). Scales differ between layers: `scope = layer` keeps a global ranking from emptying one.\n\n\
          ```prune\nprune m.layers[*].mlp.neurons by 30% using magnitude(norm = l1)\n```",
     )),
     build: Some(build),

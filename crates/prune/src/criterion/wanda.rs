@@ -135,7 +135,7 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         INNER_AND_WEIGHTS,
         "Weights times the norm of their input: `|w_ij| · ‖x_j‖₂`, ranked within each output row by default.\n\n\
          A structured site sums the scores of its group. `prune` scores each block on the inputs that its pruned predecessors give; `score` uses dense inputs.\n\n\
-         Mind: N:M patterns run along the inputs. The authors divide the squared norm by the number of sequences (`quirk = \"reference\"`): all columns scale alike, masks do not change.\n\n\
+         Mind: N:M patterns run along the inputs. The authors divide the squared norm by the number of sequences (`quirk = \"reference\"`): all columns scale alike, masks do not change. Scales differ between layers: units of a whole model are ranked more fairly with `scope = layer`.\n\n\
          ```prune\nprune m.layers[*].linears.weights by 50% using wanda(on = d.train.sample(64, seed = 0))\n```",
     )))),
     build: Some(build),

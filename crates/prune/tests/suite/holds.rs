@@ -277,3 +277,85 @@ fn sensitivity_is_the_loss_of_one_masked_layer() {
     let loss = measure(&masked, "loss", &[]).value;
     assert!((found.details["layers.1.mlp.neurons 10%"] - loss).abs() < 1e-6 * loss);
 }
+
+/// Methods that decide block by block, with what they select and how much of it goes.
+fn sequential(model: &Transformer) -> Vec<(&'static str, Sites)> {
+    let mut weights = Sites::default();
+    for layer in 0..model.n_layers() {
+        weights.weights.extend(model.linears(layer).unwrap());
+    }
+    let neurons = all(model, &[SiteKind::Neurons]);
+    vec![("sparsegpt", weights.clone()), ("wanda", weights), ("thinet", neurons.clone()), ("flap", neurons)]
+}
+
+/// The pruned model's matrices: what stays is part of the result of a method that updates it.
+fn pruned(name: &str, model: &Transformer, sites: &Sites, data: &mut InMemory) -> prunectl_prune::Result<Vec<(String, Vec<f64>)>> {
+    use prunectl_prune::Request;
+    use prunectl_recipe::plan::{Amount, Scope};
+    let criterion = build(CRITERIA, name, &[]);
+    let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
+    let (protect, none) = (Sites::default(), Removed::default());
+    let scope = if name == "flap" { Scope::Global } else { sites.kinds().first().map_or(Scope::Matrix, |k| criterion.default_scope(*k)) };
+    let request = Request { sites, amount: &amount, scope, at_least: None, align: None, protect: &protect, removed: &none, step: None };
+    let (mut model, mut removed) = (model.clone(), Removed::default());
+    criterion.layerwise().unwrap().prune(&mut model, &mut removed, &request, data, &())?;
+    let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    Ok(model.params().iter().filter(|(slot, _)| slot.contains("layers.")).map(|(slot, t)| (slot.to_owned(), flat(t))).collect())
+}
+
+#[test]
+fn block_by_block_prunes_depend_neither_on_the_batch_nor_on_threads() {
+    for (model, classes) in [(bert(), true), (llama(), false)] {
+        let wide = model.to_dtype(DType::F64).unwrap();
+        for (name, sites) in sequential(&model) {
+            let one = pruned(name, &wide, &sites, &mut batches(1, classes)).unwrap();
+            let many = pruned(name, &wide, &sites, &mut batches(SEQUENCES, classes)).unwrap();
+            for ((slot, a), (_, b)) in one.iter().zip(&many) {
+                let scale = a.iter().fold(0f64, |m, v| m.max(v.abs())).max(1e-30);
+                for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                    assert!((a - b).abs() / scale <= BATCH_TOLERANCE, "{name}: {slot}, entry {i}: {a} one by one, {b} in a batch");
+                }
+            }
+            let bits = |threads: usize| -> Vec<(String, Vec<u64>)> {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let run = || pruned(name, &model, &sites, &mut batches(8, classes)).unwrap();
+                pool.install(run).into_iter().map(|(k, v)| (k, v.iter().map(|x| x.to_bits()).collect())).collect()
+            };
+            assert!(bits(1) == bits(2), "{name}");
+        }
+    }
+}
+
+/// Dead and constant inputs, and fewer tokens than columns (a singular Hessian): half goes all the same, and what stays is finite.
+#[test]
+fn block_by_block_prunes_of_degenerate_inputs_are_defined() {
+    for (model, classes) in [(bert(), true), (llama(), false)] {
+        let model = degenerate(&model);
+        let mut few = batches(1, classes);
+        let first = prunectl_prune::Batches::next(&mut few).unwrap().unwrap();
+        for (name, sites) in sequential(&model) {
+            for data in [&mut batches(8, classes), &mut InMemory::new(vec![first.clone()])] {
+                for (slot, values) in pruned(name, &model, &sites, data).unwrap() {
+                    assert!(values.iter().all(|v| v.is_finite()), "{name}: {slot}");
+                    if sites.weights.contains(&slot) {
+                        assert!(values.iter().filter(|v| **v == 0.0).count() * 2 >= values.len(), "{name}: {slot}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn block_by_block_prunes_of_a_model_that_gives_nan_say_where() {
+    let mut model = bert();
+    let slot = "layers.1.mlp.up.weight";
+    let w = model.params().require(slot).unwrap().clone();
+    let mut values = w.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values[5] = f32::NAN;
+    model.params_mut().set(slot, Tensor::from_vec(values, w.shape().clone(), &Device::Cpu).unwrap());
+    for (name, sites) in sequential(&model) {
+        let text = pruned(name, &model, &sites, &mut batches(8, true)).unwrap_err().to_string();
+        assert!(text.contains("layers.1") || text.contains("layers.2") || text.contains("layer"), "{name}: {text}");
+    }
+}
