@@ -408,21 +408,19 @@ impl Criterion for Lrp {
     }
 
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
-        let wrong = |kind| PruneError::Site { method: NAME, kind, hint: "it scores heads, KV groups and the neurons of dense MLPs" };
-        if !sites.weights.is_empty() {
-            return Err(wrong(SiteKind::Weights));
-        }
-        let dense = |k: &Key| k.layer.and_then(|l| model.dims().get(l)).is_some_and(|d| d.experts == 0);
-        if let Some(key) =
-            sites.units.keys().find(|k| !matches!(k.kind, SiteKind::Heads | SiteKind::KvGroups | SiteKind::Neurons) || !dense(k))
-        {
-            return Err(wrong(key.kind));
-        }
         let routed = model.dims().iter().position(|d| d.experts > 0).map(|layer| format!("experts in layer {layer}"));
         let behind = (model.blueprint().layout == Layout::Sandwich).then(|| "norms behind the sublayers, before they are added".to_owned());
         if let Some(found) = routed.or(behind) {
             let expected = "dense blocks with a norm before or after each residual sum; take `taylor` or `fisher` here".into();
             return Err(PruneError::Invalid { what: "network that lrp explains", found, expected });
+        }
+        let wrong = |kind| PruneError::Site { method: NAME, kind, hint: "it scores heads, KV groups and the neurons of dense MLPs" };
+        if !sites.weights.is_empty() {
+            return Err(wrong(SiteKind::Weights));
+        }
+        let known = |k: &&Key| matches!(k.kind, SiteKind::Heads | SiteKind::KvGroups | SiteKind::Neurons);
+        if let Some(key) = sites.units.keys().find(|k| !known(k)) {
+            return Err(wrong(key.kind));
         }
         let mut flow = self.flow(model, sites)?;
         let mut done = 0;
