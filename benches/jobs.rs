@@ -21,7 +21,7 @@ use prunectl_recipe::catalogue::{Args, Entry, SiteKind, Ty};
 use prunectl_recipe::plan::{Amount, Schedule, Scope, Share, Unit, Value, When};
 
 #[global_allocator]
-static MEMORY: Recycler = Recycler::new();
+static MEMORY: Recycler = Recycler;
 
 /// A row's default, as the recipe's checker would read it.
 fn default(text: &str, ty: Ty) -> Value {

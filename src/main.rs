@@ -8,7 +8,7 @@ use prunectl_run::cli::Cli;
 use prunectl_run::interrupt::Interrupt;
 
 #[global_allocator]
-static MEMORY: Recycler = Recycler::new();
+static MEMORY: Recycler = Recycler;
 
 fn main() -> ExitCode {
     // Wrong usage ends in clap's own message and status 2.

@@ -16,8 +16,23 @@ const CLASSES: usize = (usize::BITS - LEAST_BYTES.trailing_zeros()) as usize * S
 /// A cache line; larger alignments are the system allocator's.
 const ALIGN: usize = 64;
 
-/// Use it as `#[global_allocator] static MEMORY: Recycler = Recycler::new();`.
-pub struct Recycler(Mutex<Shelves>);
+/// Use it as `#[global_allocator] static MEMORY: Recycler = Recycler;`. All of them share one stock of blocks.
+pub struct Recycler;
+
+static STOCK: Stock = Stock::new();
+
+/// Returns to the system what waits for the next tensors, and what the system's allocator keeps of smaller blocks. Between two pieces
+/// of work of different shapes: what the first one kept would stand beside what the second one needs.
+pub fn release() {
+    STOCK.release();
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+struct Stock(Mutex<Shelves>);
 
 /// The head of a waiting block.
 struct Waiting {
@@ -75,10 +90,15 @@ impl Shelves {
 
     /// Returns waiting blocks, the largest first, until a new one of `size` fits below what was once in use.
     fn make_room(&mut self, size: usize) {
-        let limit = self.peak.max(self.used + size);
+        let limit = self.peak.max(self.used + size).saturating_sub(size);
+        self.shrink(limit);
+    }
+
+    /// Returns waiting blocks, the largest first, until no more than `limit` bytes are in use or wait.
+    fn shrink(&mut self, limit: usize) {
         for class in (0..CLASSES).rev() {
             let bytes = size_of_class(class);
-            while self.used + self.kept + size > limit {
+            while self.used + self.kept > limit {
                 let (Some(old), Some(layout)) = (self.take(class, bytes), block(bytes)) else { break };
                 // SAFETY: it came from the system with the layout of its class.
                 unsafe { System.dealloc(old.as_ptr().cast(), layout) };
@@ -93,15 +113,8 @@ fn size_of_class(class: usize) -> usize {
     base.saturating_add(base / STEPS * (class % STEPS))
 }
 
-impl Default for Recycler {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Recycler {
-    /// Nothing is kept yet.
-    pub const fn new() -> Self {
+impl Stock {
+    const fn new() -> Self {
         Self(Mutex::new(Shelves { waiting: [None; CLASSES], used: 0, kept: 0, peak: 0 }))
     }
 
@@ -133,11 +146,19 @@ impl Recycler {
         }
         new
     }
+
+    /// Returns all that waits, and forgets how much was once in use.
+    fn release(&self) {
+        let mut shelves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = shelves.used;
+        shelves.shrink(used);
+        shelves.peak = used;
+    }
 }
 
 // SAFETY: blocks come from the system allocator with the layout of their class, which is no smaller and no less aligned than what was
 // asked for, and are in use once at a time; everything else is passed on.
-unsafe impl GlobalAlloc for Recycler {
+unsafe impl GlobalAlloc for Stock {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match class(&layout) {
             Some((class, size)) => self.get(class, size, false),
@@ -187,6 +208,29 @@ unsafe impl GlobalAlloc for Recycler {
     }
 }
 
+// SAFETY: as [`Stock`], to which everything is passed on.
+unsafe impl GlobalAlloc for Recycler {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { STOCK.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { STOCK.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { STOCK.dealloc(start, layout) }
+    }
+
+    unsafe fn realloc(&self, start: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { STOCK.realloc(start, layout, new_size) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_block_comes_back_zeroed_if_asked_and_the_peak_is_kept() {
-        let memory = Recycler::new();
+        let memory = Stock::new();
         let (small, large) = (layout(LEAST_BYTES), layout(4 * LEAST_BYTES));
         // SAFETY: every block is used within its layout and given back once.
         unsafe {
@@ -231,6 +275,9 @@ mod tests {
             assert_eq!(std::slice::from_raw_parts(d, small.size()), vec![3; small.size()]);
             memory.dealloc(d, large);
         }
-        assert_eq!(memory.0.lock().unwrap().used, 0);
+        memory.release();
+        let shelves = memory.0.lock().unwrap();
+        assert_eq!((shelves.used, shelves.kept, shelves.peak), (0, 0, 0));
+        assert!(shelves.waiting.iter().all(Option::is_none));
     }
 }

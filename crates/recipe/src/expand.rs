@@ -169,12 +169,14 @@ fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Box<Diagnos
             out.units.insert((SiteKind::Hidden, None), (0..facts.hidden).collect());
         }
         Part::Tensors(glob) => {
-            let matched: BTreeSet<String> = facts.tensors.iter().filter(|t| glob_matches(glob, t)).cloned().collect();
+            let names = || facts.tensors.iter().map(|(name, _)| name.as_str());
+            let matched: BTreeSet<String> =
+                facts.tensors.iter().filter(|(name, _)| glob_matches(glob, name)).flat_map(|(_, slots)| slots.clone()).collect();
             if matched.is_empty() && !facts.tensors.is_empty() {
-                let nearest = crate::syntax_error::nearest(&glob.replace('*', ""), facts.tensors.iter().map(String::as_str));
-                let example = nearest.or(facts.tensors.first().map(String::as_str)).unwrap_or("");
-                let d = Diagnostic::error("P0208", format!("no tensor matches `{glob}`"), span, "matches nothing");
-                return Err(Box::new(d.hint(format!("the model has tensors such as `{example}`"))));
+                let nearest = crate::syntax_error::nearest(&glob.replace('*', ""), names());
+                let example = nearest.or(names().next()).unwrap_or("");
+                let d = Diagnostic::error("P0208", format!("no matrix of the model's files matches `{glob}`"), span, "matches nothing");
+                return Err(Box::new(d.hint(format!("they hold matrices such as `{example}`"))));
             }
             out.tensors.entry(None).or_default().extend(matched);
         }

@@ -13,8 +13,9 @@ pub struct Facts {
     pub layers: Vec<LayerFacts>,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Names of all tensors, as `m.tensors("glob")` matches them. Empty if unknown.
-    pub tensors: Vec<String>,
+    /// The matrices of the model's files, as `m.tensors("glob")` matches them: the name there, and the network's names of what it holds.
+    /// Empty if unknown.
+    pub tensors: Vec<(String, Vec<String>)>,
     /// Whether there is a language-model head.
     pub head: bool,
     /// Whether there is a classifier.
@@ -52,7 +53,8 @@ impl Facts {
             mlp_linears: ["up", "down"].iter().map(|s| format!("layers.{i}.mlp.{s}.weight")).collect(),
         };
         let layers: Vec<LayerFacts> = (0..n_layers).map(layer).collect();
-        let tensors = layers.iter().flat_map(|l| l.attention_linears.iter().chain(&l.mlp_linears).cloned()).collect();
+        let names = layers.iter().flat_map(|l| l.attention_linears.iter().chain(&l.mlp_linears).cloned());
+        let tensors = names.map(|name| (name.clone(), vec![name])).collect();
         Self {
             family: family.to_owned(),
             layers,

@@ -2,6 +2,7 @@
 //! left in each layer as far as the recipe decides it, and what only scores can decide as a range.
 
 mod loads_in;
+mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,11 +13,11 @@ use prunectl_recipe::Sources;
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::{
-    Amount, Bound, CriterionRef, Goal, LimitValue, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Train, Value,
+    Amount, Bound, CriterionRef, Goal, LimitValue, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Value,
 };
 use serde::Serialize;
 
-use crate::data::{AutoBatch, describe as describe_data, memory_bytes};
+use crate::data::describe as describe_data;
 use crate::executor::{kind_name, model_of, to_sites};
 use crate::hub::Door;
 use crate::models::{describe, facts_from_file, read_facts};
@@ -25,9 +26,8 @@ use crate::stock;
 
 /// Tokens of the sequence that FLOPs and the KV cache are stated for.
 const LENGTH_TOKENS: usize = 128;
-/// Bytes of a value in the KV cache (f16) and of a weight in memory (f32).
+/// Bytes of a value in the KV cache (f16).
 const CACHE_VALUE_BYTES: usize = 2;
-const WEIGHT_BYTES: u64 = 4;
 
 /// Everything that can be said beforehand.
 #[derive(Debug, Clone, Serialize)]
@@ -36,8 +36,8 @@ pub struct Forecast {
     pub models: Vec<ModelForecast>,
     /// Steps in order; those of a `repeat` once for each round, those of a `sweep` once for each cell.
     pub steps: Vec<StepForecast>,
-    /// An estimate from above of the largest step; `None` where no model is known.
-    pub peak_memory_bytes: Option<u64>,
+    /// The step that takes the most memory, estimated from above; `None` where a model is not at hand.
+    pub peak: Option<Peak>,
 }
 
 impl Forecast {
@@ -52,6 +52,17 @@ impl Forecast {
         }
         out
     }
+}
+
+/// Where memory is highest.
+#[derive(Debug, Clone, Serialize)]
+pub struct Peak {
+    /// Resident bytes of the process on the CPU, weights in f32.
+    pub bytes: u64,
+    /// The step's line.
+    pub line: u32,
+    /// `prune prune-1`.
+    pub step: String,
 }
 
 /// One model.
@@ -146,8 +157,7 @@ pub struct StepForecast {
     pub notes: Vec<String>,
     /// Passes over its data.
     pub passes: Option<u64>,
-    /// Of a training: weights, gradients, the optimiser's buffers and activations, an estimate from above.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Resident bytes of the process while it runs, estimated from above; `None` where a model is not at hand.
     pub memory_bytes: Option<u64>,
     /// Loaders of its `loads_in` that can't read what it leaves.
     #[serde(skip)]
@@ -198,27 +208,28 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
         }
     }
     let mut steps = Vec::new();
-    walk(&plan.steps, &mut sims, sources, &mut steps);
+    let resident = if why.is_empty() { memory::resident(plan, &sims) } else { None };
+    walk(&plan.steps, &mut sims, sources, resident, &mut steps);
     advise(&plan.steps, &recovered(&plan.steps), &mut steps);
-    let trained = steps.iter().filter_map(|s| s.memory_bytes).max();
-    let peak_memory_bytes = trained.or_else(|| sims.values().map(peak).max());
     let models = plan.models.iter().map(|decl| ModelForecast {
         name: decl.name.clone(),
         source: describe(&decl.source),
         known: sims.get(&decl.name).map(known),
         unknown: why.get(&decl.name).cloned(),
     });
-    Forecast { models: models.collect(), steps, peak_memory_bytes }
+    let highest = steps.iter().filter_map(|s| Some((s.memory_bytes?, s))).max_by_key(|(bytes, s)| (*bytes, std::cmp::Reverse(s.line)));
+    let peak = highest.map(|(bytes, s)| Peak { bytes, line: s.line, step: format!("{} {}", s.kind, s.name) });
+    Forecast { models: models.collect(), steps, peak }
 }
 
-fn walk(steps: &[Step], sims: &mut BTreeMap<String, Sim>, sources: &Sources, out: &mut Vec<StepForecast>) {
+fn walk(steps: &[Step], sims: &mut BTreeMap<String, Sim>, sources: &Sources, resident: Option<u64>, out: &mut Vec<StepForecast>) {
     for step in steps {
         match &step.kind {
-            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| walk(r, sims, sources, out)),
+            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| walk(r, sims, sources, resident, out)),
             StepKind::Sweep { cells, .. } => {
                 for cell in cells {
                     let mut own = sims.clone();
-                    walk(&cell.steps, &mut own, sources, out);
+                    walk(&cell.steps, &mut own, sources, resident, out);
                 }
             }
             StepKind::Adopt { model, .. } => {
@@ -227,7 +238,11 @@ fn walk(steps: &[Step], sims: &mut BTreeMap<String, Sim>, sources: &Sources, out
                 }
                 out.push(plain(step, vec!["takes the model of one cell".to_owned()]));
             }
-            _ => out.push(one(step, sims, sources)),
+            _ => {
+                let extra = memory::of(step, sims);
+                let memory_bytes = resident.zip(extra).map(|(resident, extra)| resident + extra);
+                out.push(StepForecast { memory_bytes, ..one(step, sims, sources) });
+            }
         }
     }
 }
@@ -300,12 +315,10 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
                 notes.extend(prune_notes(&at_the_end(prune), sims, sources).0);
                 unloadable.extend(sims.get(model_of(&prune.selector)).map(|sim| loads_in::check(prune, step, sim)).unwrap_or_default());
             }
-            let memory_bytes = sims.get(&train.model).map(|sim| train_bytes(train, sim));
-            if let Some(bytes) = memory_bytes {
-                let again = if recomputes(train) { ", blocks recomputed" } else { "" };
-                notes.push(format!("about {} of memory{again}", crate::report::figure(bytes as f64, crate::report::FigureUnit::Bytes)));
+            if memory::recomputes(train) {
+                notes.push("blocks are computed again in the backward pass".to_owned());
             }
-            StepForecast { unloadable, memory_bytes, ..plain(step, notes) }
+            StepForecast { unloadable, ..plain(step, notes) }
         }
         StepKind::Reconstruct { selector, data, length: each, .. } => {
             let of = sites_of(selector, sims).map_or_else(|| "blocks of a model that is not at hand".to_owned(), |s| named(&s));
@@ -647,45 +660,6 @@ fn size_after(sim: &Sim, least: &[LayerDims], most: &[LayerDims], before: u64, s
         return Some((after, after));
     }
     Some((size(least), size(most)))
-}
-
-/// Weights in f32, twice where a dense copy stays for the comparison, and the activations of a batch.
-fn peak(sim: &Sim) -> u64 {
-    let auto = activations(sim);
-    2 * WEIGHT_BYTES * sim.file.parameters + auto.rows(memory_bytes()) as u64 * auto.row_bytes()
-}
-
-fn recomputes(train: &Train) -> bool {
-    matches!(train.options.get("recompute"), Some(Value::Bool(true)))
-}
-
-/// What a step of a training holds in f32: the weights as they were loaded and as they are, the variables and gradients of a pass, the
-/// optimiser's buffers, a teacher, and the activations of a batch. As if all parameters trained.
-fn train_bytes(train: &Train, sim: &Sim) -> u64 {
-    const OF_A_STEP: u64 = 4;
-    let buffers = prunectl_prune::build(prunectl_prune::OPTIMIZERS, &train.optimizer.name, &train.optimizer.args);
-    let buffers = buffers.map_or(2, |o| o.buffers().len() as u64);
-    let teacher = u64::from(train.loss.iter().any(|(_, term)| term.args.get("teacher").is_some()));
-    let auto = activations(sim);
-    let rows = train.options.get("batch").and_then(Value::as_u64).unwrap_or_else(|| auto.rows(memory_bytes()) as u64);
-    let row = if recomputes(train) { auto.recomputed_row_bytes() } else { auto.row_bytes() };
-    (OF_A_STEP + buffers + teacher) * WEIGHT_BYTES * sim.file.parameters + rows * row
-}
-
-/// A row of activations of a training.
-fn activations(sim: &Sim) -> AutoBatch {
-    let file = &sim.file;
-    let most = |of: fn(&LayerDims) -> usize| file.dims.iter().map(of).max().unwrap_or(0);
-    let positions = file.blueprint.embeddings.positions.as_ref().map_or(512, |p| p.rows);
-    AutoBatch {
-        length: positions.min(512),
-        hidden: file.blueprint.hidden,
-        ffn: most(|d| d.ffn),
-        heads: most(|d| d.q_heads),
-        layers: file.dims.len(),
-        vocabulary: if matches!(file.blueprint.head, prunectl_model::Head::Tokens { .. }) { file.blueprint.vocab } else { 0 },
-        backward: true,
-    }
 }
 
 /// A parameter's value as the recipe would write it.

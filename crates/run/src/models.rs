@@ -200,7 +200,8 @@ pub fn facts_of(model: &Transformer) -> Result<Facts> {
         layers.push(layer_facts(dims, model.linears(i)?));
     }
     let slots = model.params().iter().map(|(slot, _)| slot.to_owned()).collect();
-    Ok(facts(&model.origin().model_type, layers, model.blueprint().hidden, slots, &model.blueprint().head))
+    let matrices = prunectl_model::file_matrices(model)?;
+    Ok(facts(&model.origin().model_type, layers, model.blueprint().hidden, slots, matrices, &model.blueprint().head))
 }
 
 /// What the checker asks about a checkpoint whose config and headers were read.
@@ -214,7 +215,9 @@ pub fn facts_from_file(file: &ModelFile) -> Facts {
     };
     let layers =
         file.dims.iter().enumerate().map(|(i, d)| layer_facts(d, slots.iter().filter(|s| linear(i, s)).cloned().collect())).collect();
-    facts(&file.model_type, layers, file.blueprint.hidden, slots, &file.blueprint.head)
+    // What has no names can't be loaded either, and that is told then.
+    let matrices = file.matrices().unwrap_or_default();
+    facts(&file.model_type, layers, file.blueprint.hidden, slots, matrices, &file.blueprint.head)
 }
 
 fn layer_facts(dims: &LayerDims, linears: Vec<String>) -> LayerFacts {
@@ -229,14 +232,20 @@ fn layer_facts(dims: &LayerDims, linears: Vec<String>) -> LayerFacts {
     }
 }
 
-fn facts(family: &str, layers: Vec<LayerFacts>, hidden: usize, slots: Vec<String>, head: &Head) -> Facts {
-    let embeddings =
-        slots.iter().filter(|s| s.starts_with("embeddings.") && s.ends_with(".weight") && !s.contains("norm")).cloned().collect();
+fn facts(
+    family: &str,
+    layers: Vec<LayerFacts>,
+    hidden: usize,
+    slots: Vec<String>,
+    tensors: Vec<(String, Vec<String>)>,
+    head: &Head,
+) -> Facts {
+    let embeddings = slots.into_iter().filter(|s| s.starts_with("embeddings.") && s.ends_with(".weight") && !s.contains("norm")).collect();
     Facts {
         family: family.to_owned(),
         layers,
         hidden,
-        tensors: slots,
+        tensors,
         head: matches!(head, Head::Tokens { .. }),
         classifier: matches!(head, Head::Sequence { .. }),
         embeddings,

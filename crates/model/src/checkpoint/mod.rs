@@ -12,7 +12,7 @@ use crate::blueprint::{Blueprint, Head, Pooling, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
 use crate::family::names::FileTensor;
-use crate::family::{self, Resolved};
+use crate::family::{self, FAMILIES, Family, Resolved};
 use crate::params::Params;
 use crate::transformer::{Blocked, Origin, Transformer};
 use files::{Files, read_json};
@@ -209,6 +209,13 @@ fn sentence_pooling(dir: &Path) -> Result<Option<Pooling>> {
 }
 
 impl Facts {
+    /// As [`file_matrices`] of the model that would be loaded.
+    pub fn matrices(&self) -> Result<Vec<(String, Vec<String>)>> {
+        let family = FAMILIES.iter().find(|f| f.name == self.family);
+        let named = family.map(|f| names_and_tensors(f, &self.blueprint, &self.dims, self.task)).transpose()?;
+        Ok(matrices(named.unwrap_or_default()))
+    }
+
     /// Reads `config.json` and the headers of the safetensors files in a folder. Works where the files' data section is absent.
     pub fn read(dir: &Path, task: Option<Task>) -> Result<Self> {
         Self::read_for(dir, &LoadOptions { task, ..LoadOptions::default() })
@@ -459,14 +466,40 @@ pub fn file_shape(model: &Transformer, name: &str) -> Option<(usize, usize)> {
 
 /// The file's tensors with their names, as [`to_checkpoint`] writes them.
 fn named_tensors(model: &Transformer) -> Result<Vec<(String, FileTensor)>> {
-    let names = (model.origin.family.names)(&model.blueprint);
     let int8 = int8_slots(model)?;
-    let tensors = names.file_tensors(&model.blueprint, &model.dims)?.into_iter().map(|tensor| {
-        let tensor = if is_int8(&tensor, &int8) { tensor.upright() } else { tensor };
-        let bare = if model.origin.task == Task::Encoder { tensor.name.strip_prefix(names.prefix) } else { None };
+    let named = names_and_tensors(model.origin.family, &model.blueprint, &model.dims, model.origin.task)?;
+    let upright = |tensor: FileTensor| if is_int8(&tensor, &int8) { tensor.upright() } else { tensor };
+    Ok(named.into_iter().map(|(name, tensor)| (name, upright(tensor))).collect())
+}
+
+fn names_and_tensors(family: &Family, blueprint: &Blueprint, dims: &[LayerDims], task: Task) -> Result<Vec<(String, FileTensor)>> {
+    let names = (family.names)(blueprint);
+    let tensors = names.file_tensors(blueprint, dims)?.into_iter().map(|tensor| {
+        let bare = if task == Task::Encoder { tensor.name.strip_prefix(names.prefix) } else { None };
         (bare.unwrap_or(&tensor.name).to_owned(), tensor)
     });
     Ok(tensors.collect())
+}
+
+/// Matrices under the names of the files that hold them, each with the slots of the network that it is. A part of a fused tensor also
+/// stands alone, as `NAME[q]`.
+fn matrices(named: Vec<(String, FileTensor)>) -> Vec<(String, Vec<String>)> {
+    let mut out = Vec::new();
+    for (name, tensor) in named {
+        let parts: Vec<&str> = tensor.parts.iter().filter(|slot| slot.shape.len() == 2).map(|slot| slot.name.as_str()).collect();
+        if parts.len() > 1 {
+            out.extend(parts.iter().map(|slot| (part_name(&name, slot), vec![(*slot).to_owned()])));
+        }
+        if !parts.is_empty() {
+            out.push((name, parts.into_iter().map(str::to_owned).collect()));
+        }
+    }
+    out
+}
+
+/// The model's matrices under the names of its files, each with its slots; parts of fused ones also alone, as `NAME[q]`.
+pub fn file_matrices(model: &Transformer) -> Result<Vec<(String, Vec<String>)>> {
+    Ok(matrices(named_tensors(model)?))
 }
 
 /// The name of one part of a fused tensor: `h.0.attn.c_attn.weight[q]`.

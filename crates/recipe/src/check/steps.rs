@@ -353,7 +353,8 @@ impl<'a> Checker<'a> {
         const KINDS: [Kind; 7] = [Kind::Criterion, Kind::Loss, Kind::Optimizer, Kind::Adapter, Kind::Quantizer, Kind::Metric, Kind::Rule];
         let known: Vec<Kind> = KINDS.into_iter().filter(|k| self.catalogue.get(*k, n).is_some()).collect();
         match known.as_slice() {
-            [kind] => {
+            // `cosine` is a schedule and a metric: its use will tell.
+            [kind] if !super::amount::SCHEDULES.contains(&n) => {
                 self.method(*kind, h, cx);
             }
             [] if !super::amount::SCHEDULES.contains(&n)

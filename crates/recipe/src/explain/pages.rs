@@ -198,8 +198,8 @@ prune m.layers[*].attention.heads by sparsity using magnitude()
     },
     Page {
         code: "P0208",
-        title: "no tensor matches",
-        cause: r###"`m.tensors("glob")` matches the names of the checkpoint's tensors; `*` stands for any run of characters."###,
+        title: "no matrix matches",
+        cause: r###"`m.tensors("glob")` matches the names of matrices as the model's files have them (of a fused one also its parts, as `NAME[q]`); `*` stands for any run of characters."###,
         bad: r###"prune m.tensors("*.querry.*") by 40% using magnitude()
 "###,
         good: r###"prune m.tensors("*.q.*") by 40% using magnitude()

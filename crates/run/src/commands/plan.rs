@@ -139,7 +139,7 @@ fn to_json(plan: &Plan, forecast: &Forecast, refused: &[String]) -> Value {
         "params": plan.params.iter().map(|p| json!({"name": p.name, "type": p.ty, "value": crate::forecast::shown(&p.value)})).collect::<Vec<_>>(),
         "models": forecast.models,
         "steps": forecast.steps,
-        "peak_memory_bytes": forecast.peak_memory_bytes,
+        "peak_memory_bytes": forecast.peak.as_ref().map(|p| p.bytes),
         "refused": refused,
     })
 }
@@ -161,11 +161,9 @@ fn text(plan: &Plan, forecast: &Forecast) -> String {
     for model in &forecast.models {
         out += &format!("\n{}\n", of_model(model));
     }
-    if let Some(bytes) = forecast.peak_memory_bytes {
-        out += &format!(
-            "\npeak memory about {} (weights twice where a dense copy stays, and the activations of a batch)\n",
-            figure(bytes as f64, FigureUnit::Bytes)
-        );
+    if let Some(peak) = &forecast.peak {
+        let bytes = figure(peak.bytes as f64, FigureUnit::Bytes);
+        out += &format!("\npeak memory at most about {bytes}, in `{}` of line {} (on the CPU, in f32; data files not counted)\n", peak.step, peak.line);
     }
     out
 }

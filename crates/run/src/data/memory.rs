@@ -1,20 +1,25 @@
 //! How many rows fit at once, where a step does not say.
 
+use prunectl_model::{Blueprint, Head, LayerDims};
+
 /// The largest part of a machine's memory that the activations of a step may take.
 const SHARE: f64 = 0.25;
 /// More rows at once than this win nothing on a CPU or a GPU.
 const MOST: usize = 64;
+
+/// Tokens of a row where nothing says how long rows are: documents are rarely longer.
+pub const USUAL_TOKENS: usize = 512;
 
 /// What decides how many rows fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AutoBatch {
     /// Tokens of the longest row.
     pub length: usize,
-    /// Width of the residual stream.
+    /// Width of the residual stream, or of a layer's heads together where that is more.
     pub hidden: usize,
-    /// Widest FFN.
+    /// Widest FFN, of all experts together.
     pub ffn: usize,
-    /// Most query heads of a layer.
+    /// Query heads whose attention weights are stored: on the CPU none.
     pub heads: usize,
     /// Layers.
     pub layers: usize,
@@ -25,8 +30,23 @@ pub struct AutoBatch {
 }
 
 impl AutoBatch {
-    /// Bytes of activations for one row in f32: residual stream, q/k/v and context, FFN, attention weights, logits.
-    /// An estimate from above for the shapes of this network; it decides a batch, never a result.
+    /// Of rows of `length` tokens through a network of this shape.
+    pub fn new(blueprint: &Blueprint, dims: &[LayerDims], length: usize, backward: bool, on_cpu: bool) -> Self {
+        let most = |of: fn(&LayerDims) -> usize| dims.iter().map(of).max().unwrap_or(0);
+        Self {
+            length,
+            hidden: blueprint.hidden.max(most(|d| d.q_heads * d.head_dim)),
+            ffn: most(|d| d.ffn * d.experts.max(1)),
+            heads: if on_cpu { 0 } else { most(|d| d.q_heads) },
+            layers: dims.len(),
+            vocabulary: if matches!(blueprint.head, Head::Tokens { .. }) { blueprint.vocab } else { 0 },
+            backward,
+        }
+    }
+
+    /// Bytes of activations for one row in f32: residual stream, q/k/v and context, FFN, stored attention weights, logits; with a
+    /// backward pass their copies in the graph and the gradients that are alive at once. An estimate from above for this network, held
+    /// against measured peaks; it decides a batch, never a result.
     pub fn row_bytes(&self) -> u64 {
         self.bytes(if self.backward { self.block() * self.layers.max(1) as u64 } else { 2 * self.block() })
     }
@@ -37,13 +57,14 @@ impl AutoBatch {
     }
 
     fn block(&self) -> u64 {
-        let s = self.length as u64;
-        s * (8 * self.hidden as u64 + 3 * self.ffn as u64) + 2 * self.heads as u64 * s * s
+        let (s, wide, narrow) = if self.backward { (self.length as u64, 12, 5) } else { (self.length as u64, 8, 3) };
+        s * (wide * self.hidden as u64 + narrow * self.ffn as u64) + 2 * self.heads as u64 * s * s
     }
 
-    /// Beside what blocks keep: logits, and their gradient or log-probabilities.
+    /// Beside what blocks keep: logits, and their gradient and log-probabilities.
     fn bytes(&self, kept: u64) -> u64 {
-        4 * (kept + 2 * self.length as u64 * self.vocabulary as u64)
+        let logits = if self.backward { 3 } else { 2 };
+        4 * (kept + logits * self.length as u64 * self.vocabulary as u64)
     }
 
     /// The largest power of two of rows, at most 64, whose activations fit a quarter of `memory_bytes`; at least 1.

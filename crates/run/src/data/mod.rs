@@ -38,13 +38,15 @@ pub use document::{Answer, Document, Label};
 pub use error::{BadRow, BadRows, DataError, Place};
 pub use file::FileRecord;
 pub use labels::Classes;
-pub use memory::{AutoBatch, memory_bytes};
+pub use memory::{AutoBatch, USUAL_TOKENS, memory_bytes};
 pub use questions::Ask;
-pub use select::{Dataset, describe};
+pub use select::{Dataset, describe, row_count, row_tokens};
+pub(crate) use stream::SEGMENT_BYTES;
 
 use crate::hub::Door;
 use fields::Fields;
 use lines::LineTable;
+use stream::LastStream;
 use table::{Body, Table};
 
 /// Splits in the order in which they are listed, with the words that name them in files.
@@ -170,13 +172,14 @@ struct Source {
 pub struct DataStore {
     sources: Arc<BTreeMap<String, Source>>,
     hub: Door,
+    last: Arc<LastStream>,
 }
 
 impl DataStore {
     /// The data statements of a plan, paths already joined to the recipe's folder.
     pub fn new(decls: &[DataDecl], hub: &Door) -> Self {
         let source = |d: &DataDecl| (d.name.clone(), Source { decl: d.clone(), open: Mutex::default() });
-        Self { sources: Arc::new(decls.iter().map(source).collect()), hub: hub.clone() }
+        Self { sources: Arc::new(decls.iter().map(source).collect()), hub: hub.clone(), last: Arc::default() }
     }
 
     /// Everything that can be known without reading a row: names, fields, files that exist, splits, and what this version can't do.
@@ -198,7 +201,7 @@ impl DataStore {
             tables.insert((name.to_owned(), split.map(str::to_owned)), table);
             Ok(())
         })?;
-        Ok(Dataset::new(expr.clone(), tables))
+        Ok(Dataset::new(expr.clone(), tables, self.last.clone()))
     }
 
     /// Every file read so far, with its hash, by path.

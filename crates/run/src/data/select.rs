@@ -13,7 +13,7 @@ use prunectl_recipe::plan::{DataExpr, Share};
 use super::chat::Learn;
 use super::draw::Draw;
 use super::error::{DataError, Place};
-use super::stream;
+use super::stream::LastStream;
 use super::table::Table;
 use crate::tokenizer::Tokenizer;
 
@@ -22,6 +22,7 @@ use crate::tokenizer::Tokenizer;
 pub struct Dataset {
     expr: DataExpr,
     tables: BTreeMap<(String, Option<String>), Arc<Table>>,
+    last: Arc<LastStream>,
 }
 
 /// A row, not read yet.
@@ -78,9 +79,9 @@ impl Selection {
         }
     }
 
-    fn windows(ids: Vec<u32>, length: usize, starts: Vec<u32>) -> Self {
+    fn windows(ids: Arc<Vec<u32>>, length: usize, starts: Vec<u32>) -> Self {
         let rows = starts.into_iter().map(|start| RowRef::Window { stream: 0, start }).collect();
-        Self { tables: Vec::new(), streams: vec![Windows { ids: Arc::new(ids), length }], rows, chat: None }
+        Self { tables: Vec::new(), streams: vec![Windows { ids, length }], rows, chat: None }
     }
 }
 
@@ -139,9 +140,28 @@ pub fn describe(expr: &DataExpr) -> String {
     }
 }
 
+/// Tokens of a row, where the expression says them.
+pub fn row_tokens(expr: &DataExpr) -> Option<u64> {
+    match expr {
+        DataExpr::Source { .. } => None,
+        DataExpr::Sample { length: Some(tokens), .. } | DataExpr::Pack { tokens, .. } => Some(*tokens),
+        DataExpr::Sample { of, length: None, .. } | DataExpr::Take { of, .. } | DataExpr::Chat { of, .. } => row_tokens(of),
+        DataExpr::Mix(parts) => parts.iter().map(|(_, part)| row_tokens(part)).collect::<Option<Vec<_>>>()?.into_iter().max(),
+    }
+}
+
+/// Rows, where the expression says them.
+pub fn row_count(expr: &DataExpr) -> Option<u64> {
+    match expr {
+        DataExpr::Sample { n, .. } | DataExpr::Take { n, .. } => Some(*n),
+        DataExpr::Chat { of, .. } => row_count(of),
+        DataExpr::Source { .. } | DataExpr::Pack { .. } | DataExpr::Mix(_) => None,
+    }
+}
+
 impl Dataset {
-    pub(crate) fn new(expr: DataExpr, tables: BTreeMap<(String, Option<String>), Arc<Table>>) -> Self {
-        Self { expr, tables }
+    pub(crate) fn new(expr: DataExpr, tables: BTreeMap<(String, Option<String>), Arc<Table>>, last: Arc<LastStream>) -> Self {
+        Self { expr, tables, last }
     }
 
     /// The expression, as it would be written in a recipe.
@@ -236,8 +256,8 @@ impl Dataset {
         of: &DataExpr,
         length: u64,
         tokenizer: Option<&Tokenizer>,
-    ) -> Result<(Vec<u32>, usize), DataError> {
-        let ids = stream::in_segments(&self.eval(of, tokenizer)?, &describe(of), tokenizer)?;
+    ) -> Result<(Arc<Vec<u32>>, usize), DataError> {
+        let ids = self.last.of(&self.eval(of, tokenizer)?, &describe(of), tokenizer)?;
         let argument = |found: String, expected: String| DataError::Argument { what: describe(expr), found, expected };
         let fits = usize::try_from(length).ok().filter(|l| *l <= ids.len());
         let length = fits.ok_or_else(|| {

@@ -1,5 +1,7 @@
 //! Documents as one stream of tokens.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use prunectl_prune::TokenStream;
 use rayon::prelude::*;
 
@@ -10,10 +12,33 @@ use crate::tokenizer::Tokenizer;
 /// What stands between two documents.
 const BLANK_LINE: &str = "\n\n";
 /// Text that is tokenised at once where a stream is only cut into windows: enough that the cuts are rare, little enough that a text of
-/// many gigabytes passes through memory.
-const SEGMENT_BYTES: usize = 1 << 20;
+/// many gigabytes passes through memory. A tokenizer needs some two hundred bytes for each byte that it works on.
+pub const SEGMENT_BYTES: usize = 128 * 1024;
 /// Segments in memory at once.
-const SEGMENTS: usize = 32;
+const SEGMENTS: usize = 256;
+/// Tokens of a stream that is kept for the next step: 64 MiB.
+const KEPT_TOKENS: usize = 16 << 20;
+
+/// The stream that windows were last cut from: the steps of a recipe mostly ask for the same one.
+#[derive(Debug, Default)]
+pub(crate) struct LastStream(Mutex<Option<(String, Arc<Vec<u32>>)>>);
+
+impl LastStream {
+    /// [`in_segments`], or what it gave the last time for the same data and tokenizer.
+    pub(crate) fn of(&self, selection: &Selection, what: &str, tokenizer: Option<&Tokenizer>) -> Result<Arc<Vec<u32>>, DataError> {
+        let key = format!("{what} {}", tokenizer.map(Tokenizer::sha256).unwrap_or_default());
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, ids)) = last.as_ref().filter(|(k, _)| *k == key) {
+            return Ok(ids.clone());
+        }
+        *last = None;
+        let ids = Arc::new(in_segments(selection, what, tokenizer)?);
+        if ids.len() <= KEPT_TOKENS {
+            *last = Some((key, ids.clone()));
+        }
+        Ok(ids)
+    }
+}
 
 impl Dataset {
     /// The stream that perplexity is defined on: documents joined by a blank line and tokenised once, as one text. Rows of a token file
@@ -50,9 +75,9 @@ impl Dataset {
 }
 
 /// The stream that windows for training and calibration are cut from: as [`Dataset::stream`], its prefix in front, but tokenised in
-/// segments of about a megabyte of whole documents, in parallel. Only tokens beside the seams, one in some 250,000, can differ from those
-/// of one text; a text below a megabyte has none.
-pub(crate) fn in_segments(selection: &Selection, what: &str, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>, DataError> {
+/// segments of some 128 KiB of whole documents, in parallel. Only tokens beside the seams, one in some 30,000, can differ
+/// from those of one text; a text below that size has none.
+pub(super) fn in_segments(selection: &Selection, what: &str, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>, DataError> {
     refuse_chat(selection, what)?;
     if selection.kind() == RowKind::Tokens {
         return stored(selection);

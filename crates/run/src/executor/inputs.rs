@@ -3,14 +3,14 @@
 use prunectl_model::{Head, Transformer};
 use prunectl_recipe::plan::DataExpr;
 
-use crate::data::{Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, Windows, memory_bytes};
+use crate::data::{
+    Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, USUAL_TOKENS, Windows, memory_bytes, row_tokens,
+};
 use crate::error::{Error, Result};
 use crate::executor::state::ModelState;
 
 /// Tokens of a row where neither the model's positions nor its config limits them.
 const LONGEST_TOKENS: usize = 1 << 17;
-/// Tokens of a row that the automatic batch reckons with at most: documents are rarely longer, and windows say their length.
-const USUAL_TOKENS: usize = 512;
 /// Share of the tokens that a masked language model is asked for outside `train` (Devlin et al. 2018, sec. 3.1).
 const MASKED_SHARE: f64 = 0.15;
 
@@ -54,23 +54,13 @@ fn target(model: &Transformer) -> Option<Target> {
     }
 }
 
-/// Rows at once where the step doesn't say.
-pub fn rows_at_once(model: &Transformer, batch: Option<u64>, backward: bool) -> usize {
+/// Rows of `length` tokens at once where the step doesn't say; without a length, of the usual one.
+pub fn rows_at_once(model: &Transformer, batch: Option<u64>, length: Option<u64>, backward: bool) -> usize {
     if let Some(rows) = batch {
         return usize::try_from(rows).unwrap_or(usize::MAX).max(1);
     }
-    let vocabulary = if matches!(model.blueprint().head, Head::Tokens { .. }) { model.blueprint().vocab } else { 0 };
-    let most = |of: fn(&prunectl_model::LayerDims) -> usize| model.dims().iter().map(of).max().unwrap_or(0);
-    let auto = AutoBatch {
-        length: longest_row(model).min(USUAL_TOKENS),
-        hidden: model.blueprint().hidden,
-        ffn: most(|d| d.ffn * d.experts.max(1)),
-        heads: most(|d| d.q_heads),
-        layers: model.n_layers(),
-        vocabulary,
-        backward,
-    };
-    auto.rows(memory_bytes())
+    let length = length.map_or_else(|| longest_row(model).min(USUAL_TOKENS), |l| l as usize);
+    AutoBatch::new(model.blueprint(), model.dims(), length, backward, model.device().is_cpu()).rows(memory_bytes())
 }
 
 /// Batches of a recipe's data for a model.
@@ -86,7 +76,7 @@ pub fn batches(data: &DataStore, state: &ModelState, expr: &DataExpr, wanted: Wa
         apart,
         need: wanted.need,
         max_length: longest_row(model),
-        batch: rows_at_once(model, wanted.batch, wanted.backward),
+        batch: rows_at_once(model, wanted.batch, row_tokens(expr), wanted.backward),
         vocabulary: model.blueprint().vocab,
         token_types: model.blueprint().embeddings.token_types,
         device: model.device().clone(),

@@ -292,6 +292,7 @@ impl<'a> Executor<'a> {
             files: outcome.files,
             result: outcome.result,
         }))?;
+        prunectl_kernels::memory::release();
         Ok(value)
     }
 

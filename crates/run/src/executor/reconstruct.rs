@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::Need;
 use crate::error::{Error, Result};
 use crate::executor::book::{Curve, Recovered};
-use crate::executor::inputs::{Wanted, batches, rows_at_once};
+use crate::executor::inputs::{Wanted, batches};
 use crate::executor::state::{ModelState, model_of};
 use crate::executor::store::{from_bytes, to_bytes};
 use crate::executor::{Executor, Outcome};
@@ -74,7 +74,7 @@ impl Executor<'_> {
         let (teacher, _) = self.state.network(teacher)?;
         let all = stages(&state.sites(selector)?, &state.model, &state.removed)?;
         let count = |name: &str| options.get(name).and_then(Value::as_u64);
-        let batch = count("batch").map_or_else(|| rows_at_once(&state.model, None, true), |b| b.max(1) as usize);
+        let batch = count("batch").unwrap_or(1).max(1) as usize;
         let optimizer = options.method("optimizer").map_err(|e| Error::Internal(e.to_string()))?;
         let make = || build(OPTIMIZERS, &optimizer.name, &optimizer.args);
         let spec = BlockSpec {

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::executor::book::{Curve, plain_name};
 use crate::executor::imitation::{alone, beside};
 use crate::executor::inner::{KEPT, choose, kept, stopped};
-use crate::executor::inputs::{Wanted, batches, rows_at_once};
+use crate::executor::inputs::{Wanted, batches};
 use crate::executor::state::ModelState;
 use crate::executor::store::from_bytes;
 use crate::executor::{Executor, Outcome};
@@ -147,7 +147,7 @@ impl Executor<'_> {
         let only = self.trained(state, train.only.as_ref())?;
         Ok(TrainSpec {
             length: train.length,
-            batch: count("batch").map_or_else(|| rows_at_once(&state.model, None, true), |b| b.max(1) as usize),
+            batch: count("batch").unwrap_or(1).max(1) as usize,
             accumulate: count("accumulate").unwrap_or(1).max(1) as usize,
             clip: train.options.get("clip").and_then(Value::as_f64),
             optimizer: build(OPTIMIZERS, &train.optimizer.name, &train.optimizer.args)?,
