@@ -19,6 +19,8 @@ mod llama_cpp;
 #[cfg(unix)]
 mod many_kills;
 mod measure;
+#[cfg(target_os = "linux")]
+mod memory;
 mod peft;
 mod recipes;
 #[cfg(unix)]

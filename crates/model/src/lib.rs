@@ -33,7 +33,9 @@ mod transformer;
 pub use adapter::AdapterPart;
 pub use batch::{Batch, IGNORED, Labels};
 pub use blueprint::*;
-pub use checkpoint::{Facts, LoadOptions, file_matrices, file_shape, from_file_tensors, init, int8_tensors, load, to_checkpoint, to_file_tensors};
+pub use checkpoint::{
+    Facts, LoadOptions, file_matrices, file_shape, from_file_tensors, init, int8_tensors, load, to_checkpoint, to_file_tensors,
+};
 pub use dims::LayerDims;
 pub use error::{ModelError, Result};
 pub use family::{FAMILIES, Family, OWN_KEY};

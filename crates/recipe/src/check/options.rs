@@ -166,7 +166,11 @@ pub(super) const PRUNE_EXTRA: &[Param] = &[
     option("seed", Ty::Count, "Seed of whatever is drawn."),
 ];
 pub(super) const TRAIN_FIELDS: &[Param] = &[
-    within(with(option("batch", Ty::Count, "Examples of a step. It decides the result, so it is never chosen by the machine."), "16"), 1.0, HUGE),
+    within(
+        with(option("batch", Ty::Count, "Examples of a step. It decides the result, so it is never chosen by the machine."), "16"),
+        1.0,
+        HUGE,
+    ),
     within(with(option("accumulate", Ty::Count, "Batches whose gradients make one step."), "1"), 1.0, HUGE),
     within(option("clip", Ty::Float, "Largest norm of the gradient."), 1e-12, HUGE),
     with(option("seed", Ty::Count, "Seed of the data's order and of dropout."), "0"),
@@ -175,7 +179,11 @@ pub(super) const TRAIN_FIELDS: &[Param] = &[
     with(option("recompute", Ty::Bool, "Whether a block's graph is rebuilt in the backward pass, to save memory."), "false"),
 ];
 pub(super) const RECONSTRUCT_FIELDS: &[Param] = &[
-    within(with(option("batch", Ty::Count, "Examples of a step. It decides the result, so it is never chosen by the machine."), "16"), 1.0, HUGE),
+    within(
+        with(option("batch", Ty::Count, "Examples of a step. It decides the result, so it is never chosen by the machine."), "16"),
+        1.0,
+        HUGE,
+    ),
     within(with(option("accumulate", Ty::Count, "Batches whose gradients make one step."), "1"), 1.0, HUGE),
     within(option("clip", Ty::Float, "Largest norm of the gradient."), 1e-12, HUGE),
     with(option("seed", Ty::Count, "Seed of the data's order."), "0"),

@@ -163,7 +163,10 @@ fn text(plan: &Plan, forecast: &Forecast) -> String {
     }
     if let Some(peak) = &forecast.peak {
         let bytes = figure(peak.bytes as f64, FigureUnit::Bytes);
-        out += &format!("\npeak memory at most about {bytes}, in `{}` of line {} (on the CPU, in f32; data files not counted)\n", peak.step, peak.line);
+        out += &format!(
+            "\npeak memory at most about {bytes}, in `{}` of line {} (on the CPU, in f32; data files not counted)\n",
+            peak.step, peak.line
+        );
     }
     out
 }

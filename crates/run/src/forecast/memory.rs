@@ -114,9 +114,10 @@ pub(super) fn of(step: &Step, sims: &BTreeMap<String, Sim>) -> Option<u64> {
             let sim = sims.get(model)?;
             weights(sim) + sim.file.file_bytes
         }
-        StepKind::Rewind { model, .. } | StepKind::Reinit { model, .. } | StepKind::Compact { model } | StepKind::Quantize { model, .. } => {
-            weights(sims.get(model)?)
-        }
+        StepKind::Rewind { model, .. }
+        | StepKind::Reinit { model, .. }
+        | StepKind::Compact { model }
+        | StepKind::Quantize { model, .. } => weights(sims.get(model)?),
         _ => 0,
     })
 }
@@ -136,7 +137,8 @@ fn scoring(selector: &Selector, criterion: &CriterionRef, batch: Option<u64>, si
         _ => None,
     };
     if criterion.layerwise().is_some() {
-        let widest = sim.file.dims.iter().map(|d| (d.q_heads * d.head_dim).max(d.ffn)).max().unwrap_or(0).max(sim.file.blueprint.hidden) as u64;
+        let widest =
+            sim.file.dims.iter().map(|d| (d.q_heads * d.head_dim).max(d.ffn)).max().unwrap_or(0).max(sim.file.blueprint.hidden) as u64;
         let squares = if criterion.updates_weights() { SQUARES * 8 * widest * widest } else { 0 };
         let held = data.map_or(0, |d| 2 * states(sim, d));
         return Some(scores + held + squares + activations(sim, data, batch, Rows::Forward));

@@ -155,28 +155,43 @@ fn warnings(h: &mut Html, rows: &[String]) {
 }
 
 fn metrics(h: &mut Html, rows: &[MetricRow]) {
-    h.table(
-        "",
-        "Every eval, with the protocol that gives the number its meaning",
-        &["name", "metric and protocol", "model", "#value", "#dense", "#over", "device"],
-        |h| {
-            for m in rows {
-                h.within("tr", "", |h| {
-                    h.within("th", "scope=\"row\"", |h| {
-                        h.el("code", "", &m.name);
-                    });
-                    h.within("td", "", |h| {
-                        h.el("code", "", &m.metric).el("span", "class=\"protocol\"", &m.protocol);
-                    });
-                    h.el("td", "", &m.model);
-                    let error = m.stderr.map_or_else(String::new, |e| format!(" ± {}", figure(e, m.unit)));
-                    h.number(&format!("{}{error}", figure(m.value, m.unit)));
-                    h.number(&optional(m.dense, m.unit)).number(&m.counted);
-                    h.el("td", "", &m.device);
+    // A sweep measures the same way in every cell: each protocol is told once.
+    let mut protocols: Vec<(&str, &str)> = Vec::new();
+    for m in rows {
+        if !protocols.contains(&(&m.metric, &m.protocol)) {
+            protocols.push((&m.metric, &m.protocol));
+        }
+    }
+    let number = |m: &MetricRow| protocols.iter().position(|p| *p == (m.metric.as_str(), m.protocol.as_str())).map_or(0, |i| i + 1);
+    h.within("ol", "class=\"protocols\"", |h| {
+        for (i, (metric, protocol)) in protocols.iter().enumerate() {
+            h.within("li", &format!("id=\"protocol-{}\"", i + 1), |h| {
+                h.el("code", "", metric).el("span", "class=\"protocol\"", protocol);
+            });
+        }
+    });
+    let heads = ["name", "metric", "protocol", "model", "#value", "#dense", "#over", "device"];
+    h.table("", "Every eval, with the number of the protocol that gives it its meaning", &heads, |h| {
+        for m in rows {
+            h.within("tr", "", |h| {
+                h.within("th", "scope=\"row\"", |h| {
+                    h.el("code", "", &m.name);
                 });
-            }
-        },
-    );
+                h.within("td", "", |h| {
+                    h.el("code", "", m.metric.split('(').next().unwrap_or(&m.metric));
+                });
+                let of = number(m);
+                h.within("td", "", |h| {
+                    h.el("a", &format!("href=\"#protocol-{of}\""), &of.to_string());
+                });
+                h.el("td", "", &m.model);
+                let error = m.stderr.map_or_else(String::new, |e| format!(" ± {}", figure(e, m.unit)));
+                h.number(&format!("{}{error}", figure(m.value, m.unit)));
+                h.number(&optional(m.dense, m.unit)).number(&m.counted);
+                h.el("td", "", &m.device);
+            });
+        }
+    });
 }
 
 fn shape(d: &LayerDims) -> [String; 4] {
@@ -336,6 +351,9 @@ fn sweeps(h: &mut Html, sweeps: &[Sweep]) {
             let caption = format!("{}. The dashed line joins the cells that no other cell beats on both axes.", chart.title);
             figure_of(h, svg::pareto(&chart, up, &format!("pareto{i}")), &chart, &caption);
         }
+        if sweep.axes.len() == 2 {
+            (0..sweep.metrics.len()).for_each(|m| crossed(h, sweep, m));
+        }
         let mut names: Vec<String> = sweep.axes.clone();
         names.extend(sweep.metrics.iter().map(|m| format!("#{}", m.name)));
         let with_params = sweep.cells.iter().any(|c| c.params.is_some());
@@ -388,6 +406,35 @@ fn proxies(h: &mut Html, sweep: &Sweep) {
                 h.number(&row.cells.to_string());
                 h.number(&row.rho.map_or_else(|| "–".into(), |r| significant(r, 3)));
                 h.number(&row.agreed.map_or_else(|| "–".into(), |a| figure(a, FigureUnit::Percent)));
+            });
+        }
+    });
+}
+
+/// One metric of a sweep over two axes: the first axis down, the second across.
+fn crossed(h: &mut Html, sweep: &Sweep, metric: usize) {
+    let (Some(column), Some(first)) = (sweep.metrics.get(metric), sweep.axes.first()) else { return };
+    let mut labels: [Vec<&str>; 2] = Default::default();
+    for cell in &sweep.cells {
+        for (of, label) in labels.iter_mut().zip(&cell.labels) {
+            if !of.contains(&label.as_str()) {
+                of.push(label);
+            }
+        }
+    }
+    let [down, across] = labels;
+    let numbers: Vec<String> = across.iter().map(|label| format!("#{label}")).collect();
+    let heads: Vec<&str> = std::iter::once(first.as_str()).chain(numbers.iter().map(String::as_str)).collect();
+    h.table("", &column.name, &heads, |h| {
+        for row in &down {
+            h.within("tr", "", |h| {
+                h.el("th", "scope=\"row\"", row);
+                for label in &across {
+                    let cell = sweep.cells.iter().find(|c| matches!(c.labels.as_slice(), [a, b] if a == row && b == label));
+                    let value = cell.and_then(|c| c.values.get(metric).copied().flatten());
+                    let failed = cell.is_some_and(|c| c.failed.is_some());
+                    h.number(&format!("{}{}", optional(value, column.unit), if failed { " ✗" } else { "" }));
+                }
             });
         }
     });
