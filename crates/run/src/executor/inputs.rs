@@ -1,6 +1,6 @@
 //! What methods read: batches and token streams, made for a model from a recipe's data.
 
-use prunectl_model::{Head, Transformer};
+use prunectl_model::{Blueprint, Head, Transformer};
 use prunectl_recipe::plan::DataExpr;
 
 use crate::data::{
@@ -31,13 +31,17 @@ pub struct Wanted {
 
 /// The longest row that a model takes, in tokens.
 pub fn longest_row(model: &Transformer) -> usize {
-    let table = model.blueprint().embeddings.positions.as_ref().map(|p| match p.rule {
+    longest_of(model.blueprint(), &model.origin().config)
+}
+
+/// The same of a model that is only described.
+pub fn longest_of(blueprint: &Blueprint, config: &serde_json::Value) -> usize {
+    let table = blueprint.embeddings.positions.as_ref().map(|p| match p.rule {
         prunectl_model::PositionRule::Index => p.rows,
         prunectl_model::PositionRule::RankInKeep { base } | prunectl_model::PositionRule::RankAmongNot { base, .. } => {
             p.rows.saturating_sub(base + 1)
         }
     });
-    let config = &model.origin().config;
     let stated = ["max_position_embeddings", "n_positions", "seq_length"].into_iter().find_map(|k| config.get(k)?.as_u64());
     table.or(stated.map(|n| n as usize)).unwrap_or(LONGEST_TOKENS).max(1)
 }

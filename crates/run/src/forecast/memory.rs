@@ -8,7 +8,7 @@ use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, Plan, Prune, Selecto
 
 use super::{Sim, sites_of};
 use crate::data::{AutoBatch, SEGMENT_BYTES, USUAL_TOKENS, memory_bytes, row_count, row_tokens};
-use crate::executor::model_of;
+use crate::executor::{longest_of, model_of};
 
 const WEIGHT_BYTES: u64 = 4;
 /// The program, its threads, tokenizers, tables.
@@ -187,7 +187,7 @@ fn run(sim: &Sim, length: u64, batch: Option<u64>, rows: Rows) -> u64 {
 
 /// Tokens of a row where the data does not say them.
 fn longest(sim: &Sim) -> u64 {
-    sim.file.blueprint.embeddings.positions.as_ref().map_or(USUAL_TOKENS, |p| p.rows.min(USUAL_TOKENS)) as u64
+    longest_of(&sim.file.blueprint, &sim.file.config).min(USUAL_TOKENS) as u64
 }
 
 /// The residual stream of all rows, held between two blocks.

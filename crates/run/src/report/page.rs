@@ -178,7 +178,7 @@ fn metrics(h: &mut Html, rows: &[MetricRow]) {
                     h.el("code", "", &m.name);
                 });
                 h.within("td", "", |h| {
-                    h.el("code", "", m.metric.split('(').next().unwrap_or(&m.metric));
+                    h.el("code", "class=\"whole\"", m.metric.split('(').next().unwrap_or(&m.metric));
                 });
                 let of = number(m);
                 h.within("td", "", |h| {

@@ -86,9 +86,11 @@ pub(super) fn heatmap(map: &Heatmap, id: &str) -> String {
     let columns = units.clamp(1, MAX_COLUMNS);
     let columns = units.div_ceil(units.div_ceil(columns).max(1)).max(1);
     let left = 78.0;
-    let side = ((WIDTH - left - 4.0) / columns as f64).min(30.0);
+    // Half of the last column's number stands beyond it.
+    let right = 14.0;
+    let side = ((WIDTH - left - right) / columns as f64).min(30.0);
     let high = side.clamp(14.0, 26.0);
-    let width = left + side * columns as f64 + 4.0;
+    let width = left + side * columns as f64 + right;
     let height = 24.0 + high * map.rows.len() as f64 + 4.0;
     let shades = Shades::of(map);
     let removed: usize = map.rows.iter().map(|r| r.removed.iter().filter(|x| **x).count()).sum();
