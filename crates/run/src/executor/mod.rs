@@ -40,8 +40,8 @@ use crate::lock::Lock;
 use crate::rundir::{LOCK, METRICS, REPORT, RunDir};
 use crate::session::{Options, device_name};
 
-pub use inputs::longest_of;
 pub use book::{Book, Size, SweepResult, plain_name, unit_of};
+pub use inputs::longest_of;
 pub use preflight::{data_of, preflight};
 pub use refused::refused;
 use state::State;
