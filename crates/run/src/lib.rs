@@ -1,6 +1,7 @@
 //! The world around the science: command line, executor, data, device, run directory, report and export. Never maths.
 
 pub mod builtin;
+mod caught;
 pub mod cli;
 pub mod commands;
 pub mod compare;

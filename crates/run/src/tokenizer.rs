@@ -11,6 +11,8 @@ use prunectl_prune::Window;
 use sha2::{Digest, Sha256};
 use tokenizers::{PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy};
 
+use crate::caught::quietly;
+
 /// Why a tokenizer can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -116,7 +118,7 @@ impl Tokenizer {
         tokenizer_config: &serde_json::Value,
     ) -> Result<Self, TokenizerError> {
         let unreadable = |why: String| TokenizerError::Unreadable { origin: origin.to_owned(), why };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| unreadable(e.to_string()))?;
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&json)).map_err(unreadable)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
 
@@ -150,7 +152,7 @@ impl Tokenizer {
             }
             t => t.as_str().map(Arc::from),
         });
-        let prefix = prefix_of(&inner).map_err(|e| unreadable(e.to_string()))?;
+        let prefix = guarded(|| prefix_of(&inner)).map_err(unreadable)?;
         Ok(Self {
             inner: Arc::new(inner),
             json: Arc::new(json),
@@ -202,7 +204,7 @@ impl Tokenizer {
             Some(pair) => (text, pair).into(),
             None => text.into(),
         };
-        let encoding = self.inner.encode_fast(input, true).map_err(|e| self.trouble(&e))?;
+        let encoding = guarded(|| self.inner.encode_fast(input, true)).map_err(|why| self.trouble(why))?;
         let types = encoding.get_type_ids();
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
@@ -219,7 +221,7 @@ impl Tokenizer {
     pub fn windows(&self, question: &str, context: &str, limit: usize, stride: usize) -> Result<Vec<Window>, TokenizerError> {
         let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
         let inner = self.unlimited()?;
-        let plain = |text: &str| inner.encode(text, false).map_err(|e| self.trouble(&e));
+        let plain = |text: &str| guarded(|| inner.encode(text, false)).map_err(|why| self.trouble(why));
         let (asked, mut piece) = (plain(question)?, plain(context)?);
         let taken = added + asked.len();
         if limit <= taken + stride {
@@ -229,7 +231,7 @@ impl Tokenizer {
         piece.truncate(limit - taken, stride, TruncationDirection::Right);
         let rest = piece.take_overflowing();
         let window = |piece: tokenizers::Encoding| {
-            let e = inner.post_process(asked.clone(), Some(piece), true).map_err(|e| self.trouble(&e))?;
+            let e = guarded(|| inner.post_process(asked.clone(), Some(piece), true)).map_err(|why| self.trouble(why))?;
             let types = e.get_type_ids();
             let of_context = e.get_sequence_ids().into_iter().map(|s| s == Some(1));
             let places = e.get_offsets().iter().zip(of_context).map(|(place, inside)| inside.then_some(*place)).collect();
@@ -242,7 +244,7 @@ impl Tokenizer {
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         // Cutting is a property of the tokenizer; only one without a limit may serve here.
         debug_assert!(self.limit.is_none());
-        Ok(self.inner.encode_fast(text, false).map_err(|e| self.trouble(&e))?.get_ids().to_vec())
+        Ok(guarded(|| self.inner.encode_fast(text, false)).map_err(|why| self.trouble(why))?.get_ids().to_vec())
     }
 
     /// A text without special tokens of the tokenizer's own, never cut, with the bytes that each token covers: for templates, which write
@@ -250,7 +252,7 @@ impl Tokenizer {
     pub fn encode_with_offsets(&self, text: &str) -> Result<Spanned, TokenizerError> {
         let unlimited = if self.limit.is_some() { Some(self.unlimited()?) } else { None };
         let inner = unlimited.as_ref().map_or(&*self.inner, |t| t);
-        let encoding = inner.encode(text, false).map_err(|e| self.trouble(&e))?;
+        let encoding = guarded(|| inner.encode(text, false)).map_err(|why| self.trouble(why))?;
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
@@ -262,11 +264,11 @@ impl Tokenizer {
 
     /// Text of tokens; special tokens are left out on request.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, skip_special_tokens).map_err(|e| self.trouble(&e))
+        guarded(|| self.inner.decode(ids, skip_special_tokens)).map_err(|why| self.trouble(why))
     }
 
-    fn trouble(&self, e: &tokenizers::Error) -> TokenizerError {
-        TokenizerError::Encode { origin: self.origin.clone(), why: e.to_string() }
+    fn trouble(&self, why: String) -> TokenizerError {
+        TokenizerError::Encode { origin: self.origin.clone(), why }
     }
 
     /// The special tokens that this tokenizer puts in front of a text: BOS, `[CLS]`, or nothing.
@@ -333,6 +335,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// The library answers some damaged files with a panic, when it reads them or when it uses them.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match quietly(work) {
+        Ok(done) => done.map_err(|e| e.to_string()),
+        Err(_) => Err("its parts do not fit one another".to_owned()),
+    }
+}
+
 /// What stands before the tokens of a plain text when special tokens are asked for.
 fn prefix_of(inner: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<u32>> {
     const PROBES: [&str; 4] = ["a", "the", "0", "."];
@@ -385,6 +395,10 @@ mod tests {
         assert!(t.fits(15).is_ok());
         let e = t.fits(14).expect_err("refused").to_string();
         assert!(e.contains("up to 14 (`bad`)") && e.contains("14 rows"), "{e}");
+        // The library panics on a decoder of no kind that it knows.
+        let odd = String::from_utf8(t.json().to_vec()).expect("text").replacen('{', "{\"decoder\": 3,", 1);
+        let e = super::Tokenizer::from_bytes("x", odd.as_bytes(), &serde_json::Value::Null).expect_err("refused").to_string();
+        assert!(e.starts_with("x is not a tokenizer that this version reads"), "{e}");
         let e = super::Tokenizer::from_bytes("x", b"{\"model\": 3}", &serde_json::Value::Null).expect_err("refused").to_string();
         assert!(e.starts_with("x is not a tokenizer that this version reads"), "{e}");
         let dir = tempfile::tempdir().expect("folder");

@@ -2,24 +2,22 @@
 //!
 //! The crate is used without arrow. Columns of raw bytes (images, audio) are left out: nothing here could use them.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
-use std::panic::{AssertUnwindSafe, UnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Once;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
 use super::error::DataError;
+use crate::caught::quietly;
 
 /// Writes every row of `file` as one line of JSON.
 pub(super) fn to_lines(file: &File, shown: &Path, out: &mut impl Write) -> Result<(), DataError> {
     let wrong = |found: String| DataError::WrongFile { path: shown.to_owned(), found, expected: "a whole parquet file".into() };
     // The crate answers some damaged files with a panic. Nothing of its state outlives the call.
-    let read = quietly(AssertUnwindSafe(|| {
+    let read = quietly(|| {
         let broken = |e: parquet::errors::ParquetError| wrong(format!("a parquet file that can't be read ({e})"));
         let file = file.try_clone().map_err(|error| DataError::Io { path: shown.to_owned(), error })?;
         let reader = SerializedFileReader::new(file).map_err(broken)?;
@@ -31,30 +29,8 @@ pub(super) fn to_lines(file: &File, shown: &Path, out: &mut impl Write) -> Resul
             out.write_all(line.as_bytes()).map_err(|error| DataError::Io { path: std::env::temp_dir(), error })?;
         }
         Ok(())
-    }));
-    read.unwrap_or_else(|_| Err(wrong("a parquet file that is damaged, or has a column of a kind that can't be read".to_owned())))
-}
-
-thread_local! {
-    /// Whether a panic of this thread is about to be caught, and told in words of ours.
-    static CAUGHT: Cell<bool> = const { Cell::new(false) };
-}
-
-/// `catch_unwind` without the message that a panic prints: what is wrong is told by the error.
-fn quietly<T>(work: impl FnOnce() -> T + UnwindSafe) -> std::thread::Result<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let others = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !CAUGHT.get() {
-                others(panic);
-            }
-        }));
     });
-    CAUGHT.set(true);
-    let done = catch_unwind(work);
-    CAUGHT.set(false);
-    done
+    read.unwrap_or_else(|_| Err(wrong("a parquet file that is damaged, or has a column of a kind that can't be read".to_owned())))
 }
 
 fn object(row: Row) -> Value {
