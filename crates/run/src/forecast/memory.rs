@@ -196,6 +196,7 @@ fn states(sim: &Sim, data: &DataExpr) -> u64 {
     tokens * sim.file.blueprint.hidden as u64 * WEIGHT_BYTES
 }
 
+/// The machine's, whatever the run is told to use: the plan of a recipe is the same for any number of threads.
 fn threads() -> u64 {
-    rayon::current_num_threads() as u64
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u64)
 }
