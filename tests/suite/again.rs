@@ -65,6 +65,38 @@ fn pruned_saved_opened_and_pruned_further() {
     assert!(said.contains("pruned by `first`") && said.contains("pruned by `second`"), "{said}");
 }
 
+/// The same with layers and experts gone.
+#[test]
+fn layers_and_experts_are_told_in_the_first_models_indices() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/qwen3_moe");
+    let fewer = "prune m.layers[*].mlp.experts by 1 expert using random(seed = 4) { scope = layer }\ncompact m\n";
+    let first = format!(
+        "edition 2026\n\nmodel m = dir(\"{}\")\n\nprune m.layers[*] by 1 layer using random(seed = 4)\ncompact m\n{fewer}save m to \"out/one\"\n",
+        source.display()
+    );
+    run(dir.path(), "first.prune", &first);
+    run(dir.path(), "second.prune", &format!("edition 2026\n\nmodel m = dir(\"out/one\")\n\n{fewer}save m to \"out/two\"\n"));
+    let original = load(&source, &LoadOptions::default()).unwrap();
+    let two = load(&dir.path().join("out/two"), &LoadOptions::default()).unwrap();
+    let record = PruneRecord::read(&dir.path().join("out/two")).unwrap().unwrap();
+    assert_eq!((two.n_layers(), record.layers.len(), original.n_layers()), (2, 2, 3));
+    let kept = |site: &str, layer: usize| record.sites.iter().find(|s| s.site == site).unwrap().kept[&layer].clone();
+    for (l, d) in two.dims().iter().enumerate() {
+        let from = record.layers[l];
+        let before = original.dims()[from];
+        let experts = kept("mlp.experts", from);
+        assert_eq!((experts.len(), d.experts, before.experts), (3, 3, 5));
+        for (e, expert) in experts.iter().enumerate() {
+            let now = rows(&two, &format!("layers.{l}.mlp.experts.{e}.up.weight"));
+            assert_eq!(now, rows(&original, &format!("layers.{from}.mlp.experts.{expert}.up.weight")), "layer {l}, expert {e}");
+        }
+        // Neurons are counted through all experts of the first model.
+        let neurons: Vec<usize> = experts.iter().flat_map(|e| (0..before.ffn).map(move |n| e * before.ffn + n)).collect();
+        assert_eq!(kept("mlp.neurons", from), neurons, "layer {l}");
+    }
+}
+
 /// What is no model folder is named as what it is.
 #[test]
 fn a_path_that_is_no_model_folder_is_named_as_what_it_is() {
