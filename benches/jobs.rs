@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench jobs -- JOB --model DIR [--tokens FILE] [--batch N] [--batches N] [--seq N]` prints one JSON line for each line on
 //! stdin (once without any). DIR is a folder in the Hugging Face layout; FILE holds `input_ids` [rows, tokens] and, for a classifier,
-//! `labels` [rows]. Jobs: heads, ablate, ppl, train, wanda, sparsegpt, forward. `result` is what PyTorch must agree with.
+//! `labels` [rows]. Jobs: heads, ablate, ppl, train, wanda, sparsegpt, forward, half. `result` is what PyTorch must agree with.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot read its operands has nothing to measure")]
 
@@ -163,6 +163,35 @@ impl Job {
         vec![zeros / all, f64::from(loss.to_scalar::<f32>().unwrap())]
     }
 
+    /// The model without every second KV group (or head) and neuron of each layer.
+    fn halved(&self) -> Transformer {
+        let even = |n: usize| (0..n).step_by(2).collect::<Vec<usize>>();
+        let mut model = self.model.clone();
+        for layer in 0..model.n_layers() {
+            let d = *model.layer_dims(layer).unwrap();
+            let grouped = d.group_size() > 1 && d.kv_heads > 1;
+            let (kind, n) =
+                if grouped { (prunectl_model::SiteKind::KvGroups, d.kv_heads) } else { (prunectl_model::SiteKind::Heads, d.q_heads) };
+            model = model.keep_units(kind, Some(layer), &even(n)).unwrap();
+            model = model.keep_units(prunectl_model::SiteKind::Neurons, Some(layer), &even(d.ffn)).unwrap();
+        }
+        model
+    }
+
+    /// Milliseconds of the passes through the blocks of the dense model and of the halved one, and how many times as fast that is.
+    fn half(&self) -> Vec<f64> {
+        let half = self.halved();
+        let ms = |model: &Transformer| {
+            let start = Instant::now();
+            self.batches.iter().for_each(|b| drop(model.hidden(b, &Gates::default(), &mut ()).unwrap()));
+            start.elapsed().as_secs_f64() * 1e3
+        };
+        let pairs: Vec<(f64, f64)> = (0..5).map(|_| (ms(&self.model), ms(&half))).collect();
+        let least = |of: fn(&(f64, f64)) -> f64| pairs.iter().map(of).fold(f64::INFINITY, f64::min);
+        let (dense, smaller) = (least(|p| p.0), least(|p| p.1));
+        vec![dense, smaller, dense / smaller]
+    }
+
     /// The result and the milliseconds of the job alone.
     fn run(&self, job: &str) -> (Vec<f64>, f64) {
         let start = Instant::now();
@@ -181,6 +210,7 @@ impl Job {
                 let loss = |b: &Batch| self.model.forward_loss(b, &Gates::default(), &mut ()).unwrap().mean().unwrap();
                 (vec![self.batches.iter().map(|b| f64::from(loss(b).to_scalar::<f32>().unwrap())).sum()], ms())
             }
+            "half" => (self.half(), ms()),
             other => panic!("no job `{other}`"),
         }
     }

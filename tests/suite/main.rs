@@ -27,6 +27,7 @@ mod recipes;
 mod recovery;
 mod sets;
 mod stock;
+mod streaming;
 mod support;
 mod vllm;
 mod zero_cost;

@@ -100,7 +100,7 @@ fn smaller(model: &Transformer, keeps: &[Keep]) -> Transformer {
         };
         params.insert(slot.name, tensor.unwrap());
     }
-    model.with_shape(dims, Params(params)).unwrap()
+    model.with_shape(dims, Params::from(params)).unwrap()
 }
 
 /// The same units masked: zeros where their outputs are read.

@@ -65,8 +65,50 @@ fn class(layout: &Layout) -> Option<(usize, usize)> {
     Some((doubling * STEPS + above, base + above * step))
 }
 
-fn block(size: usize) -> Option<Layout> {
-    Layout::from_size_align(size, ALIGN).ok()
+/// Blocks from the system: pages of their own, which go back whole. Between other blocks of the system allocator's heap a block that was
+/// given back stays in memory, and the process's peak grows with every class that it takes after another.
+mod pages {
+    #[cfg(not(unix))]
+    use std::alloc::{GlobalAlloc, Layout, System};
+
+    /// `size` bytes of zeros, null where there are none.
+    ///
+    /// # Safety
+    /// The size is not zero.
+    #[cfg(unix)]
+    pub(super) unsafe fn take(size: usize) -> *mut u8 {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new private map, at a place that the system chooses.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), size, access, libc::MAP_PRIVATE | libc::MAP_ANON, -1, 0) };
+        if start == libc::MAP_FAILED { std::ptr::null_mut() } else { start.cast() }
+    }
+
+    /// Gives them back.
+    ///
+    /// # Safety
+    /// They came from [`take`] with that size, and nobody uses them.
+    #[cfg(unix)]
+    pub(super) unsafe fn give_back(start: *mut u8, size: usize) {
+        // SAFETY: the caller's promise. It fails for addresses that are no map alone.
+        unsafe { libc::munmap(start.cast(), size) };
+    }
+
+    #[cfg(not(unix))]
+    pub(super) unsafe fn take(size: usize) -> *mut u8 {
+        match Layout::from_size_align(size, super::ALIGN) {
+            // SAFETY: the caller's promise.
+            Ok(layout) => unsafe { System.alloc_zeroed(layout) },
+            Err(_) => std::ptr::null_mut(),
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub(super) unsafe fn give_back(start: *mut u8, size: usize) {
+        if let Ok(layout) = Layout::from_size_align(size, super::ALIGN) {
+            // SAFETY: the caller's promise.
+            unsafe { System.dealloc(start, layout) }
+        }
+    }
 }
 
 impl Shelves {
@@ -99,9 +141,9 @@ impl Shelves {
         for class in (0..CLASSES).rev() {
             let bytes = size_of_class(class);
             while self.used + self.kept > limit {
-                let (Some(old), Some(layout)) = (self.take(class, bytes), block(bytes)) else { break };
-                // SAFETY: it came from the system with the layout of its class.
-                unsafe { System.dealloc(old.as_ptr().cast(), layout) };
+                let Some(old) = self.take(class, bytes) else { break };
+                // SAFETY: it came from the system with the size of its class.
+                unsafe { pages::give_back(old.as_ptr().cast(), bytes) };
             }
         }
     }
@@ -128,8 +170,8 @@ impl Stock {
         shelves.used += size;
         shelves.peak = shelves.peak.max(shelves.used);
         drop(shelves);
-        let new = match (old, block(size)) {
-            (Some(old), _) => {
+        let new = match old {
+            Some(old) => {
                 let start = old.as_ptr().cast::<u8>();
                 if zeroed {
                     // SAFETY: the block has `size` bytes and is no one else's.
@@ -138,8 +180,7 @@ impl Stock {
                 start
             }
             // SAFETY: the size is not zero.
-            (None, Some(layout)) => unsafe { if zeroed { System.alloc_zeroed(layout) } else { System.alloc(layout) } },
-            (None, None) => null_mut(),
+            None => unsafe { pages::take(size) },
         };
         if new.is_null() {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).used -= size;
@@ -156,7 +197,7 @@ impl Stock {
     }
 }
 
-// SAFETY: blocks come from the system allocator with the layout of their class, which is no smaller and no less aligned than what was
+// SAFETY: blocks come from the system with the size of their class, which is no smaller and no less aligned than what was
 // asked for, and are in use once at a time; everything else is passed on.
 unsafe impl GlobalAlloc for Stock {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

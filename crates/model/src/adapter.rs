@@ -128,7 +128,7 @@ impl Transformer {
 
     /// Stems whose weight carries an adapter.
     pub fn adapted(&self) -> BTreeSet<String> {
-        let slots = self.params.iter().filter_map(|(slot, _)| slot.split_once(INFIX));
+        let slots = self.params.slots().filter_map(|slot| slot.split_once(INFIX));
         slots.map(|(stem, _)| stem.to_owned()).collect()
     }
 
@@ -141,10 +141,10 @@ impl Transformer {
             let weight = (self.params.require(&slot)? + update)?;
             model.params.set(slot, weight);
             let prefix = format!("{stem}{INFIX}");
-            model.params.0.retain(|slot, _| !slot.starts_with(&prefix));
+            model.params.retain(|slot| !slot.starts_with(&prefix));
         }
-        if !model.params.0.keys().any(|slot| slot.ends_with(&format!("{INFIX}positions"))) {
-            model.params.0.retain(|slot, _| !slot.starts_with(SHARED));
+        if !model.params.slots().any(|slot| slot.ends_with(&format!("{INFIX}positions"))) {
+            model.params.retain(|slot| !slot.starts_with(SHARED));
         }
         Ok(model)
     }
@@ -156,7 +156,7 @@ impl Transformer {
             0 => &[(AdapterPart::Cols, 0), (AdapterPart::KeepRows, 0)],
             _ => &[(AdapterPart::Rows, 1), (AdapterPart::KeepCols, 0)],
         };
-        let there = own.iter().map(|(part, dim)| (part.slot(stem), *dim)).filter(|(slot, _)| self.params.get(slot).is_some());
+        let there = own.iter().map(|(part, dim)| (part.slot(stem), *dim)).filter(|(slot, _)| self.params.has(slot));
         there.map(|(slot, dim)| Slice { slot, dim, start: slice.start, len: slice.len }).collect()
     }
 
@@ -172,7 +172,7 @@ impl Transformer {
                 smaller.set(slot, tensor.clone());
                 continue;
             };
-            let there = |stem: &String| smaller.get(&format!("{stem}.weight")).is_some();
+            let there = |stem: &String| smaller.has(&format!("{stem}.weight"));
             let Some(new) = rename(slot).filter(|new| new.split_once(INFIX).is_some_and(|(s, _)| there(&s.to_owned()))) else { continue };
             let of = |dim: usize| gone.get(&(format!("{stem}.weight"), dim)).filter(|g| !g.is_empty());
             let tensor = match (part, of(0), of(1)) {

@@ -128,6 +128,11 @@ pub trait Tap {
     fn is_blind(&self) -> bool {
         false
     }
+    /// Whether nothing of that layer is looked at behind that point, the block's output included: it need not be computed, and is then
+    /// of no meaning. Asked at [`Point::Intermediate`].
+    fn ends_at(&self, _layer: usize, _point: Point) -> bool {
+        false
+    }
     /// Called with the activation, in the order in which they are computed.
     fn see(&mut self, layer: usize, point: Point, activation: &Tensor) -> Result<()>;
 }

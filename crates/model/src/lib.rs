@@ -28,13 +28,15 @@ mod params;
 mod recompute;
 pub mod site;
 mod surgery;
+mod tensors;
 mod transformer;
 
 pub use adapter::AdapterPart;
 pub use batch::{Batch, IGNORED, Labels};
 pub use blueprint::*;
 pub use checkpoint::{
-    Facts, LoadOptions, file_matrices, file_shape, from_file_tensors, init, int8_tensors, load, to_checkpoint, to_file_tensors,
+    Facts, FilePart, LoadOptions, checkpoint_parts, file_matrices, file_parts, file_shape, from_file_tensors, init, int8_tensors, load, to_checkpoint,
+    to_file_tensors,
 };
 pub use dims::LayerDims;
 pub use error::{ModelError, Result};
@@ -43,7 +45,8 @@ pub use gates::{Gates, LayerGates, Point, Tap};
 pub use loss::{LossOut, ScoredTokens};
 pub use modules::{StockModules, stock_modules};
 pub use net::{Cache, Context, Shortcuts};
-pub use params::Params;
+pub use params::{Params, layer_prefix};
 pub use recompute::Felt;
 pub use site::{SiteKind, Slice};
+pub use tensors::{Shelf, Tensors};
 pub use transformer::{Blocked, Origin, Transformer};

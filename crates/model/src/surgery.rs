@@ -9,6 +9,7 @@ use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
 use crate::params::Params;
 use crate::site::{self, SiteKind, Slice, heads_by_group};
+use crate::tensors::Tensors;
 use crate::transformer::Transformer;
 
 /// Indices that leave, by slot and dimension.
@@ -44,24 +45,30 @@ impl Transformer {
         let gone = self.gone(kind, layer, kept, available)?;
         let rename = self.renames(kind, layer, kept);
         let mut slots: BTreeMap<String, Vec<usize>> = blueprint.slots(&dims).into_iter().map(|s| (s.name, s.shape)).collect();
-        let mut params = Params::default();
-        for (old, tensor) in self.params.iter() {
+        let mut params = Params::from(Tensors::on(self.params.tensors().shelf().cloned()));
+        for old in self.params.slots() {
             let Some(new) = rename(old) else { continue };
             let Some(shape) = slots.remove(&new) else { continue };
-            let mut tensor = tensor.clone();
-            for dim in 0..tensor.rank() {
-                if let Some(drop) = gone.get(&(old.to_owned(), dim)) {
-                    tensor = drop_indices(&tensor, dim, drop)?;
+            let smaller = (0..self.params.shape(old)?.len()).any(|dim| gone.contains_key(&(old.to_owned(), dim)));
+            if smaller {
+                let mut tensor = self.params.read(old)?;
+                for dim in 0..tensor.rank() {
+                    if let Some(drop) = gone.get(&(old.to_owned(), dim)) {
+                        tensor = drop_indices(&tensor, dim, drop)?;
+                    }
                 }
+                params.set(new.as_str(), tensor);
+                params.tensors_mut().put_away(&new)?;
+            } else {
+                params.tensors_mut().share(new.as_str(), self.params.tensors(), old);
             }
-            if tensor.dims() != shape {
+            if params.shape(&new)? != shape {
                 return Err(ModelError::Mismatch {
                     what: format!("shape of `{new}` after removing {}", kind.name()),
-                    found: format!("{:?}", tensor.dims()),
+                    found: format!("{:?}", params.shape(&new)?),
                     expected: format!("{shape:?}"),
                 });
             }
-            params.set(new, tensor);
         }
         if let Some((slot, _)) = slots.pop_first() {
             return Err(ModelError::MissingSlot { slot });

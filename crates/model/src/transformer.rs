@@ -14,7 +14,7 @@ use crate::gates::{Gates, LayerGates, Point, Tap, show};
 use crate::loss::LossOut;
 use crate::net;
 use crate::net::{Context, One, Shortcuts};
-use crate::params::Params;
+use crate::params::{Params, layer_prefix};
 use crate::recompute::Recompute;
 
 /// A transformer. `Clone` is shallow: tensors are shared.
@@ -101,13 +101,13 @@ impl Transformer {
         }
         let slots = self.blueprint.slots(&dims);
         for slot in &slots {
-            let tensor = params.require(&slot.name)?;
-            if tensor.dims() != slot.shape {
-                return Err(mismatch(format!("shape of `{}`", slot.name), format!("{:?}", tensor.dims()), format!("{:?}", slot.shape)));
+            let shape = params.shape(&slot.name)?;
+            if shape != slot.shape {
+                return Err(mismatch(format!("shape of `{}`", slot.name), format!("{shape:?}"), format!("{:?}", slot.shape)));
             }
         }
-        if params.0.len() != slots.len() {
-            return Err(mismatch("number of parameters".into(), params.0.len().to_string(), slots.len().to_string()));
+        if params.tensors().len() != slots.len() {
+            return Err(mismatch("number of parameters".into(), params.tensors().len().to_string(), slots.len().to_string()));
         }
         Ok(Self { dims, params, ..self.clone() })
     }
@@ -115,9 +115,7 @@ impl Transformer {
     /// The same network computing in another type.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         let mut model = Self { dtype, ..self.clone() };
-        for (slot, tensor) in self.params.iter() {
-            model.params.set(slot, tensor.to_dtype(dtype)?);
-        }
+        model.params = self.params_as(|_, tensor| Ok(tensor.to_dtype(dtype)?))?;
         Ok(model)
     }
 
@@ -129,13 +127,40 @@ impl Transformer {
         let (config, blueprint) = crate::family::with_output_biases(&old.config, old.task, &self.blueprint, attention, mlp);
         let mut model = self.clone();
         for slot in blueprint.slots(&self.dims) {
-            if slot.name.ends_with(".bias") && self.params.get(&slot.name).is_none() {
+            if slot.name.ends_with(".bias") && !self.params.has(&slot.name) {
                 model.params.set(slot.name, Tensor::zeros(slot.shape, self.dtype, &self.device)?);
             }
         }
         model.blueprint = Arc::new(blueprint);
         model.origin = Arc::new(Origin { config, ..Origin::clone(old) });
         Ok(model)
+    }
+
+    /// Every parameter through `change`, one at a time.
+    ///
+    /// # Errors
+    /// One can't be read or changed.
+    pub fn params_as(&self, change: impl Fn(&str, Tensor) -> Result<Tensor>) -> Result<Params> {
+        let mut out = self.params.tensors().beside()?;
+        for slot in self.params.slots() {
+            out.insert(slot.to_owned(), change(slot, self.params.read(slot)?)?);
+            out.put_away(slot)?;
+        }
+        Ok(out.into())
+    }
+
+    /// What one layer of a streamed model is computed from, read from the disk where it is not in memory; None for a model in memory.
+    pub(crate) fn layer_in_memory(&self, layer: usize) -> Result<Option<Self>> {
+        if !self.params.streamed() {
+            return Ok(None);
+        }
+        let params = self.params.tensors().view(&layer_prefix(layer), "layers.")?.into();
+        Ok(Some(Self { params, ..self.clone() }))
+    }
+
+    /// A copy of a streamed model that keeps what is read of it no longer than it lives itself; None for a model in memory.
+    pub(crate) fn passing(&self) -> Option<Self> {
+        self.params.streamed().then(|| self.clone())
     }
 
     /// New random weights in the same shapes, drawn as `init` draws them.

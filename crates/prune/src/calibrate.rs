@@ -149,21 +149,45 @@ const STRIP: usize = 192;
 impl Gram {
     /// `[columns, columns]`; None before any row.
     pub fn whole(&self) -> candle_core::Result<Option<Tensor>> {
-        let Some(first) = self.0.first() else { return Ok(None) };
+        let (Some(first), Some(whole)) = (self.0.first(), self.times(1.0)?) else { return Ok(None) };
         let n = first.dim(1)?;
+        Tensor::from_vec(whole, (n, n), first.device()).map(Some)
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.0.first().and_then(|strip| strip.dims().get(1).copied()).unwrap_or(0)
+    }
+
+    /// The diagonal.
+    pub fn diagonal(&self) -> candle_core::Result<Vec<f64>> {
+        let mut out = Vec::with_capacity(self.columns());
+        for strip in &self.0 {
+            let rows = strip.to_vec2::<f64>()?;
+            out.extend(rows.iter().enumerate().filter_map(|(i, row)| row.get(i)));
+        }
+        Ok(out)
+    }
+
+    /// All of it times a factor, row by row; None before any row.
+    pub fn times(&self, factor: f64) -> candle_core::Result<Option<Vec<f64>>> {
+        let n = self.columns();
+        if self.0.is_empty() {
+            return Ok(None);
+        }
         let mut whole = vec![0.0; n * n];
         for (strip, top) in self.0.iter().zip((0..n).step_by(STRIP)) {
             for (row, values) in (top..).zip(strip.to_vec2::<f64>()?) {
                 for (column, value) in (top..).zip(values) {
                     for at in [row * n + column, column * n + row] {
                         if let Some(x) = whole.get_mut(at) {
-                            *x = value;
+                            *x = value * factor;
                         }
                     }
                 }
             }
         }
-        Tensor::from_vec(whole, (n, n), first.device()).map(Some)
+        Ok(Some(whole))
     }
 }
 
@@ -198,6 +222,8 @@ pub(crate) struct Inputs<S> {
     layer: Option<usize>,
     /// Only these inputs are looked at; None: all.
     only: Option<BTreeSet<String>>,
+    /// Nobody reads what the block gives.
+    ends: bool,
     gated: bool,
     keep: Option<Tensor>,
     real: Option<Vec<u8>>,
@@ -219,6 +245,7 @@ impl<S: Statistic> Inputs<S> {
             sequences: 0,
             layer,
             only: None,
+            ends: false,
             gated,
             keep: None,
             real: None,
@@ -231,6 +258,11 @@ impl<S: Statistic> Inputs<S> {
     /// Looks at the inputs of these matrices only.
     pub fn only(self, slots: &BTreeSet<String>) -> Self {
         Self { only: Some(slots.clone()), ..self }
+    }
+
+    /// For passes through one block whose output nobody reads: it is not computed further than to the last input.
+    pub fn inputs_only(self) -> Self {
+        Self { ends: true, ..self }
     }
 
     /// Before each batch.
@@ -350,6 +382,10 @@ impl<S: Statistic> Tap for Inputs<S> {
                     | Point::ExpertRows(_)
                     | Point::ExpertIntermediate(_)
             )
+    }
+
+    fn ends_at(&self, _: usize, point: Point) -> bool {
+        self.ends && point == Point::Intermediate
     }
 
     fn see(&mut self, layer: usize, point: Point, x: &Tensor) -> Result<(), ModelError> {

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Tensor;
-use prunectl_model::LayerDims;
+use prunectl_model::{LayerDims, Tensors, Transformer};
 use prunectl_recipe::catalogue::SiteKind;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +15,7 @@ pub struct Decision {
     /// Kept units of each site concerned, ascending, in indices of the model that was scored. Units that were removed before are not in it.
     pub sites: BTreeMap<Key, Vec<usize>>,
     /// u8 `[out, in]` by slot, 1 = kept.
-    pub weights: BTreeMap<String, Tensor>,
+    pub weights: Tensors,
 }
 
 /// What is masked in a model and not compacted yet, in indices of the model as it is.
@@ -25,10 +24,18 @@ pub struct Removed {
     /// Units that are zeros now.
     pub units: Sites,
     /// u8 `[out, in]` by slot, 1 = kept: weights that must stay zero.
-    pub weights: BTreeMap<String, Tensor>,
+    pub weights: Tensors,
 }
 
 impl Removed {
+    /// Nothing yet; masks of a streamed model's weights can be put away.
+    ///
+    /// # Errors
+    /// No file can be made beside the model's.
+    pub fn beside(model: &Transformer) -> Result<Self> {
+        Ok(Self { units: Sites::default(), weights: model.params().tensors().beside()? })
+    }
+
     /// Whether that unit is gone.
     pub fn has(&self, key: Key, unit: usize) -> bool {
         self.units.contains(key, unit)
@@ -49,12 +56,14 @@ impl Removed {
                 self.remove(*key, unit, dims);
             }
         }
-        for (slot, keep) in &decision.weights {
-            let keep = match self.weights.get(slot) {
-                Some(before) => before.mul(keep)?,
-                None => keep.clone(),
-            };
-            self.weights.insert(slot.clone(), keep);
+        for slot in decision.weights.keys() {
+            match (self.weights.read(slot)?, decision.weights.read(slot)?) {
+                (Some(before), Some(keep)) => {
+                    self.weights.insert(slot.clone(), before.mul(&keep)?);
+                    self.weights.put_away(slot)?;
+                }
+                _ => self.weights.share(slot, &decision.weights, slot),
+            }
         }
         Ok(())
     }
@@ -168,6 +177,30 @@ pub struct SiteRecord {
 const WHOLE_MODEL: &str = "*";
 
 impl Decision {
+    /// Nothing yet; masks of a streamed model's weights can be put away.
+    ///
+    /// # Errors
+    /// No file can be made beside the model's.
+    pub fn beside(model: &Transformer) -> Result<Self> {
+        Ok(Self { sites: BTreeMap::new(), weights: model.params().tensors().beside()? })
+    }
+
+    /// The same, its masks put away where those of `whole` are.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn stored_in(mut self, whole: &Self) -> Result<Self> {
+        let mut weights = Tensors::on(whole.weights.shelf().cloned());
+        weights.store(std::mem::take(&mut self.weights))?;
+        Ok(Self { weights, ..self })
+    }
+
+    /// Adds what was decided of other sites.
+    pub fn add(&mut self, other: Self) {
+        self.sites.extend(other.sites);
+        self.weights.extend(other.weights);
+    }
+
     /// The decision in indices of the original model. Layers sort by number, as text does not: the map's keys are padded by no one,
     /// so readers must parse them.
     pub fn record(&self, map: &UnitMap) -> Record {
@@ -184,7 +217,7 @@ impl Decision {
     }
 
     /// The decision that a record of a model with that history means; `weights` are the keep masks of the file beside it.
-    pub fn from_record(record: &Record, weights: BTreeMap<String, Tensor>, map: &UnitMap, layers: usize) -> Result<Self> {
+    pub fn from_record(record: &Record, weights: Tensors, map: &UnitMap, layers: usize) -> Result<Self> {
         let now: BTreeMap<usize, usize> = (0..layers).map(|l| (map.layer(l), l)).collect();
         let mut out = Self { sites: BTreeMap::new(), weights };
         for site in &record.sites {

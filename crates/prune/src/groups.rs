@@ -44,7 +44,7 @@ pub(crate) fn slots(model: &Transformer, sites: &Sites) -> Result<BTreeSet<Strin
     for (key, units) in &sites.units {
         for unit in units {
             for slice in group(model, *key, *unit)? {
-                if model.params().require(&slice.slot)?.rank() > 1 {
+                if model.params().shape(&slice.slot)?.len() > 1 {
                     out.insert(slice.slot);
                 }
             }
@@ -68,11 +68,11 @@ pub(crate) fn sums(
             let Some(own) = sums.get_mut(*unit) else { continue };
             let mut members = BTreeSet::new();
             for Slice { slot, dim, start, len } in group(model, *key, *unit)? {
-                let t = model.params().require(&slot)?;
-                if t.rank() < 2 {
+                let dims = model.params().shape(&slot)?;
+                if dims.len() < 2 {
                     continue;
                 }
-                own.entries += t.elem_count() / t.dim(dim)?.max(1) * len;
+                own.entries += dims.iter().product::<usize>() / dims.get(dim).copied().unwrap_or(1).max(1) * len;
                 let line = match lines.entry((slot.clone(), dim)) {
                     Entry::Occupied(line) => line.into_mut(),
                     Entry::Vacant(free) => free.insert(line_sums(&entries(&slot)?, dim, fold.entry)?),

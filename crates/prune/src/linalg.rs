@@ -65,9 +65,17 @@ fn inverse_columns(l: &[f64], n: usize) -> Vec<f64> {
 ///
 /// No inverse is formed: with the rows and columns of A reversed, `JAJ = LLᵀ` gives `U = J L⁻¹ J`.
 pub(crate) fn inverse_upper_factor(a: &[f64], n: usize) -> Option<Vec<f64>> {
-    let lower = cholesky(a.iter().rev().copied().collect(), n)?;
+    damped_inverse_upper_factor(a, n, 0.0)
+}
+
+/// The same of the matrix with `damp` added to its diagonal. Besides the matrix it takes two of its size.
+pub(crate) fn damped_inverse_upper_factor(a: &[f64], n: usize, damp: f64) -> Option<Vec<f64>> {
+    let mut reversed: Vec<f64> = a.iter().rev().copied().collect();
+    reversed.iter_mut().step_by(n + 1).for_each(|x| *x += damp);
+    let lower = cholesky(reversed, n)?;
     let columns = inverse_columns(&lower, n);
-    let mut upper = vec![0.0; n * n];
+    let mut upper = lower;
+    upper.fill(0.0);
     upper.par_chunks_mut(n.max(1)).enumerate().for_each(|(i, row)| {
         for (j, u) in row.iter_mut().enumerate().skip(i) {
             *u = at(&columns, (n - 1 - j) * n + (n - 1 - i));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use prunectl_model::{Tensors, Transformer};
 
 use crate::error::{PruneError, Result};
 use crate::site::Key;
@@ -13,10 +13,27 @@ pub struct Scores {
     /// One f32 a unit of the site as the model is now. Units that the selector does not name have 0 and are never looked at.
     pub sites: BTreeMap<Key, Vec<f32>>,
     /// f32 `[out, in]`, the shape of the slot's matrix.
-    pub weights: BTreeMap<String, Tensor>,
+    pub weights: Tensors,
 }
 
 impl Scores {
+    /// None yet; those of a streamed model's weights can be put away.
+    ///
+    /// # Errors
+    /// No file can be made beside the model's.
+    pub fn beside(model: &Transformer) -> Result<Self> {
+        Ok(Self { sites: BTreeMap::new(), weights: model.params().tensors().beside()? })
+    }
+
+    /// Adds the scores of other sites; those of weights are put away, where the model is streamed.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn add(&mut self, other: Self) -> Result<()> {
+        self.sites.extend(other.sites);
+        Ok(self.weights.store(other.weights)?)
+    }
+
     /// Refuses NaN and infinities, naming the unit. `-0.0` becomes `0.0`, so that ties are ties.
     pub fn checked(mut self, method: &'static str) -> Result<Self> {
         for (key, values) in &mut self.sites {
@@ -27,7 +44,8 @@ impl Scores {
                 *value += 0.0;
             }
         }
-        for (slot, t) in &self.weights {
+        for slot in self.weights.keys() {
+            let Some(t) = self.weights.read(slot)? else { continue };
             let values = t.flatten_all()?.to_vec1::<f32>()?;
             if let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
                 return Err(PruneError::WeightNotFinite { method, slot: slot.clone(), index, value: *value });

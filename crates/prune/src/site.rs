@@ -107,7 +107,9 @@ pub struct Sites {
 impl Sites {
     /// Adds units of one site.
     pub fn add(&mut self, key: Key, units: impl IntoIterator<Item = usize>) {
-        self.units.entry(key).or_default().extend(units);
+        // Built whole: inserting the neurons of a large model one by one is slow.
+        let mut units = units.into_iter().collect();
+        self.units.entry(key).or_default().append(&mut units);
     }
 
     /// Whether it names nothing.

@@ -26,13 +26,13 @@ pub fn mask(model: &mut Transformer, removed: &mut Removed, decision: &Decision)
     }
     zero(model, &slices)?;
     block(model, decision);
-    for (slot, keep) in &decision.weights {
-        let w = model.params().require(slot)?;
+    for slot in decision.weights.keys() {
+        let (w, keep) = (model.params().read(slot)?, decision.weights.read(slot)?);
+        let keep = keep.ok_or_else(|| PruneError::NoScores { key: slot.clone() })?;
         if w.dims() != keep.dims() {
             return Err(PruneError::ScoreShape { key: slot.clone(), found: keep.elem_count(), expected: w.elem_count() });
         }
-        let w = masked(w, keep)?;
-        model.params_mut().set(slot.clone(), w);
+        put(model, slot, masked(&w, &keep)?)?;
     }
     let (dims, hidden) = (model.dims().to_vec(), model.blueprint().hidden);
     removed.add(decision, &dims, hidden)
@@ -55,6 +55,12 @@ fn block(model: &mut Transformer, decision: &Decision) {
     }
 }
 
+/// Replaces a weight; that of a streamed model goes to the disk.
+fn put(model: &mut Transformer, slot: &str, w: Tensor) -> Result<()> {
+    model.params_mut().set(slot, w);
+    Ok(model.params_mut().tensors_mut().put_away(slot)?)
+}
+
 /// A weight under its keep mask.
 pub(crate) fn masked(w: &Tensor, keep: &Tensor) -> Result<Tensor> {
     let keep = keep.to_device(w.device())?;
@@ -69,10 +75,9 @@ pub(crate) fn zero(model: &mut Transformer, slices: &[Slice]) -> Result<()> {
         by_slot.entry((&slice.slot, slice.dim)).or_default().push(slice);
     }
     for ((slot, dim), slices) in by_slot {
-        let w = model.params().require(slot)?;
-        let keep = keep_along(w, dim, &slices)?;
-        let w = masked(w, &keep)?;
-        model.params_mut().set(slot, w);
+        let w = model.params().read(slot)?;
+        let keep = keep_along(&w, dim, &slices)?;
+        put(model, slot, masked(&w, &keep)?)?;
     }
     Ok(())
 }
@@ -130,10 +135,11 @@ pub fn keeps(model: &Transformer, removed: &Removed) -> Result<BTreeMap<String, 
 /// single weights, cut to the new shapes.
 pub fn compact(model: &mut Transformer, removed: &mut Removed, map: &mut UnitMap) -> Result<()> {
     // The masks of single weights are cut by the same surgery, standing in for the weights in a second network.
-    let mut masks = model.clone();
-    for (slot, keep) in &removed.weights {
-        let keep = keep.to_device(model.device())?.to_dtype(model.dtype())?;
-        masks.params_mut().set(slot.clone(), keep);
+    let mut masks = (!removed.weights.is_empty()).then(|| model.clone());
+    for slot in removed.weights.keys() {
+        if let (Some(masks), Some(keep)) = (&mut masks, removed.weights.read(slot)?) {
+            put(masks, slot, keep.to_device(model.device())?.to_dtype(model.dtype())?)?;
+        }
     }
     let mut work = Work { model: model.clone(), masks, map: map.clone() };
     for layer in 0..model.n_layers() {
@@ -144,12 +150,13 @@ pub fn compact(model: &mut Transformer, removed: &mut Removed, map: &mut UnitMap
     let layers = work.whole(SiteKind::Layers, model.n_layers(), removed)?;
     work.whole(SiteKind::Hidden, model.blueprint().hidden, removed)?;
 
-    let mut weights = BTreeMap::new();
+    let mut weights = removed.weights.beside()?;
     for slot in removed.weights.keys() {
-        let Some(slot) = renamed(slot, &layers) else { continue };
+        let (Some(slot), Some(masks)) = (renamed(slot, &layers), &work.masks) else { continue };
         // The matrix may have left with its sublayer.
-        if let Some(keep) = work.masks.params().get(&slot) {
-            weights.insert(slot, keep.ne(0.0)?.to_device(&Device::Cpu)?.to_dtype(DType::U8)?);
+        if masks.params().has(&slot) {
+            weights.insert(slot.clone(), masks.params().read(&slot)?.ne(0.0)?.to_device(&Device::Cpu)?.to_dtype(DType::U8)?);
+            weights.put_away(&slot)?;
         }
     }
     *model = work.model;
@@ -168,7 +175,8 @@ fn renamed(slot: &str, layers: &[usize]) -> Option<String> {
 
 struct Work {
     model: Transformer,
-    masks: Transformer,
+    /// None where no single weight is masked.
+    masks: Option<Transformer>,
     map: UnitMap,
 }
 
@@ -176,7 +184,7 @@ impl Work {
     fn keep(&mut self, key: Key, kept: &[usize]) -> Result<()> {
         let kind = to_model(key.kind).ok_or(PruneError::NothingSelected)?;
         self.model = self.model.keep_units(kind, key.layer, kept)?;
-        self.masks = self.masks.keep_units(kind, key.layer, kept)?;
+        self.masks = self.masks.as_ref().map(|masks| masks.keep_units(kind, key.layer, kept)).transpose()?;
         self.map.keep(key, kept);
         Ok(())
     }

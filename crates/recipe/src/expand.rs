@@ -86,8 +86,8 @@ fn select(s: &Selector, facts: &Facts) -> Result<Selection, Box<Diagnostic>> {
             let mut out = Selection::default();
             for p in parts {
                 let p = select(p, facts)?;
-                for (k, u) in p.units {
-                    out.units.entry(k).or_default().extend(u);
+                for (k, mut u) in p.units {
+                    out.units.entry(k).or_default().append(&mut u);
                 }
                 for (l, t) in p.tensors {
                     out.tensors.entry(l).or_default().extend(t);
@@ -149,13 +149,16 @@ fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Box<Diagnos
         Part::Units { layers, kind, units } => {
             for l in positions(layers, facts.layers.len(), "layer", span)? {
                 let n = facts.units(*kind, l);
-                let chosen = match kind {
-                    SiteKind::Layers => vec![l],
+                // Built whole: inserting the neurons of a large model one by one takes longer than everything else.
+                let mut chosen: BTreeSet<usize> = match kind {
+                    SiteKind::Layers => [l].into(),
                     // Counts differ from layer to layer: an index may be outside in one where it is inside in others.
                     _ => positions(units, n, word(*kind), span)
-                        .map_err(|d| Box::new(d.hint(format!("layer {l} has {n} {}", word(*kind)))))?,
+                        .map_err(|d| Box::new(d.hint(format!("layer {l} has {n} {}", word(*kind)))))?
+                        .into_iter()
+                        .collect(),
                 };
-                out.units.entry((*kind, Some(l))).or_default().extend(chosen);
+                out.units.entry((*kind, Some(l))).or_default().append(&mut chosen);
             }
         }
         Part::Linears { layers, within } | Part::Weights { layers, within } => {

@@ -46,6 +46,9 @@ pub struct Compute {
     /// What is computed in, instead of the recipe's choice: f32, f64, f16 or bf16.
     #[arg(long)]
     pub dtype: Option<Dtype>,
+    /// The memory that may be used, for example 2GiB: larger models stay on the disk where their steps allow it, batches are smaller.
+    #[arg(long, value_parser = crate::streaming::parse_memory)]
+    pub memory: Option<u64>,
     /// Never use the network.
     #[arg(long)]
     pub offline: bool,
@@ -116,7 +119,8 @@ impl Cli {
         let verbosity = if self.globals.quiet { -1 } else { i8::try_from(self.globals.verbose).unwrap_or(i8::MAX) };
         let ui = Ui::new(verbosity);
         let hub = Door::new(ui, false);
-        let options = Options { device: DeviceChoice::Auto, dtype: None, offline: false, hub, json: self.globals.json, ui, interrupt };
+        let options =
+            Options { device: DeviceChoice::Auto, dtype: None, memory: None, offline: false, hub, json: self.globals.json, ui, interrupt };
         match self.command {
             Command::Run(c) => c.run(&options),
             Command::Resume(c) => c.run(&options),
@@ -144,7 +148,7 @@ impl Compute {
     /// The options with these in them.
     pub fn over(&self, options: &Options) -> Options {
         let hub = Door::new(options.ui, self.offline);
-        Options { device: self.device, dtype: self.dtype, offline: self.offline, hub, ..options.clone() }
+        Options { device: self.device, dtype: self.dtype, memory: self.memory, offline: self.offline, hub, ..options.clone() }
     }
 }
 

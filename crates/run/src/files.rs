@@ -1,7 +1,7 @@
 //! Files that are either old or new, never half: written beside their place, flushed to the disk, renamed.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -50,6 +50,47 @@ pub fn write_tensors<V: safetensors::View>(path: &Path, tensors: Vec<(String, V)
     let hash = written?;
     sync_folder_of(path)?;
     Ok(hash)
+}
+
+/// The same of content that is made while it is written; returns its SHA-256.
+pub fn write_atomic_with(path: &Path, body: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<String> {
+    let partial = partial_name(path);
+    let io = |e| Error::io("write", path)(e);
+    let written: Result<String> = (|| {
+        let mut out = Hashed { file: BufWriter::with_capacity(1 << 20, File::create(&partial).map_err(io)?), hash: Sha256::new() };
+        body(&mut out).map_err(|e| match e {
+            Error::Io { action, source, .. } => Error::Io { action, path: path.to_owned(), source },
+            other => other,
+        })?;
+        let Hashed { file, hash } = out;
+        file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
+        fs::rename(&partial, path).map_err(io)?;
+        Ok(hex(&hash.finalize()))
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    let hash = written?;
+    sync_folder_of(path)?;
+    Ok(hash)
+}
+
+/// A file whose content is hashed as it is written.
+struct Hashed {
+    file: BufWriter<File>,
+    hash: Sha256,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hash.update(bytes.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// The name under which `path` is written before it is renamed.

@@ -23,6 +23,7 @@ use crate::hub::Door;
 use crate::models::{describe, facts_from_file, read_facts};
 use crate::report::figure;
 use crate::stock;
+use crate::streaming;
 
 /// Tokens of the sequence that FLOPs and the KV cache are stated for.
 const LENGTH_TOKENS: usize = 128;
@@ -38,6 +39,8 @@ pub struct Forecast {
     pub steps: Vec<StepForecast>,
     /// The step that takes the most memory, estimated from above; `None` where a model is not at hand.
     pub peak: Option<Peak>,
+    /// Models whose weights stay on the disk and pass through memory block by block.
+    pub streamed: Vec<String>,
 }
 
 impl Forecast {
@@ -59,10 +62,8 @@ impl Forecast {
 pub struct Peak {
     /// Resident bytes of the process on the CPU, weights in f32.
     pub bytes: u64,
-    /// The step's line.
-    pub line: u32,
-    /// `prune prune-1`.
-    pub step: String,
+    /// The line and the step, `prune prune-1`; `None` where weights stay on the disk and it is the same throughout.
+    pub at: Option<(u32, String)>,
 }
 
 /// One model.
@@ -178,10 +179,13 @@ struct Sim {
     compacted: bool,
     /// It is saved in the original shape only.
     padded: bool,
+    /// Bytes of memory that batches are made for.
+    budget: u64,
 }
 
 /// Works the plan out.
-pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
+pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door, memory: Option<u64>) -> Forecast {
+    let budget = streaming::budget(memory);
     let mut sims: BTreeMap<String, Sim> = BTreeMap::new();
     let mut why: BTreeMap<String, String> = BTreeMap::new();
     let padded = loads_in::padded(plan);
@@ -199,6 +203,7 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
                     vague: false,
                     compacted: false,
                     padded: padded.contains(&decl.name),
+                    budget,
                 };
                 sims.insert(decl.name.clone(), sim);
             }
@@ -211,6 +216,9 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
     let resident = if why.is_empty() { memory::resident(plan, &sims) } else { None };
     walk(&plan.steps, &mut sims, sources, resident, &mut steps);
     advise(&plan.steps, &recovered(&plan.steps), &mut steps);
+    let on_disk = |sim: &&Sim| sim.file.file_bytes > 0 && streaming::streams(plan, &sim.file, budget);
+    let streamed_bytes = sims.values().filter(on_disk).map(|sim| streaming::peak(plan, &sim.file, budget)).max();
+    let streamed = sims.iter().filter(|(_, sim)| on_disk(sim)).map(|(name, _)| name.clone()).collect();
     let models = plan.models.iter().map(|decl| ModelForecast {
         name: decl.name.clone(),
         source: describe(&decl.source),
@@ -218,8 +226,11 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door) -> Forecast {
         unknown: why.get(&decl.name).cloned(),
     });
     let highest = steps.iter().filter_map(|s| Some((s.memory_bytes?, s))).max_by_key(|(bytes, s)| (*bytes, std::cmp::Reverse(s.line)));
-    let peak = highest.map(|(bytes, s)| Peak { bytes, line: s.line, step: format!("{} {}", s.kind, s.name) });
-    Forecast { models: models.collect(), steps, peak }
+    let peak = match streamed_bytes {
+        Some(bytes) => Some(Peak { bytes, at: None }),
+        None => highest.map(|(bytes, s)| Peak { bytes, at: Some((s.line, format!("{} {}", s.kind, s.name))) }),
+    };
+    Forecast { models: models.collect(), steps, peak, streamed }
 }
 
 fn walk(steps: &[Step], sims: &mut BTreeMap<String, Sim>, sources: &Sources, resident: Option<u64>, out: &mut Vec<StepForecast>) {

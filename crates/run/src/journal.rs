@@ -61,6 +61,9 @@ pub struct Start {
     pub device: String,
     /// `--dtype` as given.
     pub dtype: Option<String>,
+    /// `--memory` in bytes, as given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
     /// `--offline`.
     pub offline: bool,
     /// SHA-256 of the recipe's text.
@@ -206,6 +209,7 @@ mod tests {
             set: vec![("p".into(), "40%".into())],
             device: "cpu".into(),
             dtype: None,
+            memory: None,
             offline: false,
             recipe_sha256: String::new(),
         }

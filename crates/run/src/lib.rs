@@ -26,6 +26,8 @@ pub mod rundir;
 pub mod save;
 pub mod session;
 pub mod stock;
+pub mod streaming;
+mod tensor_file;
 pub mod tokenizer;
 pub mod ui;
 

@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use prunectl_model::{Facts as ModelFile, Head, LayerDims, LoadOptions, Task, Transformer};
+use prunectl_model::{Facts as ModelFile, Head, LayerDims, LoadOptions, Shelf, Task, Transformer};
 use prunectl_recipe::plan::{DataDecl, ModelDecl, ModelSource};
 use prunectl_recipe::{Facts, LayerFacts, ModelFacts};
 
@@ -94,9 +95,9 @@ fn with_builtin<T>(files: &[builtin::ModelFile], work: impl FnOnce(&Path) -> Res
     work(folder.path())
 }
 
-/// Loads what a declaration names. A `copy(…)` is the executor's.
-pub fn load(decl: &ModelDecl, device: &Device, dtype: Option<Dtype>, hub: &Door) -> Result<Loaded> {
-    let options = LoadOptions { dtype: dtype_of(decl, dtype)?, device: device.clone(), ..options_of(decl)? };
+/// Loads what a declaration names; with a shelf, the weights of a folder stay in their files. A `copy(…)` is the executor's.
+pub fn load(decl: &ModelDecl, device: &Device, dtype: Option<Dtype>, hub: &Door, shelf: Option<Arc<Shelf>>) -> Result<Loaded> {
+    let options = LoadOptions { dtype: dtype_of(decl, dtype)?, device: device.clone(), shelf, ..options_of(decl)? };
     match &decl.source {
         ModelSource::Dir(path) => from_folder(path.clone(), &options),
         ModelSource::Hub { repo, revision } => from_folder(hub.model(repo, revision.as_deref())?, &options),
@@ -199,7 +200,7 @@ pub fn facts_of(model: &Transformer) -> Result<Facts> {
     for (i, dims) in model.dims().iter().enumerate() {
         layers.push(layer_facts(dims, model.linears(i)?));
     }
-    let slots = model.params().iter().map(|(slot, _)| slot.to_owned()).collect();
+    let slots = model.params().slots().map(str::to_owned).collect();
     let matrices = prunectl_model::file_matrices(model)?;
     Ok(facts(&model.origin().model_type, layers, model.blueprint().hidden, slots, matrices, &model.blueprint().head))
 }

@@ -95,7 +95,7 @@ mod tests {
         let hub = crate::hub::Door::cache_only();
         let plan = crate::compile::compile(&recipe, &[], hub.clone()).unwrap().result.unwrap();
         assert!(matches!(plan.models[0].source, ModelSource::Builtin(_)));
-        let model = load(&plan.models[0], &Device::Cpu, None, &hub).unwrap().model;
+        let model = load(&plan.models[0], &Device::Cpu, None, &hub, None).unwrap().model;
         let whole = 4 * model.parameter_count();
         // A limit of all bytes leaves f32 itself, one byte less does not.
         assert_eq!(finest_within(&model, whole).unwrap().0, "f32");

@@ -139,6 +139,12 @@ impl RunDir {
         files::write_tensors(&self.path.join(name), tensors)
     }
 
+    /// Writes a file of any size whole, and returns its SHA-256.
+    pub fn write_with(&self, name: &str, body: impl FnOnce(&mut dyn std::io::Write) -> Result<()>) -> Result<String> {
+        let _hold = self.interrupt.hold();
+        files::write_atomic_with(&self.path.join(name), body)
+    }
+
     /// Writes JSON, indented, whole, and returns its SHA-256.
     pub fn write_json(&self, name: &str, value: &impl serde::Serialize) -> Result<String> {
         let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::Internal(format!("{name} can't be written as JSON: {e}")))?;
@@ -263,6 +269,7 @@ mod tests {
             set: vec![],
             device: "cpu".into(),
             dtype: None,
+            memory: None,
             offline: false,
             recipe_sha256: String::new(),
         }

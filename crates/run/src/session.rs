@@ -16,6 +16,8 @@ pub struct Options {
     pub device: DeviceChoice,
     /// What is computed in; `None` leaves it to the recipe, whose default is f32.
     pub dtype: Option<Dtype>,
+    /// The memory that may be used; `None`: the machine's.
+    pub memory: Option<u64>,
     /// Nothing may use the network.
     pub offline: bool,
     /// Where repositories come from.

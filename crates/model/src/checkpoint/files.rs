@@ -1,4 +1,4 @@
-//! The weight files of a folder: one, or shards with an index; memory-mapped.
+//! The weight files of a folder: one, or shards with an index; a tensor is mapped while it is read.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,19 +10,38 @@ use serde_json::Value;
 
 use crate::error::{ModelError, Result};
 use crate::header::{Entry, Header};
+use crate::tensors::map;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// The largest config or index that is read.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
+#[derive(Debug)]
 struct Shard {
     path: PathBuf,
     header: Header,
-    map: Option<Mmap>,
+    /// None where only the header is looked at.
+    data: Option<File>,
+}
+
+/// A tensor's bytes.
+enum Bytes {
+    Mapped(Mmap),
+    None,
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::None => &[],
+        }
+    }
 }
 
 /// The tensors of a folder.
+#[derive(Debug)]
 pub(crate) struct Files {
     shards: Vec<Shard>,
     /// Tensor → shard.
@@ -52,7 +71,7 @@ pub(super) fn beside_int8(name: &str) -> [String; 2] {
 }
 
 impl Files {
-    /// Reads the headers. With `data` the files are mapped and their sizes checked.
+    /// Reads the headers. With `data` the files are opened and their sizes checked.
     pub fn open(dir: &Path, data: bool) -> Result<Self> {
         let single = dir.join(SINGLE);
         if single.is_file() {
@@ -135,12 +154,12 @@ impl Files {
             expected: format!("`{scales}`, f32, one value for each row"),
         };
         let steps = self.tensor(&scales, DType::F32, &Device::Cpu)?.ok_or_else(|| missing("scales"))?.to_vec1::<f32>()?;
-        let bytes = shard.bytes(entry).ok_or_else(|| missing("data"))?;
+        let bytes = shard.bytes(entry)?.ok_or_else(|| missing("data"))?;
         let &[rows, columns] = entry.shape.as_slice() else { return Err(missing("rows and columns")) };
         if steps.len() != rows {
             return Err(missing("a scale for each row"));
         }
-        let values = crate::int8::values(bytes.iter().map(|b| *b as i8), &steps, columns)?;
+        let values = crate::int8::values(bytes.as_slice().iter().map(|b| *b as i8), &steps, columns)?;
         Ok(Some(values.to_dtype(dtype)?.to_device(device)?))
     }
 
@@ -159,12 +178,13 @@ impl Files {
                 expected: "F32, F16, BF16 or F64".into(),
             });
         };
-        let bytes = shard.bytes(entry).ok_or_else(|| ModelError::Safetensors {
+        let bytes = shard.bytes(entry)?.ok_or_else(|| ModelError::Safetensors {
             path: shard.path.clone(),
             place: format!("tensor `{name}`"),
             found: "no data".into(),
             expected: format!("{} bytes", entry.end - entry.begin),
         })?;
+        let bytes = bytes.as_slice();
         if let Some((index, value)) = first_not_finite(stored, bytes) {
             return Err(ModelError::NotFinite { path: shard.path.clone(), tensor: name.to_owned(), index, value });
         }
@@ -177,21 +197,24 @@ impl Shard {
     fn open(path: PathBuf, data: bool) -> Result<Self> {
         let header = Header::read(&path)?;
         if !data {
-            return Ok(Self { path, header, map: None });
+            return Ok(Self { path, header, data: None });
         }
         let io = |source| ModelError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
         header.check_size(&path, file.metadata().map_err(io)?.len())?;
-        // SAFETY: the map is only read. Another process that cuts the file short while it is read ends this one with a bus error,
-        // as with every reader that maps weights; reading them into memory instead would double the peak.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self { path, header, map: Some(map) })
+        Ok(Self { path, header, data: Some(file) })
     }
 
-    fn bytes(&self, entry: &Entry) -> Option<&[u8]> {
-        let begin = usize::try_from(self.header.data_start.checked_add(entry.begin)?).ok()?;
-        let end = usize::try_from(self.header.data_start.checked_add(entry.end)?).ok()?;
-        self.map.as_ref()?.get(begin..end)
+    /// Where the file was opened with its data; its size and the entry's place in it have been checked.
+    fn bytes(&self, entry: &Entry) -> Result<Option<Bytes>> {
+        let Some(file) = &self.data else { return Ok(None) };
+        let n = entry.end.saturating_sub(entry.begin);
+        if n == 0 {
+            return Ok(Some(Bytes::None));
+        }
+        let begin = self.header.data_start.saturating_add(entry.begin);
+        let map = map(file, begin, n).map_err(|source| ModelError::Io { path: self.path.clone(), source })?;
+        Ok(Some(Bytes::Mapped(map)))
     }
 }
 

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::blueprint::{Blueprint, Head, Pooling, Task};
+use crate::blueprint::{Blueprint, Head, Pooling, Slot, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
 use crate::family::names::FileTensor;
 use crate::family::{self, FAMILIES, Family, Resolved};
 use crate::params::Params;
+use crate::tensors::{Away, Shelf, Tensors};
 use crate::transformer::{Blocked, Origin, Transformer};
 use files::{Files, read_json};
 
@@ -33,11 +34,13 @@ pub struct LoadOptions {
     pub labels: Option<usize>,
     /// A classifier or span head that the files lack is drawn at random ([`Facts::fresh`] names it) instead of being an error.
     pub fresh_head: bool,
+    /// The weights stay in their files until they are asked for, and what changes them is put away here. None: all of them in memory.
+    pub shelf: Option<Arc<Shelf>>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { dtype: DType::F32, device: Device::Cpu, task: None, labels: None, fresh_head: false }
+        Self { dtype: DType::F32, device: Device::Cpu, task: None, labels: None, fresh_head: false, shelf: None }
     }
 }
 
@@ -275,20 +278,58 @@ impl Facts {
     }
 }
 
+/// A slot of a folder's files.
+#[derive(Debug)]
+struct InFiles {
+    files: Arc<Files>,
+    name: String,
+    tensor: FileTensor,
+    part: usize,
+    dtype: DType,
+    device: Device,
+}
+
+impl Away for InFiles {
+    fn shape(&self) -> &[usize] {
+        self.tensor.parts.get(self.part).map(|slot| slot.shape.as_slice()).unwrap_or_default()
+    }
+
+    fn read(&self) -> Result<Tensor> {
+        let missing = || ModelError::MissingSlot { slot: self.name.clone() };
+        let value = self.files.tensor(&self.name, self.dtype, &self.device)?.ok_or_else(missing)?;
+        let part = self.tensor.split(&value)?.into_iter().nth(self.part).ok_or_else(missing)?;
+        // A part of a fused tensor must not hold all of it in memory.
+        Ok(if self.tensor.parts.len() > 1 { part.force_contiguous()? } else { part })
+    }
+}
+
 /// Loads a model from a folder with `config.json` and `model.safetensors` (or shards and an index).
+///
+/// # Errors
+/// The folder is no model that this network can be, a tensor is missing, misshapen or not finite.
 pub fn load(dir: &Path, options: &LoadOptions) -> Result<Transformer> {
     let opened = Opened::read(dir, options, true)?;
-    let mut params = Params::default();
-    for (name, tensor) in &opened.tensors {
-        let Some(value) = opened.files.tensor(name, options.dtype, &options.device)? else {
-            return Err(ModelError::MissingSlot { slot: name.clone() });
+    let stored_dtype = opened.stored_dtype();
+    let Opened { resolved, config, fresh, files, tensors } = opened;
+    let files = Arc::new(files);
+    let mut params = Params::from(Tensors::on(options.shelf.clone()));
+    for (name, tensor) in tensors {
+        // What is streamed is looked at here all the same: a value that is not finite is told when a model is opened.
+        let Some(value) = files.tensor(&name, options.dtype, &options.device)? else {
+            return Err(ModelError::MissingSlot { slot: name });
         };
-        for (slot, part) in tensor.parts.iter().zip(tensor.split(&value)?) {
-            params.set(slot.name.clone(), part);
+        if options.shelf.is_none() {
+            for (slot, part) in tensor.parts.iter().zip(tensor.split(&value)?) {
+                params.set(slot.name.clone(), part);
+            }
+            continue;
+        }
+        for (part, slot) in tensor.parts.iter().enumerate() {
+            let (files, name, dtype, device) = (files.clone(), name.clone(), options.dtype, options.device.clone());
+            let away = InFiles { files, name, tensor: tensor.clone(), part, dtype, device };
+            params.tensors_mut().insert_away(slot.name.clone(), Arc::new(away));
         }
     }
-    let stored_dtype = opened.stored_dtype();
-    let Opened { resolved, config, fresh, .. } = opened;
     for slot in fresh.iter().flat_map(|t| &t.parts) {
         params.set(slot.name.clone(), crate::init::slot(&resolved.blueprint, &resolved.dims, &config, &slot.name, HEAD_SEED, options)?);
     }
@@ -348,10 +389,66 @@ fn is_int8(tensor: &FileTensor, slots: &BTreeSet<String>) -> bool {
     !tensor.parts.is_empty() && tensor.parts.iter().all(|s| slots.contains(&s.name))
 }
 
+/// A tensor of a model's files as it would be written, put together when it is read.
+#[derive(Debug)]
+pub struct FilePart<'t> {
+    /// Its name in the file.
+    pub name: String,
+    /// Its shape there.
+    pub shape: Vec<usize>,
+    tensors: &'t Tensors,
+    how: Part,
+}
+
+/// How a tensor of a file is put together.
+#[derive(Debug)]
+enum Part {
+    /// Of all its slots.
+    Whole(FileTensor),
+    /// Of the only one that there is.
+    Alone(FileTensor, String),
+    /// As it is.
+    Plain,
+}
+
+impl<'t> FilePart<'t> {
+    /// Tensors that are written as they are, under their own names.
+    pub fn plain(tensors: &'t Tensors) -> Vec<Self> {
+        let part =
+            |name: &String| Self { name: name.clone(), shape: tensors.shape(name).unwrap_or_default().to_vec(), tensors, how: Part::Plain };
+        tensors.keys().map(part).collect()
+    }
+
+    /// Gives its room on a shelf back: it can't be read any more.
+    pub fn release(&self) {
+        match &self.how {
+            Part::Plain => self.tensors.release(&self.name),
+            Part::Alone(_, slot) => self.tensors.release(slot),
+            Part::Whole(tensor) => tensor.parts.iter().for_each(|slot| self.tensors.release(&slot.name)),
+        }
+    }
+
+    /// The tensor, contiguous.
+    ///
+    /// # Errors
+    /// A part of it is not there, or can't be read.
+    pub fn read(&self) -> Result<Tensor> {
+        let one = |slot: &str| self.tensors.read(slot)?.ok_or_else(|| ModelError::MissingSlot { slot: slot.to_owned() });
+        match &self.how {
+            Part::Plain => Ok(one(&self.name)?.contiguous()?),
+            Part::Alone(tensor, slot) => Ok(tensor.turn(&one(slot)?)?.contiguous()?),
+            Part::Whole(tensor) => {
+                let parts = tensor.parts.iter().map(|slot| one(&slot.name)).collect::<Result<Vec<_>>>()?;
+                Ok(tensor.join(&parts)?.contiguous()?)
+            }
+        }
+    }
+}
+
 /// The config and the tensors under their file names: fused and transposed as the family's own files are. Tied tensors are left out.
 ///
 /// Where the counts of layers differ, or a stock field can't say them, the config has per-layer arrays under `"prunectl"`, which `load` reads.
-pub fn to_checkpoint(model: &Transformer) -> Result<(serde_json::Value, BTreeMap<String, Tensor>)> {
+pub fn checkpoint_parts(model: &Transformer) -> Result<(serde_json::Value, Vec<FilePart<'_>>)> {
     let adapted = model.adapted();
     if !adapted.is_empty() {
         return Err(ModelError::Mismatch {
@@ -372,11 +469,22 @@ pub fn to_checkpoint(model: &Transformer) -> Result<(serde_json::Value, BTreeMap
         });
         fields.insert(QUANTISED.to_owned(), own);
     }
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in named_tensors(model)? {
-        let parts = tensor.parts.iter().map(|slot| model.params.require(&slot.name).cloned()).collect::<Result<Vec<_>>>()?;
-        tensors.insert(name, tensor.join(&parts)?.contiguous()?);
-    }
+    let tensors = model.params.tensors();
+    let mut parts: Vec<FilePart<'_>> = named_tensors(model)?
+        .into_iter()
+        .map(|(name, tensor)| FilePart { name, shape: tensor.shape(), tensors, how: Part::Whole(tensor) })
+        .collect();
+    parts.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((config, parts))
+}
+
+/// The same with every tensor in memory.
+///
+/// # Errors
+/// As [`checkpoint_parts`]; a tensor can't be read.
+pub fn to_checkpoint(model: &Transformer) -> Result<(serde_json::Value, BTreeMap<String, Tensor>)> {
+    let (config, parts) = checkpoint_parts(model)?;
+    let tensors = parts.into_iter().map(|part| Ok((part.name.clone(), part.read()?))).collect::<Result<_>>()?;
     Ok((config, tensors))
 }
 
@@ -385,26 +493,29 @@ pub fn to_checkpoint(model: &Transformer) -> Result<(serde_json::Value, BTreeMap
 ///
 /// # Errors
 /// A slot that the model does not have.
-pub fn to_file_tensors(model: &Transformer, by_slot: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
-    let mut out = BTreeMap::new();
+pub fn file_parts<'t>(model: &Transformer, by_slot: &'t Tensors) -> Result<Vec<FilePart<'t>>> {
+    let mut out = Vec::new();
     let mut placed = 0;
     for (name, tensor) in named_tensors(model)? {
-        let parts: Vec<Option<&Tensor>> = tensor.parts.iter().map(|slot| by_slot.get(&slot.name)).collect();
-        let given: Vec<Tensor> = parts.iter().flatten().map(|t| (*t).clone()).collect();
+        let given: Vec<Slot> = tensor.parts.iter().filter(|slot| by_slot.contains_key(&slot.name)).cloned().collect();
         placed += given.len();
-        if given.is_empty() {
-            continue;
-        }
-        if given.len() == parts.len() {
-            out.insert(name, tensor.join(&given)?.contiguous()?);
-            continue;
-        }
-        for (slot, part) in tensor.parts.iter().zip(&parts) {
-            if let Some(part) = part {
-                out.insert(part_name(&name, &slot.name), tensor.turn(part)?.contiguous()?);
+        if given.len() == tensor.parts.len() {
+            // Their own shapes: scores may be of blocks.
+            let mut shape = given.first().and_then(|slot| by_slot.shape(&slot.name)).unwrap_or_default().to_vec();
+            if let Some(rows) = shape.first_mut() {
+                *rows = given.iter().filter_map(|slot| by_slot.shape(&slot.name)?.first()).sum();
             }
+            let shape = tensor.turned(&shape);
+            out.push(FilePart { name, shape, tensors: by_slot, how: Part::Whole(tensor) });
+            continue;
+        }
+        for slot in given {
+            let shape = tensor.turned(by_slot.shape(&slot.name).unwrap_or_default());
+            let name = part_name(&name, &slot.name);
+            out.push(FilePart { name, shape, tensors: by_slot, how: Part::Alone(tensor.clone(), slot.name) });
         }
     }
+    out.sort_by(|a, b| a.name.cmp(&b.name));
     if placed == by_slot.len() {
         return Ok(out);
     }
@@ -413,6 +524,15 @@ pub fn to_file_tensors(model: &Transformer, by_slot: &BTreeMap<String, Tensor>) 
         found: format!("{} of {} that the model has: {}", placed, by_slot.len(), by_slot.keys().cloned().collect::<Vec<_>>().join(", ")),
         expected: "slots of this model".into(),
     })
+}
+
+/// The same with every tensor in memory.
+///
+/// # Errors
+/// As [`file_parts`]; a tensor can't be read.
+pub fn to_file_tensors(model: &Transformer, by_slot: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    let by_slot = by_slot.clone().into();
+    file_parts(model, &by_slot)?.into_iter().map(|part| Ok((part.name.clone(), part.read()?))).collect()
 }
 
 /// The inverse of [`to_file_tensors`].

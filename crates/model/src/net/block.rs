@@ -19,6 +19,8 @@ pub(crate) fn block(
     shortcuts: Shortcuts<'_>,
     tap: &mut dyn Tap,
 ) -> Result<Tensor> {
+    let read = model.layer_in_memory(layer)?;
+    let model = read.as_ref().unwrap_or(model);
     let dims = model.layer_dims(layer)?;
     let blueprint = &model.blueprint;
     show(tap, layer, Point::BlockInput, x)?;

@@ -10,6 +10,8 @@ use crate::transformer::Transformer;
 
 /// The input of block 0 `[batch, seq, hidden]`, and what all blocks share, of tokens behind `past` others.
 pub(crate) fn embed(model: &Transformer, batch: &Batch, past: usize) -> Result<(Tensor, Context)> {
+    let passing = model.passing();
+    let model = passing.as_ref().unwrap_or(model);
     let (blueprint, params, device) = (&model.blueprint, &model.params, &model.device);
     let spec = &blueprint.embeddings;
     let (b, s) = batch.size()?;

@@ -10,6 +10,8 @@ use crate::transformer::Transformer;
 
 /// Outputs of the head: x `[batch, seq, hidden]`, after the final norm.
 pub(crate) fn outputs(model: &Transformer, x: &Tensor, context: &Context) -> Result<Tensor> {
+    let passing = model.passing();
+    let model = passing.as_ref().unwrap_or(model);
     let params = &model.params;
     match &model.blueprint.head {
         Head::Tokens { .. } => token_logits(model, x),
@@ -35,6 +37,8 @@ pub(crate) fn outputs(model: &Transformer, x: &Tensor, context: &Context) -> Res
 
 /// Token logits `[.., vocab]` of states `[.., hidden]`.
 pub(crate) fn token_logits(model: &Transformer, x: &Tensor) -> Result<Tensor> {
+    let passing = model.passing();
+    let model = passing.as_ref().unwrap_or(model);
     let params = &model.params;
     let Head::Tokens { tied, transform, project, softcap: cap, .. } = &model.blueprint.head else {
         return Err(ModelError::WrongLabels { head: head_name(&model.blueprint.head).into(), labels: "token labels".into() });

@@ -41,6 +41,9 @@ pub(crate) fn mlp(
             inner = kernels::gate(&inner, &spread_gate("neurons", gate, context.batch, &[dims.ffn], 2, model.dtype)?)?;
         }
         show(tap, layer, Point::Intermediate, &inner)?;
+        if tap.ends_at(layer, Point::Intermediate) {
+            return Ok(x.clone());
+        }
         linear(params, &format!("{stem}.down"), &model.int8_input(&inner, context.keep.as_ref())?)?
     };
     show(tap, layer, Point::MlpOutput, &out)?;

@@ -1,7 +1,8 @@
-//! Block by block: each block sees the inputs that its predecessors give, as they are by then.
+//! Block by block: each block sees the inputs that its predecessors give, as they are by then. Of a streamed model only the block that is
+//! worked on is in memory.
 
 use candle_core::Tensor;
-use prunectl_model::{Batch, Context, Tap, Transformer};
+use prunectl_model::{Batch, Context, Tap, Transformer, layer_prefix};
 
 use crate::calibrate::{Inputs, Statistic};
 use crate::data::{Batches, Progress};
@@ -16,7 +17,8 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Statistics of the inputs of that block's matrices.
-    pub fn inputs<S: Statistic>(&self, model: &Transformer, layer: usize, mut stats: Inputs<S>) -> Result<Inputs<S>> {
+    pub fn inputs<S: Statistic>(&self, model: &Transformer, layer: usize, stats: Inputs<S>) -> Result<Inputs<S>> {
+        let mut stats = stats.inputs_only();
         for (batch, (x, context)) in self.batches.iter().zip(&self.states) {
             stats.begin(batch)?;
             model.block(layer, x, context, None, &mut stats)?;
@@ -63,12 +65,15 @@ pub(super) fn each(
     for layer in 0..model.n_layers() {
         progress.check()?;
         let own = of_layer(sites, layer);
+        let prefix = layer_prefix(layer);
+        model.params().tensors().bring(&prefix)?;
         if !own.is_empty() {
             visit(model, layer, &own, &stream)?;
         }
         for (x, context) in &mut stream.states {
             *x = model.block(layer, x, context, None, &mut ())?.detach();
         }
+        model.params_mut().tensors_mut().put_away(&prefix)?;
         progress.advance(layer as u64 + 1, model.n_layers() as u64, method);
     }
     Ok(())

@@ -71,7 +71,7 @@ fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
 impl Flap {
     /// The metric of each input column of a consumer.
     fn metric(&self, model: &Transformer, slot: &str, x: &Moments) -> Result<Vec<f64>> {
-        let w = model.params().require(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+        let w = model.params().read(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         let rows = w.dim(0)?.max(1) as f64;
         let fluctuation: Vec<f64> = match self.reference {
             true => x.published.clone(),
@@ -161,7 +161,7 @@ impl Flap {
                     *to = *mean;
                 }
             }
-            let w = model.params().require(slot)?;
+            let w = model.params().read(slot)?;
             let mean = Tensor::from_vec(gone, (w.dim(1)?, 1), &Device::Cpu)?;
             let lost = w.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.matmul(&mean)?.squeeze(1)?;
             let name = format!("{}.bias", slot.trim_end_matches(".weight"));

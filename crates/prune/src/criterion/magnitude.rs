@@ -35,14 +35,14 @@ impl Magnitude {
 impl Criterion for Magnitude {
     fn score(&self, model: &Transformer, sites: &Sites, _: &mut dyn Batches, _: &dyn Progress) -> Result<Scores> {
         let entry: fn(f64) -> f64 = if self.squares { |w| w * w } else { f64::abs };
-        let weights = |slot: &str| Ok(model.params().require(slot)?.clone());
+        let weights = |slot: &str| Ok(model.params().read(slot)?);
         let mut out = Scores::default();
         for (key, sums) in sums(model, sites, Fold { entry, line: same }, &weights)? {
             let head_dim = head_dim(model, key);
             out.sites.insert(key, sums.iter().map(|g| self.unit(g, head_dim) as f32).collect());
         }
         for slot in &sites.weights {
-            let w = model.params().require(slot)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            let w = model.params().read(slot)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
             out.weights.insert(slot.clone(), w.abs()?);
         }
         out.checked("magnitude")

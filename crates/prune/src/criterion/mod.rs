@@ -101,6 +101,11 @@ pub trait Criterion: Send + Sync {
         Standing::Estimate
     }
 
+    /// Whether it holds the products of all pairs of a matrix's inputs, squares of its width in f64: what a plan's memory must count.
+    fn holds_products(&self) -> bool {
+        false
+    }
+
     /// Whether pruning with it changes weights that stay: such a step can't be done again from its decision alone.
     fn updates_weights(&self) -> bool {
         false

@@ -20,7 +20,7 @@ use crate::calibrate::{Gram, Inputs};
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
-use crate::linalg::inverse_upper_factor;
+use crate::linalg::damped_inverse_upper_factor;
 use crate::row::{CALIBRATION, QUIRK, WEIGHTS, criterion, needs_data, param, runs, sequential, within};
 use crate::scores::Scores;
 use crate::selection::{Request, layer_amounts, scope_name, weights_to_go};
@@ -74,11 +74,7 @@ impl SparseGpt {
         let mean = h.iter().step_by(n + 1).sum::<f64>() / n.max(1) as f64;
         let mut damp = self.damp;
         for _ in 0..=RETRIES {
-            let mut damped = h.clone();
-            for x in damped.iter_mut().step_by(n + 1) {
-                *x += damp * mean;
-            }
-            if let Some(upper) = inverse_upper_factor(&damped, n) {
+            if let Some(upper) = damped_inverse_upper_factor(&h, n, damp * mean) {
                 if damp > self.damp {
                     progress.note(&format!(
                         "sparsegpt: the Hessian of `{slot}` is singular with damp = {:.3}%; {:.3}% was used",
@@ -106,17 +102,16 @@ impl SparseGpt {
         factored: &mut Option<(String, Arc<Vec<f64>>)>,
         progress: &dyn Progress,
     ) -> Result<Work> {
-        let w = model.params().require(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+        let w = model.params().read(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         let (rows, columns) = w.dims2()?;
-        let gram = stats.get(slot).map(Gram::whole).transpose()?.flatten().filter(|g| g.dims() == [columns, columns]);
-        let gram = gram.ok_or_else(|| PruneError::Invalid {
+        let missing = || PruneError::Invalid {
             what: "matrix that sparsegpt prunes",
             found: slot.to_owned(),
             expected: "a projection of an attention or MLP sublayer that the data reaches".into(),
-        })?;
-        let h = (gram * (2.0 / stats.sequences.max(1) as f64))?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f64>()?;
+        };
+        let gram = stats.get(slot).filter(|g| g.columns() == columns).ok_or_else(missing)?;
         let mut w = w.flatten_all()?.to_vec1::<f64>()?;
-        for (j, _) in h.iter().step_by(columns + 1).enumerate().filter(|(_, x)| **x == 0.0) {
+        for (j, _) in gram.diagonal()?.iter().enumerate().filter(|(_, x)| **x == 0.0) {
             w.iter_mut().skip(j).step_by(columns.max(1)).for_each(|w| *w = 0.0);
         }
         let keep = match removed {
@@ -125,7 +120,12 @@ impl SparseGpt {
         };
         let upper = match factored {
             Some((source, upper)) if source == stats.source(slot) => upper.clone(),
-            _ => Arc::new(self.factor(h, columns, slot, progress)?),
+            _ => {
+                // The last one's memory is free before the next is made.
+                *factored = None;
+                let h = gram.times(2.0 / stats.sequences.max(1) as f64)?.ok_or_else(missing)?;
+                Arc::new(self.factor(h, columns, slot, progress)?)
+            }
         };
         *factored = Some((stats.source(slot).to_owned(), upper.clone()));
         Ok(Work { rows, columns, saliency: vec![0.0; w.len()], w, keep, upper })
@@ -168,15 +168,14 @@ impl SparseGpt {
         let mut factored = None;
         for slot in slots {
             progress.check()?;
-            let mut work = self.work(model, slot, stats, request.removed.weights.get(slot), &mut factored, progress)?;
+            let mut work = self.work(model, slot, stats, request.removed.weights.read(slot)?.as_ref(), &mut factored, progress)?;
             let pick = self.pick(slot, request.amount, request, &work)?;
             work.prune(self.block, &pick);
             let Work { rows, columns, w, keep, saliency, .. } = work;
             if let Some((index, value)) = w.iter().enumerate().find(|(_, v)| !v.is_finite()) {
                 return Err(PruneError::WeightNotFinite { method: NAME, slot: slot.clone(), index, value: *value as f32 });
             }
-            let old = model.params().require(slot)?;
-            let new = Tensor::from_vec(w, (rows, columns), &Device::Cpu)?.to_dtype(old.dtype())?.to_device(old.device())?;
+            let new = Tensor::from_vec(w, (rows, columns), &Device::Cpu)?.to_dtype(model.dtype())?.to_device(model.device())?;
             model.params_mut().set(slot.clone(), new);
             out.0.weights.insert(slot.clone(), Tensor::from_vec(keep, (rows, columns), &Device::Cpu)?);
             out.1.weights.insert(slot.clone(), Tensor::from_vec(saliency, (rows, columns), &Device::Cpu)?);
@@ -321,6 +320,10 @@ impl Criterion for SparseGpt {
     fn updates_weights(&self) -> bool {
         true
     }
+
+    fn holds_products(&self) -> bool {
+        true
+    }
 }
 
 fn only_weights(sites: &Sites) -> Result<()> {
@@ -353,13 +356,18 @@ impl Layerwise for SparseGpt {
         }
         let amounts = layer_amounts(request.amount, request.sites)?;
         let gated = model.blueprint().mlp.gated;
-        let mut out = (Decision::default(), Scores::default());
+        let mut out = (Decision::beside(model)?, Scores::beside(model)?);
         blocks::each(NAME, model, request.sites, data, progress, |model, layer, own, stream| {
             let stats = stream.inputs(model, layer, Inputs::new(gated, Some(layer)).only(&own.weights))?;
             let amount = amounts.as_ref().and_then(|a| a.get(&layer)).unwrap_or(request.amount);
-            self.layer(model, own, &stats, &Request { amount, ..*request }, progress, &mut out)
+            let mut here = (Decision::default(), Scores::default());
+            self.layer(model, own, &stats, &Request { amount, removed, ..*request }, progress, &mut here)?;
+            let chosen = here.0.stored_in(&out.0)?;
+            out.1.add(here.1)?;
+            surgery::mask(model, removed, &chosen)?;
+            out.0.add(chosen);
+            Ok(())
         })?;
-        surgery::mask(model, removed, &out.0)?;
         Ok((out.0, out.1.checked(NAME)?))
     }
 }

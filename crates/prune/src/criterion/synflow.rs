@@ -38,7 +38,7 @@ struct SynFlow {
 /// `|w|·∂R/∂|w|` of the parameters `slots`, f64 on the host.
 fn entries(model: &Transformer, slots: &BTreeSet<String>) -> Result<BTreeMap<String, Tensor>> {
     let mut model = model.to_dtype(DType::F64)?;
-    let names: Vec<String> = model.params().iter().map(|(slot, _)| slot.to_owned()).collect();
+    let names: Vec<String> = model.params().slots().map(str::to_owned).collect();
     for slot in names {
         let positive = model.params().require(&slot)?.abs()?;
         model.params_mut().set(slot, positive);

@@ -30,7 +30,7 @@ struct Wanda {
 impl Wanda {
     /// `|W| · ‖x‖₂` of a matrix, f32 on the host.
     fn matrix(&self, model: &Transformer, slot: &str, stats: &InputSquares) -> Result<Tensor> {
-        let w = model.params().require(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let w = model.params().read(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let columns = w.dim(1)?;
         let missing = || PruneError::Invalid {
             what: "matrix that wanda scores",
@@ -105,18 +105,16 @@ impl Layerwise for Wanda {
         }
         let amounts = layer_amounts(request.amount, request.sites)?;
         let gated = model.blueprint().mlp.gated;
-        let (mut decision, mut scores) = (Decision::default(), Scores::default());
+        let (mut decision, mut scores) = (Decision::beside(model)?, Scores::beside(model)?);
         blocks::each(NAME, model, request.sites, data, progress, |model, layer, own, stream| {
             let stats = stream.inputs(model, layer, InputSquares::new(gated, Some(layer)))?;
             let here = self.scores(model, own, &stats)?;
             let amount = amounts.as_ref().and_then(|a| a.get(&layer)).unwrap_or(request.amount);
             let request = Request { sites: own, amount, removed, ..*request };
-            let chosen = select(&here, &request, &Shape::of(model, own)?)?;
+            let chosen = select(&here, &request, &Shape::of(model, own)?)?.stored_in(&decision)?;
+            scores.add(here)?;
             surgery::mask(model, removed, &chosen)?;
-            decision.sites.extend(chosen.sites);
-            decision.weights.extend(chosen.weights);
-            scores.sites.extend(here.sites);
-            scores.weights.extend(here.weights);
+            decision.add(chosen);
             Ok(())
         })?;
         Ok((decision, scores))

@@ -117,7 +117,7 @@ impl ScoreLearner {
 
     /// What was masked before, seen in blocks: a block is gone when all of it is.
     fn base(&self, layout: &Layout, removed: &Removed) -> Result<Removed> {
-        let mut out = Removed { units: removed.units.clone(), weights: BTreeMap::new() };
+        let mut out = Removed { units: removed.units.clone(), ..Removed::default() };
         for slot in &layout.weights {
             let Some(keep) = removed.weights.get(slot) else { continue };
             let keep = keep.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
@@ -133,12 +133,13 @@ impl ScoreLearner {
         if matches!(self.granularity, Granularity::Weight | Granularity::Unit(_)) {
             return Ok(decision);
         }
-        for (slot, keep) in &mut decision.weights {
+        for (slot, keep) in &std::mem::take(&mut decision.weights) {
             let kept = self.expand(layout, slot, &keep.flatten_all()?.to_vec1::<u8>()?)?;
-            *keep = Tensor::from_vec(kept, layout.shape(slot)?, &Device::Cpu)?;
+            let mut keep = Tensor::from_vec(kept, layout.shape(slot)?, &Device::Cpu)?;
             if let Some(before) = removed.weights.get(slot) {
-                *keep = keep.mul(&before.to_dtype(DType::U8)?)?;
+                keep = keep.mul(&before.to_dtype(DType::U8)?)?;
             }
+            decision.weights.insert(slot.clone(), keep);
         }
         Ok(decision)
     }
@@ -178,9 +179,9 @@ impl Learner for ScoreLearner {
 
     fn scores(&self, layout: &Layout, learned: &Learned) -> Result<Scores> {
         let mut out = self.grids(layout, learned)?;
-        for (slot, values) in &mut out.weights {
+        for (slot, values) in &std::mem::take(&mut out.weights) {
             let flat = self.expand(layout, slot, &values.flatten_all()?.to_vec1::<f32>()?)?;
-            *values = Tensor::from_vec(flat, layout.shape(slot)?, &Device::Cpu)?;
+            out.weights.insert(slot.clone(), Tensor::from_vec(flat, layout.shape(slot)?, &Device::Cpu)?);
         }
         Ok(out)
     }

@@ -59,7 +59,7 @@ impl Stage {
     /// The parameters that train: all of the block's, or those of its adapters alone where it has some. Prototypes that blocks share stay.
     pub fn slots(&self, model: &Transformer) -> BTreeSet<String> {
         let prefix = format!("{}.", self.name());
-        let all = || model.params().iter().map(|(slot, _)| slot).filter(|slot| slot.starts_with(&prefix)).map(str::to_owned);
+        let all = || model.params().slots().filter(|slot| slot.starts_with(&prefix)).map(str::to_owned);
         match all().any(|slot| is_adapter(&slot)) {
             true => all().filter(|slot| trains(slot)).collect(),
             false => all().collect(),

@@ -85,7 +85,15 @@ impl Shape {
         let mut shape =
             Self { dims: model.dims().to_vec(), hidden: model.blueprint().hidden, weights: BTreeMap::new(), cost: BTreeMap::new() };
         for slot in &sites.weights {
-            shape.weights.insert(slot.clone(), model.params().require(slot)?.dims2()?);
+            let dims = model.params().shape(slot)?;
+            let &[rows, columns] = dims else {
+                return Err(PruneError::Invalid {
+                    what: "matrix that loses single weights",
+                    found: format!("{slot} {dims:?}"),
+                    expected: "rows and columns".into(),
+                });
+            };
+            shape.weights.insert(slot.clone(), (rows, columns));
         }
         for key in sites.units.keys() {
             // Whole layers may differ in size; the units of one layer do not.
@@ -94,8 +102,8 @@ impl Shape {
             for unit in units {
                 let mut cost = 0;
                 for Slice { slot, dim, len, .. } in crate::units::group(model, *key, unit)? {
-                    let t = model.params().require(&slot)?;
-                    cost += (t.elem_count() / t.dim(dim)?.max(1) * len) as u64;
+                    let dims = model.params().shape(&slot)?;
+                    cost += (dims.iter().product::<usize>() / dims.get(dim).copied().unwrap_or(1).max(1) * len) as u64;
                 }
                 costs.push(cost);
             }
@@ -131,7 +139,7 @@ pub fn select(scores: &Scores, request: &Request<'_>, shape: &Shape) -> Result<D
     let mut decision = Decision::default();
     for kind in kinds {
         if kind == SiteKind::Weights {
-            decision.weights = weights::select(scores, request, shape)?;
+            decision.weights = weights::select(scores, request, shape)?.into();
         } else {
             decision.sites.extend(units::select(kind, scores, request, shape)?);
         }

@@ -88,13 +88,13 @@ fn load(scores: &Scores, request: &Request<'_>, shape: &Shape) -> Result<Vec<Mat
     let mut out = Vec::with_capacity(slots.len());
     for slot in slots {
         let (rows, columns) = *shape.weights.get(slot).ok_or_else(|| PruneError::NoScores { key: slot.clone() })?;
-        let t = scores.weights.get(slot).ok_or_else(|| PruneError::NoScores { key: slot.clone() })?;
+        let t = scores.weights.read(slot)?.ok_or_else(|| PruneError::NoScores { key: slot.clone() })?;
         // −0 and 0 tie.
         let scores: Vec<f32> = t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?.into_iter().map(|s| s + 0.0).collect();
         if scores.len() != rows * columns {
             return Err(PruneError::ScoreShape { key: slot.clone(), found: scores.len(), expected: rows * columns });
         }
-        let keep = match request.removed.weights.get(slot) {
+        let keep = match request.removed.weights.read(slot)? {
             Some(keep) => keep.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?,
             None => vec![1; scores.len()],
         };

@@ -198,7 +198,7 @@ impl Bench {
     fn quantised(&self, rows: &[Row], options: &Options) -> Result<Vec<Row>> {
         let (Some(dense), Some(first)) = (self.models.first(), rows.first()) else { return Ok(Vec::new()) };
         let draft = Draft::new(&format!("bench-{}", stem(dense)), dense, &DataArgs::default(), options)?;
-        let loaded = models::load(&draft.model, &Device::Cpu, None, &options.hub)?;
+        let loaded = models::load(&draft.model, &Device::Cpu, None, &options.hub, None)?;
         let folder = tempfile::Builder::new().prefix("prunectl-").tempdir().map_err(Error::io("create", std::env::temp_dir()))?;
         let mut out: Vec<Row> = Vec::new();
         for smaller in rows.iter().skip(1).filter(|r| r.file_bytes < first.file_bytes) {

@@ -29,6 +29,9 @@ pub struct PlanCommand {
     /// Sets a `param` of the recipe; may be repeated.
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = parse_set)]
     pub set: Vec<(String, String)>,
+    /// The memory that a run would be given, for example 2GiB.
+    #[arg(long, value_parser = crate::streaming::parse_memory)]
+    pub memory: Option<u64>,
     /// Of a model: the bound that the smaller one shall keep, as a recipe writes it: 'params <= 6B', 'memory(batch = 8) <= 60% of dense'.
     #[arg(long, value_name = "BOUND", conflicts_with = "set")]
     pub to: Option<String>,
@@ -47,7 +50,7 @@ impl PlanCommand {
         if !plan.warnings.is_empty() {
             eprintln!("{}", render(&plan.warnings, sources, options.ui.color).trim_end());
         }
-        let forecast = forecast(&plan, sources, &options.hub);
+        let forecast = forecast(&plan, sources, &options.hub, self.memory);
         let refused = [refused(&plan), forecast.unloadable()].concat();
         if options.json {
             let mut value = to_json(&plan, &forecast, &refused.iter().map(|d| d.message.clone()).collect::<Vec<_>>());
@@ -129,8 +132,8 @@ fn fitted(fit: &Fit, recipe: &str) -> String {
 }
 
 /// `plan.json` of a run directory.
-pub fn outline(plan: &Plan, sources: &Sources, hub: &Door) -> Value {
-    to_json(plan, &forecast(plan, sources, hub), &[])
+pub fn outline(plan: &Plan, sources: &Sources, hub: &Door, memory: Option<u64>) -> Value {
+    to_json(plan, &forecast(plan, sources, hub, memory), &[])
 }
 
 fn to_json(plan: &Plan, forecast: &Forecast, refused: &[String]) -> Value {
@@ -140,6 +143,7 @@ fn to_json(plan: &Plan, forecast: &Forecast, refused: &[String]) -> Value {
         "models": forecast.models,
         "steps": forecast.steps,
         "peak_memory_bytes": forecast.peak.as_ref().map(|p| p.bytes),
+        "streamed": forecast.streamed,
         "refused": refused,
     })
 }
@@ -163,10 +167,12 @@ fn text(plan: &Plan, forecast: &Forecast) -> String {
     }
     if let Some(peak) = &forecast.peak {
         let bytes = figure(peak.bytes as f64, FigureUnit::Bytes);
-        out += &format!(
-            "\npeak memory at most about {bytes}, in `{}` of line {} (on the CPU, in f32; data files not counted)\n",
-            peak.step, peak.line
-        );
+        let how = match (forecast.streamed.as_slice(), &peak.at) {
+            ([], Some((line, step))) => format!("in `{step}` of line {line}"),
+            ([], None) => "in any step".to_owned(),
+            (names, _) => format!("{} stays on the disk: a block, its statistics and the activations of a batch", names.join(", ")),
+        };
+        out += &format!("\npeak memory at most about {bytes}, {how} (on the CPU, in f32; data files not counted)\n");
     }
     out
 }

@@ -84,11 +84,12 @@ pub fn carry_out(
         set: set.to_vec(),
         device: options.device.to_string(),
         dtype: options.dtype.map(|d| d.to_string()),
+        memory: options.memory,
         offline: options.offline,
         recipe_sha256: sha256(recipe.text.as_bytes()),
     };
     let lock = Lock::new(&recipe.shown, &recipe.text, &compiled.uses);
-    let planned = serde_json::to_vec_pretty(&super::plan::outline(&plan, &compiled.sources, &options.hub))
+    let planned = serde_json::to_vec_pretty(&super::plan::outline(&plan, &compiled.sources, &options.hub, options.memory))
         .map_err(|e| Error::Internal(format!("the plan can't be written as JSON: {e}")))?;
     let yaml = lock.to_yaml()?;
     let first: [(&str, &[u8]); 3] = [(RECIPE, recipe.text.as_bytes()), (LOCK, yaml.as_bytes()), (PLAN, &planned)];
@@ -130,6 +131,7 @@ impl Resume {
         };
         let options = Options {
             device: start.device.parse().map_err(|_| usage("a device"))?,
+            memory: start.memory,
             dtype: start.dtype.as_deref().map(str::parse).transpose().map_err(|_: String| usage("a dtype"))?,
             offline: start.offline,
             hub: Door::new(options.ui, start.offline),
@@ -175,7 +177,8 @@ pub fn accepted(result: Result<Plan, Vec<Diagnostic>>, sources: &Sources, option
     let refuse =
         |mistakes: Vec<Diagnostic>| Error::Recipe { rendered: render(&mistakes, sources, options.ui.color), errors: mistakes.len() };
     let plan = result.map_err(refuse)?;
-    let refused = [crate::compile::refused(&plan), crate::forecast::forecast(&plan, sources, &options.hub).unloadable()].concat();
+    let refused =
+        [crate::compile::refused(&plan), crate::forecast::forecast(&plan, sources, &options.hub, options.memory).unloadable()].concat();
     if !refused.is_empty() {
         return Err(refuse(refused));
     }

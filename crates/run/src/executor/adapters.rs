@@ -86,7 +86,7 @@ impl ModelState {
 
 /// Every slot that a selector names.
 fn named(state: &ModelState, selector: &Selector) -> Result<BTreeSet<String>> {
-    let all = || state.model.params().iter().map(|(slot, _)| slot.to_owned());
+    let all = || state.model.params().slots().map(str::to_owned);
     let below = |prefixes: &[&str]| all().filter(|slot| prefixes.iter().any(|p| slot.starts_with(p))).collect();
     Ok(match selector {
         Selector::Union(parts) => {

@@ -31,7 +31,7 @@ pub(super) fn beside(model: &Transformer, spec: &mut TrainSpec) -> Result<Transf
 
 /// The model without them.
 pub(super) fn alone(mut model: Transformer) -> Transformer {
-    model.params_mut().0.retain(|slot, _| !slot.starts_with(LEARNED));
+    model.params_mut().retain(|slot| !slot.starts_with(LEARNED));
     model
 }
 

@@ -4,7 +4,7 @@ use prunectl_model::{Blueprint, Head, Transformer};
 use prunectl_recipe::plan::DataExpr;
 
 use crate::data::{
-    Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, USUAL_TOKENS, Windows, memory_bytes, row_tokens,
+    Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, USUAL_TOKENS, Windows, row_tokens,
 };
 use crate::error::{Error, Result};
 use crate::executor::state::ModelState;
@@ -59,12 +59,13 @@ fn target(model: &Transformer) -> Option<Target> {
 }
 
 /// Rows of `length` tokens at once where the step doesn't say; without a length, of the usual one.
-pub fn rows_at_once(model: &Transformer, batch: Option<u64>, length: Option<u64>, backward: bool) -> usize {
+pub fn rows_at_once(state: &ModelState, batch: Option<u64>, length: Option<u64>, backward: bool) -> usize {
     if let Some(rows) = batch {
         return usize::try_from(rows).unwrap_or(usize::MAX).max(1);
     }
+    let model = &state.model;
     let length = length.map_or_else(|| longest_row(model).min(USUAL_TOKENS), |l| l as usize);
-    AutoBatch::new(model.blueprint(), model.dims(), length, backward, model.device().is_cpu()).rows(memory_bytes())
+    AutoBatch::new(model.blueprint(), model.dims(), length, backward, model.device().is_cpu()).rows(state.memory_bytes)
 }
 
 /// Batches of a recipe's data for a model.
@@ -80,7 +81,7 @@ pub fn batches(data: &DataStore, state: &ModelState, expr: &DataExpr, wanted: Wa
         apart,
         need: wanted.need,
         max_length: longest_row(model),
-        batch: rows_at_once(model, wanted.batch, row_tokens(expr), wanted.backward),
+        batch: rows_at_once(state, wanted.batch, row_tokens(expr), wanted.backward),
         vocabulary: model.blueprint().vocab,
         token_types: model.blueprint().embeddings.token_types,
         device: model.device().clone(),

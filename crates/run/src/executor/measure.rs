@@ -136,7 +136,7 @@ impl Executor<'_> {
             questions: questioned.as_ref().map(|(q, _)| q.as_slice()),
             asked: about.as_deref(),
             teacher: teacher.as_ref(),
-            batch: rows_at_once(&state.model, batch, metric.args.count("window").ok(), false),
+            batch: rows_at_once(&state, batch, metric.args.count("window").ok(), false),
             progress: &progress,
         };
         let measured = built.measure(&mut inputs)?;

@@ -1,6 +1,6 @@
 //! Steps that are quick enough to be done again in a resumed run: loading, copies, snapshots, rewinding, compacting.
 
-use candle_core::Tensor;
+use prunectl_model::Shelf;
 use prunectl_prune::{QUANTIZERS, Removed, UnitMap, build, surgery};
 use prunectl_recipe::plan::{Method, ModelSource};
 
@@ -10,6 +10,7 @@ use crate::executor::{Executor, Outcome};
 use crate::lock::LockedSource;
 use crate::models::{Place, describe, hashes, load, read_facts};
 use crate::save::PruneRecord;
+use crate::streaming;
 
 impl Executor<'_> {
     pub(super) fn load(&mut self, name: &str) -> Result<Outcome> {
@@ -27,7 +28,15 @@ impl Executor<'_> {
         if self.lock.model(name, LockedSource { source, files: files.clone() }, "the run began")? {
             self.write_lock()?;
         }
-        let loaded = load(&decl, &self.device, self.options.dtype, &self.options.hub)?;
+        let facts = read_facts(&decl, &self.options.hub)?;
+        let memory = streaming::budget(self.options.memory);
+        let streamed =
+            matches!(decl.source, ModelSource::Dir(_) | ModelSource::Hub { .. }) && streaming::streams(self.plan, &facts, memory);
+        if streamed {
+            self.options.ui.note(format!("{name} stays on the disk: its blocks pass through memory one after the other"));
+        }
+        let shelf = streamed.then(|| Shelf::new(self.dir.path())).transpose()?;
+        let loaded = load(&decl, &self.device, self.options.dtype, &self.options.hub, shelf)?;
         let record = match &loaded.files {
             Place::Folder(dir) => PruneRecord::read(dir)?,
             Place::Builtin(_) | Place::Config(_) => None,
@@ -35,7 +44,6 @@ impl Executor<'_> {
         let file_bytes = match &decl.source {
             ModelSource::Init { .. } => None,
             _ => {
-                let facts = read_facts(&decl, &self.options.hub)?;
                 if !facts.fresh.is_empty() {
                     let outputs = match facts.blueprint.head {
                         prunectl_model::Head::Sequence { labels, .. } => {
@@ -53,8 +61,8 @@ impl Executor<'_> {
         };
         let state = ModelState {
             dense: loaded.model.clone(),
+            removed: Removed::beside(&loaded.model)?,
             model: loaded.model,
-            removed: Removed::default(),
             map: UnitMap::default(),
             adapters: Default::default(),
             tokenizer: loaded.tokenizer,
@@ -63,6 +71,7 @@ impl Executor<'_> {
             file_bytes,
             hashes: files,
             record,
+            memory_bytes: memory,
             changed: false,
         };
         self.state.models.insert(name.to_owned(), state);
@@ -156,7 +165,7 @@ fn remask(state: &mut ModelState) -> Result<()> {
         };
         decision.sites.insert(*key, (0..total).filter(|u| !gone.contains(u)).collect());
     }
-    decision.weights = removed.weights.iter().map(|(slot, keep): (&String, &Tensor)| (slot.clone(), keep.clone())).collect();
+    decision.weights = removed.weights.clone();
     surgery::mask(&mut state.model, &mut state.removed, &decision)?;
     Ok(())
 }

@@ -171,6 +171,8 @@ impl Executor<'_> {
         }
         let mut files = write_decision(&self.dir, &step.name, &decision, &state.map, &state.model)?;
         files.push(write_scores(&self.dir, &step.name, &scores, &state.model)?);
+        // A report shows units; those of a streamed model's weights are in the file.
+        let scores = if state.model.params().streamed() { Scores { sites: scores.sites, ..Scores::default() } } else { scores };
         result["gone"] = self.say_what_went(&step.name, &sites, &state);
         self.book.scored.push(Scored { name: step.name.clone(), criterion: call, model: name.clone(), scores, map: state.map.clone() });
         state.changed = true;
@@ -209,7 +211,8 @@ impl Executor<'_> {
         let data: Box<dyn Batches> = match method.args.get("on") {
             Some(Value::Data(expr)) => {
                 // Gradients are at most needed once per batch; the batch never changes a result, only memory.
-                let wanted = Wanted { need: Need::Required, labels: true, batch, backward: true, apart: false };
+                let backward = !state.model.params().streamed();
+                let wanted = Wanted { need: Need::Required, labels: true, batch, backward, apart: false };
                 let batches = batches(&self.data, state, expr, wanted)?;
                 for note in batches.notes() {
                     self.options.ui.note(note);
@@ -435,10 +438,10 @@ fn fits(scores: &Scores, model: &Transformer, sites: &Sites, path: &Path) -> Res
         }
     }
     for slot in &sites.weights {
-        let expected = model.params().require(slot)?.dims().to_vec();
-        match scores.weights.get(slot) {
-            Some(found) if found.dims() == expected.as_slice() => {}
-            Some(found) => return wrong(slot.clone(), format!("{:?}", found.dims()), format!("{expected:?}")),
+        let expected = model.params().shape(slot)?.to_vec();
+        match scores.weights.shape(slot) {
+            Some(found) if found == expected => {}
+            Some(found) => return wrong(slot.clone(), format!("{found:?}"), format!("{expected:?}")),
             None => return wrong(slot.clone(), "none".to_owned(), format!("{expected:?}")),
         }
     }

@@ -59,6 +59,8 @@ pub struct ModelState {
     pub hashes: BTreeMap<String, String>,
     /// `prune.json` of the folder that it was loaded from.
     pub record: Option<PruneRecord>,
+    /// The memory that its steps may use, which decides batches.
+    pub memory_bytes: u64,
     /// Whether a prune or a training has changed it.
     pub changed: bool,
 }

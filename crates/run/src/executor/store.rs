@@ -1,17 +1,21 @@
 //! Scores and decisions in files, as the run directory's layout says.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Transformer, file_shape, from_file_tensors, to_file_tensors};
+use prunectl_model::{FilePart, Tensors, Transformer, file_parts, file_shape, from_file_tensors};
 use prunectl_prune::{Decision, Key, Record, Scores, UnitMap};
 use prunectl_recipe::catalogue::SiteKind;
 
 use crate::error::{Error, Result};
 use crate::files::file_name_of;
 use crate::rundir::{DECISIONS, RunDir, SCORES};
+use crate::tensor_file::{self, Entry};
 
+/// Values written at a time.
+const CHUNK: usize = 1 << 18;
 /// Bits in a byte of a packed mask.
 const BITS: usize = 8;
 
@@ -31,18 +35,52 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, Tensor>>
 }
 
 /// Writes `scores/NAME.safetensors`: units under `layers.{i}.attention.heads` and the like, `[units]` (neurons of experts `[experts, ffn]`), weights
-/// under the names and in the shapes that they have in the model's files. Returns its name in the run directory and its hash.
+/// under the names and in the shapes that they have in the model's files. Returns its name in the run directory and its hash. Scores
+/// of weights that were put away are in that file alone afterwards.
 pub fn write_scores(dir: &RunDir, name: &str, scores: &Scores, model: &Transformer) -> Result<(String, String)> {
     let file = format!("{SCORES}/{}.safetensors", file_name_of(name));
-    let mut tensors = to_file_tensors(model, &scores.weights)?;
+    let mut units = Tensors::default();
     for (key, values) in &scores.sites {
         let flat = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
         let experts = key.layer.and_then(|l| model.dims().get(l)).map_or(0, |d| d.experts);
         let by_expert = key.kind == SiteKind::Neurons && experts > 0 && values.len().is_multiple_of(experts);
-        tensors.insert(key.to_string(), if by_expert { flat.reshape((experts, values.len() / experts))? } else { flat });
+        units.insert(key.to_string(), if by_expert { flat.reshape((experts, values.len() / experts))? } else { flat });
     }
-    let hash = dir.write(&file, &to_bytes(&tensors)?)?;
+    let mut parts = file_parts(model, &scores.weights)?;
+    parts.extend(FilePart::plain(&units));
+    parts.sort_by(|a, b| a.name.cmp(&b.name));
+    let entries: Vec<Entry<'_, Error>> = parts
+        .into_iter()
+        .map(|part| Entry {
+            name: part.name.clone(),
+            dtype: "F32",
+            shape: part.shape.clone(),
+            bytes: part.shape.iter().product::<usize>() as u64 * 4,
+            values: Box::new(move |out: &mut dyn Write| {
+                put(out, part.read()?.to_dtype(DType::F32)?.flatten_all()?, |x: f32| x.to_le_bytes())?;
+                // The file has them now: twice on the disk would be as much again as the model.
+                part.release();
+                Ok(())
+            }),
+        })
+        .collect();
+    let hash = dir.write_with(&file, |out| tensor_file::write(out, &entries, full))?;
     Ok((file, hash))
+}
+
+/// Writes a vector's values, some at a time.
+fn put<T: candle_core::WithDType, const N: usize>(out: &mut dyn Write, flat: Tensor, bytes: impl Fn(T) -> [u8; N]) -> Result<()> {
+    let n = flat.elem_count();
+    for start in (0..n).step_by(CHUNK) {
+        let values = flat.narrow(0, start, CHUNK.min(n - start))?.to_vec1::<T>()?;
+        out.write_all(&values.into_iter().flat_map(&bytes).collect::<Vec<u8>>()).map_err(full)?;
+    }
+    Ok(())
+}
+
+/// The error of a file that can't be written further; the caller knows which.
+fn full(source: std::io::Error) -> Error {
+    Error::Io { action: "write", path: SCORES.into(), source }
 }
 
 /// Scores as [`write_scores`] wrote them, weights under their names in the model's files.
@@ -65,11 +103,10 @@ pub fn named_scores(bytes: &[u8], path: &Path) -> Result<Scores> {
 /// Reads what [`write_scores`] wrote, weights by slot. The caller looks whether a site has as many units as the model.
 pub fn read_scores(bytes: &[u8], path: &Path, model: &Transformer) -> Result<Scores> {
     let named = named_scores(bytes, path)?;
-    let weights = from_file_tensors(model, named.weights).map_err(|e| Error::Refused {
-        what: format!("{}: {e}", path.display()),
-        remedy: "score again on this model, with this selector".to_owned(),
+    let weights = from_file_tensors(model, named.weights.iter().map(|(name, t)| (name.clone(), t.clone()))).map_err(|e| {
+        Error::Refused { what: format!("{}: {e}", path.display()), remedy: "score again on this model, with this selector".to_owned() }
     })?;
-    Ok(Scores { sites: named.sites, weights })
+    Ok(Scores { sites: named.sites, weights: weights.into() })
 }
 
 /// Writes `decisions/NAME.json`, and the keep masks of single weights beside it, under their names in the model's files.
@@ -77,10 +114,19 @@ pub fn write_decision(dir: &RunDir, name: &str, decision: &Decision, map: &UnitM
     let stem = format!("{DECISIONS}/{}", file_name_of(name));
     let mut files = Vec::new();
     if !decision.weights.is_empty() {
-        let masks = to_file_tensors(model, &decision.weights)?;
-        let packed = masks.into_iter().map(|(name, keep)| Ok((name, pack(&keep)?))).collect::<Result<BTreeMap<_, _>>>()?;
+        let packed = file_parts(model, &decision.weights)?.into_iter().map(|part| {
+            let &[rows, columns] = part.shape.as_slice() else {
+                return Err(Error::Internal(format!("the keep mask of `{}` is no matrix", part.name)));
+            };
+            let shape = vec![rows, columns.div_ceil(BITS)];
+            let bytes = shape.iter().product::<usize>() as u64;
+            let name = part.name.clone();
+            let values = move |out: &mut dyn Write| put(out, pack(&part.read()?)?.flatten_all()?, |x: u8| [x]);
+            Ok(Entry { name, dtype: "U8", shape, bytes, values: Box::new(values) })
+        });
+        let packed = packed.collect::<Result<Vec<Entry<'_, Error>>>>()?;
         let file = format!("{stem}.safetensors");
-        let hash = dir.write(&file, &to_bytes(&packed)?)?;
+        let hash = dir.write_with(&file, |out| tensor_file::write(out, &packed, full))?;
         files.push((file, hash));
     }
     let file = format!("{stem}.json");
@@ -109,7 +155,7 @@ pub fn read_decision(dir: &RunDir, files: &[(String, String)], map: &UnitMap, mo
         weights = from_file_tensors(model, masks).map_err(|e| damaged(e.to_string()))?;
     }
     let record = record.ok_or_else(|| Error::Damaged { path: dir.join(DECISIONS), what: "a decision has no JSON file".to_owned() })?;
-    Ok(Decision::from_record(&record, weights, map, model.n_layers())?)
+    Ok(Decision::from_record(&record, weights.into(), map, model.n_layers())?)
 }
 
 /// u8 `[out, in]` of 0 and 1 to u8 `[out, ⌈in / 8⌉]`, the first column in the lowest bit.

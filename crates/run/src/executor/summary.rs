@@ -65,6 +65,10 @@ impl Executor<'_> {
             if saved.is_some() {
                 out.push(row("file size", state.file_bytes.map(|b| b as f64), saved, FigureUnit::Bytes, false));
             }
+            // Of a streamed model it would be the disk's.
+            if state.model.params().streamed() {
+                continue;
+            }
             let speed = (self.speed(&state.dense)?, self.speed(&state.model)?);
             out.push(row("speed", speed.0, speed.1, FigureUnit::TokensPerSecond, true));
         }
@@ -114,14 +118,15 @@ fn masked(state: &ModelState) -> Result<u64> {
         };
         for unit in gone {
             for slice in state.model.group(kind, key.layer, *unit)? {
-                let tensor = state.model.params().require(&slice.slot)?;
-                let size = tensor.dims().get(slice.dim).copied().unwrap_or(1).max(1);
-                units += (tensor.elem_count() / size * slice.len) as u64;
+                let dims = state.model.params().shape(&slice.slot)?;
+                let size = dims.get(slice.dim).copied().unwrap_or(1).max(1);
+                units += (dims.iter().product::<usize>() / size * slice.len) as u64;
             }
         }
     }
     let mut weights = 0u64;
-    for keep in state.removed.weights.values() {
+    for slot in state.removed.weights.keys() {
+        let Some(keep) = state.removed.weights.read(slot)? else { continue };
         let values = keep.to_device(&candle_core::Device::Cpu)?.flatten_all()?.to_vec1::<u8>()?;
         weights += values.iter().filter(|k| **k == 0).count() as u64;
     }

@@ -7,7 +7,7 @@ use prunectl_prune::{CRITERIA, OPTIMIZERS, build};
 use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, Plan, Prune, Selector, Step, StepKind, Train, Value};
 
 use super::{Sim, sites_of};
-use crate::data::{AutoBatch, SEGMENT_BYTES, USUAL_TOKENS, memory_bytes, row_count, row_tokens};
+use crate::data::{AutoBatch, SEGMENT_BYTES, USUAL_TOKENS, row_count, row_tokens};
 use crate::executor::{longest_of, model_of};
 
 const WEIGHT_BYTES: u64 = 4;
@@ -182,7 +182,7 @@ fn activations(sim: &Sim, data: Option<&DataExpr>, batch: Option<u64>, rows: Row
 fn run(sim: &Sim, length: u64, batch: Option<u64>, rows: Rows) -> u64 {
     let auto = AutoBatch::new(&sim.file.blueprint, &sim.file.dims, length as usize, rows != Rows::Forward, true);
     let each = if rows == Rows::Recomputed { auto.recomputed_row_bytes() } else { auto.row_bytes() };
-    batch.unwrap_or_else(|| auto.rows(memory_bytes()) as u64) * each
+    batch.unwrap_or_else(|| auto.rows(sim.budget) as u64) * each
 }
 
 /// Tokens of a row where the data does not say them.

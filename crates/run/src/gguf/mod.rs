@@ -289,7 +289,7 @@ fn read_back(model: &Transformer, path: &Path, pieces: &[Piece], infos: &[Info])
         spread(model, piece, &there.dequantize(&Device::Cpu)?, &mut found)?;
         spread(model, piece, &fresh, &mut rounded)?;
     }
-    let with = |params: BTreeMap<String, Tensor>| model.with_shape(model.dims().to_vec(), Params(params));
+    let with = |params: BTreeMap<String, Tensor>| model.with_shape(model.dims().to_vec(), Params::from(params));
     Ok((with(found)?, with(rounded)?))
 }
 

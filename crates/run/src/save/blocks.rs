@@ -1,7 +1,7 @@
 //! `export … --format vllm`: the folder of a model whose layers differ, with the per-layer blocks that vLLM's `DeciLMForCausalLM` reads.
 //! The weights are those of any folder; they are proven with the config that we read, before vLLM's takes its place. vLLM is not run.
 
-use prunectl_model::{Blueprint, LayerDims, OWN_KEY, Transformer, int8_tensors, to_checkpoint};
+use prunectl_model::{Blueprint, LayerDims, OWN_KEY, Transformer, checkpoint_parts, int8_tensors};
 use serde_json::{Value, json};
 
 use super::{SaveError, SaveRequest, Saved, assets, config, folder, shaped, verify, weights, write_record};
@@ -24,12 +24,11 @@ pub fn write_blocks(model: &Transformer, request: &SaveRequest<'_>) -> Result<Sa
     let (b, dims) = (shaped.blueprint(), shaped.dims());
     let target = stock::Target { model_type: &origin.model_type, blueprint: b, dims, own: None, no_remote_code: None };
     let blocks = blocks(&target).map_err(|o| SaveError::Blocks { reason: o.reason, remedy: o.remedy })?;
-    let (mut own, tensors) = to_checkpoint(&shaped)?;
+    let (mut own, parts) = checkpoint_parts(&shaped)?;
     config::finish(&mut own, dtype);
     let mut draft = folder::Draft::beside(request.target)?;
     draft.write_bytes("config.json", &weights::pretty(&own))?;
-    weights::write_weights(&mut draft, &tensors, &int8_tensors(&shaped)?, dtype, request.shard_bytes)?;
-    drop(tensors);
+    weights::write_weights(&mut draft, &parts, &int8_tensors(&shaped)?, dtype, request.shard_bytes)?;
     let verified = verify::compare(draft.path(), model, dtype)?;
 
     spell(&mut own, b, dims, blocks);

@@ -21,7 +21,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
-use prunectl_model::{Origin, Transformer, int8_tensors, to_checkpoint};
+use prunectl_model::{Origin, Transformer, checkpoint_parts, int8_tensors};
 use serde::{Deserialize, Serialize};
 
 pub use assets::Assets;
@@ -133,7 +133,7 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
     let origin: &Origin = model.origin();
     let dtype = request.dtype.unwrap_or(origin.stored_dtype);
     let shaped = shaped(model, request)?;
-    let (mut config, tensors) = to_checkpoint(&shaped)?;
+    let (mut config, parts) = checkpoint_parts(&shaped)?;
     let no_remote_code = remote::obstacle(&shaped);
     let (loaders, model_type, taken) = {
         let target = stock::Target {
@@ -163,8 +163,7 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
         fields.shift_remove("auto_map");
     }
     draft.write_bytes("config.json", &weights::pretty(&config))?;
-    weights::write_weights(&mut draft, &tensors, &int8_tensors(&shaped)?, dtype, request.shard_bytes)?;
-    drop(tensors);
+    weights::write_weights(&mut draft, &parts, &int8_tensors(&shaped)?, dtype, request.shard_bytes)?;
     assets::write(&mut draft, request.assets, &config, origin.task)?;
     write_record(&mut draft, request, &loaders)?;
 

@@ -53,7 +53,7 @@ pub(super) fn pad(model: &Transformer, record: &PruneRecord) -> Result<Transform
         };
         params.insert(slot.name, tensor);
     }
-    Ok(model.with_shape(dims, Params(params))?)
+    Ok(model.with_shape(dims, Params::from(params))?)
 }
 
 /// Units of one layer that are still there, by their index in the original layer.

@@ -1,10 +1,9 @@
 //! The proof after writing: the folder is opened as anyone would open it, and must compute what the model in memory computes.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
-use prunectl_model::{Batch, Gates, LoadOptions, Params, Transformer, load};
+use prunectl_model::{Batch, Gates, LoadOptions, Transformer, load};
 use serde::Serialize;
 
 use super::SaveError;
@@ -66,8 +65,13 @@ fn usual_rounding(dtype: &str) -> f64 {
 
 /// Opens `dir` and compares it with `model` on the probe.
 pub(super) fn compare(dir: &Path, model: &Transformer, stored: DType) -> Result<Verified, SaveError> {
-    let options =
-        LoadOptions { dtype: model.dtype(), device: model.device().clone(), task: Some(model.origin().task), ..LoadOptions::default() };
+    let options = LoadOptions {
+        dtype: model.dtype(),
+        device: model.device().clone(),
+        task: Some(model.origin().task),
+        shelf: model.params().tensors().shelf().cloned(),
+        ..LoadOptions::default()
+    };
     let again = load(dir, &options).map_err(|e| SaveError::Reload { reason: e.to_string() })?;
     against(&again, &rounded(model, stored)?, model, &format!("{stored:?}").to_lowercase())
 }
@@ -90,13 +94,15 @@ pub(crate) fn against(found: &Transformer, rounded: &Transformer, model: &Transf
 
 /// The model with its weights as the file has them.
 fn rounded(model: &Transformer, stored: DType) -> Result<Transformer, SaveError> {
-    let mut params = BTreeMap::new();
-    for (name, tensor) in model.params().iter() {
-        // int8 values are in the file as they are.
-        let tensor = if model.is_int8(name) { tensor.clone() } else { tensor.to_dtype(stored)?.to_dtype(model.dtype())? };
-        params.insert(name.to_owned(), tensor);
+    if stored == model.dtype() {
+        return Ok(model.clone());
     }
-    Ok(model.with_shape(model.dims().to_vec(), Params(params))?)
+    // int8 values are in the file as they are.
+    let params = model.params_as(|name, tensor| match model.is_int8(name) {
+        true => Ok(tensor),
+        false => Ok(tensor.to_dtype(stored)?.to_dtype(model.dtype())?),
+    })?;
+    Ok(model.with_shape(model.dims().to_vec(), params)?)
 }
 
 /// Token ids that visit the vocabulary in large strides, the same for everyone, with padding at the end of the last row.

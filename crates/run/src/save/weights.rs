@@ -1,14 +1,17 @@
 //! Safetensors files, streamed: one tensor at a time is converted and written, so that memory stays flat and the bytes depend on the
 //! tensors alone (names sorted, one metadata key).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
+use prunectl_model::FilePart;
 
 use super::SaveError;
 use super::folder::Draft;
+use crate::tensor_file::{self, Entry, Values};
 
 /// Weights beyond this go to several files, as Hugging Face's tools split them.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
@@ -32,17 +35,17 @@ fn stored(dtype: DType) -> Result<(&'static str, usize), SaveError> {
 /// The disk is full, or a value is not finite in `dtype`.
 pub(super) fn write_weights(
     draft: &mut Draft,
-    tensors: &BTreeMap<String, Tensor>,
+    parts: &[FilePart<'_>],
     int8: &BTreeSet<String>,
     dtype: DType,
     shard_bytes: u64,
 ) -> Result<(), SaveError> {
     stored(dtype)?;
-    let mut pieces: Vec<(String, Piece<'_>)> = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        pieces.extend(match int8.contains(name) {
-            true => quantised(name, tensor)?.into_iter().collect(),
-            false => vec![(name.clone(), Piece::Float(tensor))],
+    let mut pieces: Vec<(String, Piece<'_>)> = Vec::with_capacity(parts.len());
+    for part in parts {
+        pieces.extend(match int8.contains(&part.name) {
+            true => quantised(&part.name, &part.read()?)?.into_iter().collect(),
+            false => vec![(part.name.clone(), Piece::Float(part))],
         });
     }
     // Wide values first, so that each lies at a multiple of its width.
@@ -83,7 +86,7 @@ pub(super) fn write_weights(
 /// What is written under one name.
 enum Piece<'t> {
     /// In the dtype asked for.
-    Float(&'t Tensor),
+    Float(&'t FilePart<'t>),
     /// An int8 matrix `[rows, columns]`.
     Codes(Vec<i8>, [usize; 2]),
     /// Its rows' scales.
@@ -104,7 +107,7 @@ impl Piece<'_> {
 
     fn shape(&self) -> Vec<usize> {
         match self {
-            Self::Float(t) => t.dims().to_vec(),
+            Self::Float(part) => part.shape.clone(),
             Self::Codes(_, shape) => shape.to_vec(),
             Self::Scales(s) => vec![s.len()],
             Self::Format => Vec::new(),
@@ -113,7 +116,7 @@ impl Piece<'_> {
 
     fn bytes(&self, dtype: DType) -> Result<u64, SaveError> {
         Ok(match self {
-            Self::Float(t) => t.elem_count() as u64 * stored(dtype)?.1 as u64,
+            Self::Float(part) => part.shape.iter().product::<usize>() as u64 * stored(dtype)?.1 as u64,
             Self::Codes(codes, _) => codes.len() as u64,
             Self::Scales(s) => s.len() as u64 * 4,
             Self::Format => 1,
@@ -139,56 +142,36 @@ pub(super) fn pretty(value: &serde_json::Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
 }
 
-/// One file: length, header, data. The header is padded with spaces so that the data starts at a multiple of 8.
+/// What is written of a piece, when it is its turn.
+fn entry<'t>(name: &str, piece: &'t Piece<'t>, dtype: DType) -> Result<Entry<'t, SaveError>, SaveError> {
+    let put = |out: &mut dyn Write, bytes: &[u8]| out.write_all(bytes).map_err(|e| SaveError::io("write", Path::new(""), e));
+    let tensor = name.to_owned();
+    let values: Values<'t, SaveError> = match piece {
+        Piece::Codes(codes, _) => Box::new(move |out| put(out, &codes.iter().map(|q| *q as u8).collect::<Vec<u8>>())),
+        Piece::Scales(scales) => Box::new(move |out| put(out, &scales.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<u8>>())),
+        Piece::Format => Box::new(move |out| put(out, &[0])),
+        Piece::Float(part) => Box::new(move |out| {
+            let flat = part.read()?.flatten_all()?;
+            let n = flat.elem_count();
+            let (mut buffer, mut bad) = (Vec::with_capacity(CHUNK.min(n) * stored(dtype)?.1), 0);
+            for start in (0..n).step_by(CHUNK) {
+                buffer.clear();
+                bad += encode(&flat.narrow(0, start, CHUNK.min(n - start))?, dtype, &mut buffer)?;
+                put(out, &buffer)?;
+            }
+            match bad {
+                0 => Ok(()),
+                count => Err(SaveError::NotFinite { tensor: tensor.clone(), count, dtype: stored(dtype)?.0.to_lowercase() }),
+            }
+        }),
+    };
+    Ok(Entry { name: name.to_owned(), dtype: piece.word(dtype)?, shape: piece.shape(), bytes: piece.bytes(dtype)?, values })
+}
+
+/// One file.
 fn write_file(out: &mut dyn Write, pieces: &[&(String, Piece<'_>)], dtype: DType) -> Result<(), SaveError> {
-    let (word, size) = stored(dtype)?;
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
-    let mut offset = 0_u64;
-    for (name, piece) in pieces {
-        let end = offset + piece.bytes(dtype)?;
-        let entry = serde_json::json!({ "dtype": piece.word(dtype)?, "shape": piece.shape(), "data_offsets": [offset, end] });
-        header.insert(name.clone(), entry);
-        offset = end;
-    }
-    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let write = |out: &mut dyn Write, bytes: &[u8]| out.write_all(bytes).map_err(|e| SaveError::io("write", std::path::Path::new(""), e));
-    write(out, &(text.len() as u64).to_le_bytes())?;
-    write(out, &text)?;
-    let mut buffer = Vec::with_capacity(CHUNK * size);
-    for (name, piece) in pieces {
-        let tensor = match piece {
-            Piece::Float(tensor) => tensor,
-            Piece::Codes(codes, _) => {
-                let bytes: Vec<u8> = codes.iter().map(|q| *q as u8).collect();
-                write(out, &bytes)?;
-                continue;
-            }
-            Piece::Scales(scales) => {
-                let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-                write(out, &bytes)?;
-                continue;
-            }
-            Piece::Format => {
-                write(out, &[0])?;
-                continue;
-            }
-        };
-        let flat = tensor.flatten_all()?;
-        let n = flat.elem_count();
-        let mut bad = 0;
-        for start in (0..n).step_by(CHUNK) {
-            let part = flat.narrow(0, start, CHUNK.min(n - start))?;
-            buffer.clear();
-            bad += encode(&part, dtype, &mut buffer)?;
-            write(out, &buffer)?;
-        }
-        if bad > 0 {
-            return Err(SaveError::NotFinite { tensor: name.clone(), count: bad, dtype: word.to_lowercase() });
-        }
-    }
-    Ok(())
+    let entries = pieces.iter().map(|(name, piece)| entry(name, piece, dtype)).collect::<Result<Vec<_>, _>>()?;
+    tensor_file::write(out, &entries, |e| SaveError::io("write", Path::new(""), e))
 }
 
 /// Appends values as little-endian bytes; returns how many are not finite.
@@ -229,10 +212,15 @@ fn encode(part: &Tensor, dtype: DType, into: &mut Vec<u8>) -> Result<usize, Save
 mod tests {
     use super::*;
     use candle_core::Device;
+    use prunectl_model::Tensors;
 
-    fn tensors() -> BTreeMap<String, Tensor> {
+    fn tensors() -> Tensors {
         let t = |n: usize| Tensor::arange(0_f32, n as f32, &Device::Cpu).unwrap().reshape((n / 2, 2)).unwrap();
         [("b.weight", 6), ("a.weight", 10), ("c.weight", 4)].into_iter().map(|(name, n)| (name.to_owned(), t(n))).collect()
+    }
+
+    fn parts(tensors: &Tensors) -> Vec<FilePart<'_>> {
+        FilePart::plain(tensors)
     }
 
     /// The `safetensors` crate, which has no part in the writing, reads every dtype back.
@@ -244,7 +232,7 @@ mod tests {
         {
             let target = dir.path().join(format!("{dtype:?}"));
             let mut draft = Draft::beside(&target).unwrap();
-            write_weights(&mut draft, &tensors(), &BTreeSet::new(), dtype, SHARD_BYTES).unwrap();
+            write_weights(&mut draft, &parts(&tensors()), &BTreeSet::new(), dtype, SHARD_BYTES).unwrap();
             draft.publish().unwrap();
             let bytes = std::fs::read(target.join("model.safetensors")).unwrap();
             let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -252,8 +240,8 @@ mod tests {
             let view = read.tensor("a.weight").unwrap();
             assert_eq!((view.dtype(), view.shape()), (word, [5, 2].as_slice()));
             let back = candle_core::safetensors::load(target.join("model.safetensors"), &Device::Cpu).unwrap();
-            for (name, t) in tensors() {
-                let b = back[&name].to_dtype(DType::F32).unwrap();
+            for (name, t) in &tensors() {
+                let b = back[name].to_dtype(DType::F32).unwrap();
                 assert_eq!(b.to_vec2::<f32>().unwrap(), t.to_vec2::<f32>().unwrap(), "{name} as {dtype:?}");
             }
             let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -266,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("m");
         let mut draft = Draft::beside(&target).unwrap();
-        write_weights(&mut draft, &tensors(), &BTreeSet::new(), DType::F32, 44).unwrap();
+        write_weights(&mut draft, &parts(&tensors()), &BTreeSet::new(), DType::F32, 44).unwrap();
         draft.publish().unwrap();
         let index: serde_json::Value =
             serde_json::from_slice(&std::fs::read(target.join("model.safetensors.index.json")).unwrap()).unwrap();
@@ -284,9 +272,9 @@ mod tests {
     #[test]
     fn a_weight_that_the_dtype_cannot_hold_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let big = BTreeMap::from([("x.weight".to_owned(), Tensor::new(&[1.0_f32, 1e6], &Device::Cpu).unwrap())]);
+        let big = Tensors::from([("x.weight", Tensor::new(&[1.0_f32, 1e6], &Device::Cpu).unwrap())]);
         let mut draft = Draft::beside(&dir.path().join("m")).unwrap();
-        let error = write_weights(&mut draft, &big, &BTreeSet::new(), DType::F16, SHARD_BYTES).unwrap_err().to_string();
+        let error = write_weights(&mut draft, &parts(&big), &BTreeSet::new(), DType::F16, SHARD_BYTES).unwrap_err().to_string();
         assert!(error.contains("`x.weight` has 1 value"), "{error}");
         drop(draft);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a failed save leaves nothing behind");

@@ -105,7 +105,7 @@ fn restore(params: &mut Values, name: String, t: &Tensor) -> Result<()> {
 }
 
 fn scores_to_tensors(scores: &Scores) -> Result<BTreeMap<String, Tensor>> {
-    let mut out = scores.weights.clone();
+    let mut out: BTreeMap<String, Tensor> = scores.weights.iter().map(|(name, t)| (name.clone(), t.clone())).collect();
     for (key, values) in &scores.sites {
         out.insert(key.to_string(), Tensor::from_slice(values, values.len(), &Device::Cpu)?);
     }
@@ -130,7 +130,7 @@ fn scores_from_tensors(tensors: BTreeMap<String, Tensor>) -> Result<Scores> {
 impl Decision {
     /// Keep masks by site (u8 `[units]`) and by slot (u8 `[out, in]`): a decision as tensors, for checkpoints.
     pub fn to_tensors(&self, shape: &Shape) -> Result<BTreeMap<String, Tensor>> {
-        let mut out = self.weights.clone();
+        let mut out: BTreeMap<String, Tensor> = self.weights.iter().map(|(name, t)| (name.clone(), t.clone())).collect();
         for (key, kept) in &self.sites {
             let keep: Vec<u8> = (0..shape.count(*key)).map(|u| u8::from(kept.binary_search(&u).is_ok())).collect();
             let n = keep.len();
