@@ -3,9 +3,7 @@
 use prunectl_model::{Blueprint, Head, Transformer};
 use prunectl_recipe::plan::DataExpr;
 
-use crate::data::{
-    Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, USUAL_TOKENS, Windows, row_tokens,
-};
+use crate::data::{Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, USUAL_TOKENS, Windows, row_tokens};
 use crate::error::{Error, Result};
 use crate::executor::state::ModelState;
 
