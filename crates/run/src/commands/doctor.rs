@@ -1,11 +1,14 @@
 //! `prunectl doctor`: what this machine and this build offer.
 
+use std::path::Path;
+
 use clap::Args;
 use serde_json::json;
 
 use crate::cli::DONE;
 use crate::commands::{print, print_json};
 use crate::error::Result;
+use crate::hub::HubEnv;
 use crate::session::{DeviceChoice, Options, device_name};
 
 /// Arguments of `doctor`.
@@ -24,6 +27,11 @@ impl Doctor {
         let threads = rayon::current_num_threads();
         let memory = memory_bytes();
         let writable = tempfile_in_cwd();
+        let here = std::env::current_dir().unwrap_or_default();
+        let hub = HubEnv::read();
+        let disks = [("here", here.as_path()), ("hub cache", hub.cache.as_path()), ("temporary files", &std::env::temp_dir())]
+            .map(|(what, path)| (what, path.to_owned(), free_bytes(path)));
+        let token = if hub.token.is_some() { "present" } else { "none" };
         if options.json {
             print_json(&json!({
                 "prunectl": env!("CARGO_PKG_VERSION"),
@@ -36,6 +44,8 @@ impl Doctor {
                     "device": name, "usable": d.is_ok(), "reason": d.as_ref().err(),
                 })).collect::<Vec<_>>(),
                 "working_directory_writable": writable.is_ok(),
+                "hub": {"endpoint": hub.endpoint, "cache": hub.cache, "cache_exists": hub.cache.is_dir(), "token": token, "offline": hub.offline},
+                "disks": disks.iter().map(|(what, path, free)| json!({"what": what, "path": path, "free_bytes": free})).collect::<Vec<_>>(),
             }))?;
             return DONE;
         }
@@ -55,8 +65,33 @@ impl Doctor {
             Ok(()) => "folder    the working directory can be written\n".to_owned(),
             Err(e) => format!("folder    the working directory can't be written ({e}); give --out, and save to another folder\n"),
         };
+        text += &format!("hub       {}{}\n", hub.endpoint, if hub.offline { ", offline (HF_HUB_OFFLINE)" } else { "" });
+        text += &format!("cache     {}{}\n", hub.cache.display(), if hub.cache.is_dir() { "" } else { " (not there yet)" });
+        text += &format!(
+            "token     {token}{}\n",
+            if hub.token.is_some() { "" } else { " (HF_TOKEN, or `huggingface-cli login`, for gated repositories)" }
+        );
+        for (what, path, free) in &disks {
+            let free = free.map_or_else(|| "unknown".to_owned(), |b| format!("{:.1} GiB free", b as f64 / (1u64 << 30) as f64));
+            text += &format!("disk      {free} {what} ({})\n", path.display());
+        }
         print(&text)?;
         DONE
+    }
+}
+
+/// Free room for this user on the file system that holds the path, or the nearest folder above it that exists.
+fn free_bytes(path: &Path) -> Option<u64> {
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    {
+        let there = path.ancestors().find(|p| p.exists())?;
+        let disk = rustix::fs::statvfs(there).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+    {
+        let _ = path;
+        None
     }
 }
 

@@ -29,6 +29,11 @@ impl Explain {
             }
             let mut names: Vec<&str> = catalogue.iter().map(|s| s.name).collect();
             names.dedup();
+            if options.json {
+                let codes: Vec<_> = PAGES.iter().map(|p| json!({"code": p.code, "title": p.title})).collect();
+                print_json(&json!({"codes": codes, "methods": names}))?;
+                return DONE;
+            }
             text += &format!("Methods\n  {}\n", names.join(", "));
             print(&text)?;
             return DONE;
@@ -48,6 +53,11 @@ impl Explain {
             });
         }
         let pages: Vec<String> = rows.iter().map(|s| method_page(s)).collect();
+        if options.json {
+            let all: Vec<_> = rows.iter().zip(&pages).map(|(s, page)| json!({"name": s.name, "source": s.source, "page": page})).collect();
+            print_json(&all)?;
+            return DONE;
+        }
         print(&format!("{}\n", pages.join("\n").trim_end()))?;
         DONE
     }
