@@ -10,6 +10,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// Smaller blocks are the system allocator's own business.
 const LEAST_BYTES: usize = 256 * 1024;
+/// What may wait beyond the most that was ever in use: batches differ in length, and pages that come and go cost more than the work on
+/// them.
+const SLACK_BYTES: usize = 128 << 20;
 /// Each doubling of the size is cut into so many classes; a block has the size of its class.
 const STEPS: usize = 8;
 const CLASSES: usize = (usize::BITS - LEAST_BYTES.trailing_zeros()) as usize * STEPS;
@@ -19,7 +22,7 @@ const ALIGN: usize = 64;
 /// Use it as `#[global_allocator] static MEMORY: Recycler = Recycler;`. All of them share one stock of blocks.
 pub struct Recycler;
 
-static STOCK: Stock = Stock::new();
+static STOCK: Stock = Stock::new(SLACK_BYTES);
 
 /// Returns to the system what waits for the next tensors, and what the system's allocator keeps of smaller blocks. Between two pieces
 /// of work of different shapes: what the first one kept would stand beside what the second one needs.
@@ -41,6 +44,8 @@ struct Waiting {
 
 struct Shelves {
     waiting: [Option<NonNull<Waiting>>; CLASSES],
+    /// Bytes that may wait beyond the peak.
+    slack: usize,
     /// Bytes of blocks in use, of waiting ones, and the most that was ever in use.
     used: usize,
     kept: usize,
@@ -132,7 +137,7 @@ impl Shelves {
 
     /// Returns waiting blocks, the largest first, until a new one of `size` fits below what was once in use.
     fn make_room(&mut self, size: usize) {
-        let limit = self.peak.max(self.used + size).saturating_sub(size);
+        let limit = (self.peak.max(self.used + size) + self.slack).saturating_sub(size);
         self.shrink(limit);
     }
 
@@ -156,8 +161,8 @@ fn size_of_class(class: usize) -> usize {
 }
 
 impl Stock {
-    const fn new() -> Self {
-        Self(Mutex::new(Shelves { waiting: [None; CLASSES], used: 0, kept: 0, peak: 0 }))
+    const fn new(slack: usize) -> Self {
+        Self(Mutex::new(Shelves { slack, waiting: [None; CLASSES], used: 0, kept: 0, peak: 0 }))
     }
 
     /// A block of the class, and whether it is fresh from the system.
@@ -293,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_block_comes_back_zeroed_if_asked_and_the_peak_is_kept() {
-        let memory = Stock::new();
+        let memory = Stock::new(0);
         let (small, large) = (layout(LEAST_BYTES), layout(4 * LEAST_BYTES));
         // SAFETY: every block is used within its layout and given back once.
         unsafe {
