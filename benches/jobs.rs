@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use prunectl_kernels::memory::Recycler;
+use prunectl_kernels::threads;
 use prunectl_model::{Batch, Gates, Labels, LoadOptions, Transformer};
 use prunectl_prune::{
     CRITERIA, Examples, InMemory, Inputs, Key, LOSSES, METRICS, OPTIMIZERS, Removed, Request, Result, Sites, Term, TokenStream, TrainSpec,
@@ -241,6 +242,8 @@ fn load(args: &[String]) -> Option<Job> {
 }
 
 fn main() {
+    // SAFETY: nothing has started a thread yet.
+    unsafe { threads::keep_elementwise_on_caller() };
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let start = Instant::now();
     let (Some(name), Some(job)) = (args.first(), load(&args)) else {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use prunectl_kernels::memory::Recycler;
+use prunectl_kernels::threads;
 use prunectl_run::cli::Cli;
 use prunectl_run::interrupt::Interrupt;
 
@@ -11,6 +12,8 @@ use prunectl_run::interrupt::Interrupt;
 static MEMORY: Recycler = Recycler;
 
 fn main() -> ExitCode {
+    // SAFETY: nothing has started a thread yet.
+    unsafe { threads::keep_elementwise_on_caller() };
     // Wrong usage ends in clap's own message and status 2.
     let cli = Cli::parse();
     let interrupt = Interrupt::default();

@@ -241,7 +241,7 @@ fn a_training_that_no_machine_holds_is_refused() {
     let out = run(dir.path(), &["run", "a.prune", "--out", "r"]);
     assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
     let told = stderr(&out);
-    assert!(told.contains("training all of `m` takes") && told.contains("this machine has") && told.contains("a.prune:4"), "{told}");
+    assert!(told.contains("training all of `m` takes") && told.contains("this run may use") && told.contains("a.prune:4"), "{told}");
     assert!(!dir.path().join("r").exists());
 }
 

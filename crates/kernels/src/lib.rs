@@ -30,6 +30,7 @@ mod simd;
 pub mod softmax;
 #[cfg(test)]
 mod tests;
+pub mod threads;
 pub mod top_k;
 pub mod vector;
 

@@ -82,15 +82,32 @@ impl DeviceChoice {
         };
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(n) if cfg!(feature = "cuda") => Device::new_cuda(n).map_err(|e| refused(format!("{e}; give --device cpu"))),
+            Self::Cuda(n) if cfg!(feature = "cuda") => Device::new_cuda(n).map_err(|e| refused(format!("{}; give --device cpu", said(&e)))),
             Self::Cuda(_) => Err(without("cuda")),
-            Self::Metal if cfg!(feature = "metal") => Device::new_metal(0).map_err(|e| refused(format!("{e}; give --device cpu"))),
+            Self::Metal if cfg!(feature = "metal") => Device::new_metal(0).map_err(|e| refused(format!("{}; give --device cpu", said(&e)))),
             Self::Metal => Err(without("metal")),
             // A build with GPU support still has to run on a machine without one.
             Self::Auto if cfg!(feature = "cuda") => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
             Self::Auto if cfg!(feature = "metal") => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
             Self::Auto => Ok(Device::Cpu),
         }
+    }
+
+    /// What `Auto` looks for before it takes the CPU.
+    pub fn first_choice(self) -> Option<&'static str> {
+        match self {
+            Self::Auto if cfg!(feature = "cuda") => Some("CUDA device"),
+            Self::Auto if cfg!(feature = "metal") => Some("Metal device"),
+            _ => None,
+        }
+    }
+}
+
+/// What candle's error says, without the stack that RUST_BACKTRACE adds.
+fn said(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => said(inner),
+        error => error.to_string(),
     }
 }
 

@@ -58,7 +58,7 @@ fn block_by_block(step: &Step) -> bool {
 /// the activations of a batch in a block.
 pub fn peak(plan: &Plan, model: &Facts, memory: u64) -> u64 {
     let blueprint = &model.blueprint;
-    let widest = model.dims.iter().map(|d| d.ffn.max(d.q_width()).max(blueprint.hidden)).max().unwrap_or(0) as u64;
+    let widest = widest(model);
     let of_blocks = |dims: &[LayerDims]| blueprint.parameter_count(dims);
     let rest = of_blocks(&[]);
     let block = model.dims.iter().map(|d| of_blocks(std::slice::from_ref(d)).saturating_sub(rest)).max().unwrap_or(0);
@@ -68,6 +68,11 @@ pub fn peak(plan: &Plan, model: &Facts, memory: u64) -> u64 {
     // A table is read while no block is there.
     let weights = WEIGHT_BYTES * (COPIES_OF_A_BLOCK * block).max(3 * table);
     PROCESS_BYTES + weights + products + rows.rows(memory) as u64 * rows.row_bytes()
+}
+
+/// Inputs of the widest linear layer.
+pub fn widest(model: &Facts) -> u64 {
+    model.dims.iter().map(|d| d.ffn.max(d.q_width())).fold(model.blueprint.hidden, usize::max) as u64
 }
 
 /// Every step of a plan, those of rounds and cells too, that this holds of.

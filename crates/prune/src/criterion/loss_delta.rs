@@ -51,6 +51,10 @@ impl Criterion for LossDelta {
         if self.exact { units as u64 + 1 } else { 1 }
     }
 
+    fn parallel_tokens(&self) -> usize {
+        if self.exact { exact::TOKENS_PER_RUN } else { 0 }
+    }
+
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
         if let Some(kind) = sites.kinds().into_iter().find(|k| matches!(k, SiteKind::Weights | SiteKind::Hidden)) {
             return Err(PruneError::Site { method: NAME, kind, hint: "a gate can't switch these off; use `taylor` or `magnitude`" });

@@ -66,6 +66,11 @@ pub trait Criterion: Send + Sync {
         u64::from(self.needs_data())
     }
 
+    /// Tokens of each of the passes that run at once, one on every thread; 0 where passes follow one another. For `plan`.
+    fn parallel_tokens(&self) -> usize {
+        0
+    }
+
     /// The scope where a recipe names none.
     fn default_scope(&self, kind: SiteKind) -> Scope {
         if kind == SiteKind::Weights { Scope::Matrix } else { Scope::Global }

@@ -114,11 +114,15 @@ impl<'a> Executor<'a> {
         lock: Lock,
         finished: BTreeMap<usize, StepDone>,
     ) -> Result<Self> {
+        let device = options.device.open()?;
+        if let Some(gpu) = options.device.first_choice().filter(|_| device.is_cpu()) {
+            options.ui.note(format!("no {gpu} can be used here: running on the CPU (`prunectl doctor` says why)"));
+        }
         Ok(Self {
             plan,
             sources,
             options,
-            device: options.device.open()?,
+            device,
             dir,
             start,
             data: DataStore::new(&plan.data, &options.hub),

@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
+use prunectl_prune::{OPTIMIZERS, build};
 use prunectl_recipe::Sources;
 use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, ModelDecl, ModelSource, Plan, Span, Step, StepKind, Train, Value};
 
-use crate::data::{DataStore, memory_bytes};
+use crate::data::DataStore;
 use crate::error::{Error, Result};
 use crate::executor::at;
 use crate::models::read_facts;
 use crate::save::check_target;
 use crate::session::{DeviceChoice, Dtype, Options};
+use crate::streaming;
 
 /// Reads configs and headers, looks for data files and targets; no weight and no row is read.
 pub fn preflight(plan: &Plan, sources: &Sources, options: &Options) -> Result<()> {
@@ -31,13 +33,8 @@ pub fn preflight(plan: &Plan, sources: &Sources, options: &Options) -> Result<()
     Ok(())
 }
 
-/// Values for each parameter that is trained: itself, its gradient, and AdamW's two moments.
-const TRAINED_VALUES: u64 = 4;
-/// The same without moments.
-const TRAINED_VALUES_SGD: u64 = 2;
-
-/// Refuses to train, all of its parameters at once, a model that with its gradients and the optimizer's state takes more than this machine
-/// has: a bound from below, activations left out, so what is refused could not have run.
+/// Refuses to train, all of its parameters at once, a model that with its gradients and the optimizer's state takes more than there is:
+/// a bound from below, activations left out, so what is refused could not have run.
 fn room(plan: &Plan, sources: &Sources, options: &Options) -> Result<()> {
     // Of another device nothing is known before it is opened.
     if !matches!(options.device, DeviceChoice::Auto | DeviceChoice::Cpu) {
@@ -45,7 +42,7 @@ fn room(plan: &Plan, sources: &Sources, options: &Options) -> Result<()> {
     }
     let mut trainings = Vec::new();
     trained(&plan.steps, &mut trainings);
-    let have = memory_bytes();
+    let have = streaming::budget(options.memory);
     for (span, train) in trainings {
         let origin = |name: &str| plan.models.iter().find(|d| d.name == name);
         let mut decl = origin(&train.model);
@@ -54,13 +51,14 @@ fn room(plan: &Plan, sources: &Sources, options: &Options) -> Result<()> {
             decl = origin(of);
         }
         let Some(decl) = decl.filter(|_| train.only.is_none()) else { continue };
-        let values = if train.optimizer.name == "sgd" { TRAINED_VALUES_SGD } else { TRAINED_VALUES };
-        let need = read_facts(decl, &options.hub)?.parameters.saturating_mul(values * value_bytes(decl, options));
+        let buffers = build(OPTIMIZERS, &train.optimizer.name, &train.optimizer.args).map_or(0, |o| o.buffers().len() as u64);
+        // The parameters, their gradients, and the optimizer's buffers.
+        let need = read_facts(decl, &options.hub)?.parameters.saturating_mul((2 + buffers) * value_bytes(decl, options));
         if need > have {
             let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
             let refused = Error::Refused {
                 what: format!(
-                    "training all of `{}` takes {:.1} GiB for parameters, gradients and {}'s state alone; this machine has {:.1} GiB",
+                    "training all of `{}` takes {:.1} GiB for parameters, gradients and {}'s state alone; this run may use {:.1} GiB",
                     train.model,
                     gib(need),
                     train.optimizer.name,

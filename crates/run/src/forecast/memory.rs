@@ -9,14 +9,13 @@ use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, Plan, Prune, Selecto
 use super::{Sim, sites_of};
 use crate::data::{AutoBatch, SEGMENT_BYTES, USUAL_TOKENS, row_count, row_tokens};
 use crate::executor::{longest_of, model_of};
+use crate::streaming;
 
 const WEIGHT_BYTES: u64 = 4;
 /// The program, its threads, tokenizers, tables.
 const PROGRAM_BYTES: u64 = 32 << 20;
 /// What a tokenizer holds for each byte of the text that it works on.
 const TOKENIZER_BYTES: u64 = 400;
-/// Tokens of one run of ablations in the exact loss delta, on each thread.
-const ABLATED_TOKENS: u64 = 4096;
 /// Copies of a square f64 matrix over a layer's inputs in second-order methods: the statistic, its factor, its inverse, and the
 /// matrices of a block that are worked on at once.
 const SQUARES: u64 = 8;
@@ -137,21 +136,14 @@ fn scoring(selector: &Selector, criterion: &CriterionRef, batch: Option<u64>, si
         _ => None,
     };
     if criterion.layerwise().is_some() {
-        let widest =
-            sim.file.dims.iter().map(|d| (d.q_heads * d.head_dim).max(d.ffn)).max().unwrap_or(0).max(sim.file.blueprint.hidden) as u64;
+        let widest = streaming::widest(&sim.file);
         let squares = if criterion.updates_weights() { SQUARES * 8 * widest * widest } else { 0 };
         let held = data.map_or(0, |d| 2 * states(sim, d));
         return Some(scores + held + squares + activations(sim, data, batch, Rows::Forward));
     }
     let gradients = if sites.weights.is_empty() { 0 } else { 2 * weights(sim) };
-    let units = sites.kinds().into_iter().map(|k| sites.count(k)).sum();
-    // Many passes: ablations run in batches of their own, on each thread.
-    let ablations = if criterion.passes(units) > 2 {
-        let rows = ABLATED_TOKENS * threads();
-        AutoBatch::new(&sim.file.blueprint, &sim.file.dims, 1, false, true).row_bytes() * rows
-    } else {
-        0
-    };
+    let tokens = criterion.parallel_tokens() as u64 * threads();
+    let ablations = tokens * AutoBatch::new(&sim.file.blueprint, &sim.file.dims, 1, false, true).row_bytes();
     Some(scores + gradients + ablations + activations(sim, data, batch, Rows::Backward))
 }
 

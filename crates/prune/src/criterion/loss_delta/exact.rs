@@ -21,7 +21,7 @@ use crate::site::{Key, Sites};
 use crate::units::count;
 
 /// Tokens of one batched run of ablations: enough for efficient products, little enough that a run on each thread stays in the caches.
-const TOKENS_PER_RUN: usize = 4096;
+pub(super) const TOKENS_PER_RUN: usize = 4096;
 
 pub(super) fn score(model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
     let mut sums: BTreeMap<Key, Vec<f64>> = BTreeMap::new();
