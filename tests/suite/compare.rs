@@ -16,6 +16,48 @@ fn study(dir: &Path) -> std::path::PathBuf {
     out
 }
 
+/// Ten amounts of heads from one scoring of each criterion; the sequential one measures for every amount, and says what its scores hold for.
+#[test]
+fn a_sweep_over_ten_amounts_scores_once() {
+    const RECIPE: &str = r#"edition 2026
+model m = init("builtin:tiny-bert", seed = 3)
+data  d = builtin("tales")
+let probe = d.train.take(8)
+let heads = m.layers[*].attention.heads
+let weights = m.layers[0..1].linears.weights
+score heads using loss_delta(on = probe) as exact
+score heads using taylor(on = probe) as estimate
+sweep scores over [exact, estimate], amount over [0%, 10%, 20%, 30%, 40%, 50%, 60%, 70%, 80%, 90%] as grid {
+    prune heads by amount using scores
+    eval loss() of m on d.validation.take(4) as loss
+}
+sweep amount over [20%, 40%] as blocks {
+    prune weights by amount using sparsegpt(on = probe)
+    eval loss() of m on d.validation.take(4) as sparse
+}
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("ten.prune"), RECIPE).unwrap();
+    let done = run(dir.path(), &["run", "ten.prune", "-q", "--out", "ten"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let journal = std::fs::read_to_string(dir.path().join("ten/journal.jsonl")).unwrap();
+    let steps: Vec<Value> = journal.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).filter(|e| e["event"] == "step").collect();
+    let scored: Vec<&Value> = steps.iter().filter(|s| s["kind"] == "score").map(|s| &s["name"]).collect();
+    assert_eq!(scored, ["exact", "estimate"], "one scoring a criterion");
+    let prunes: Vec<&Value> = steps.iter().filter(|s| s["kind"] == "prune").collect();
+    let (once, each): (Vec<&Value>, Vec<&Value>) = prunes.into_iter().partition(|p| p["result"]["gone"]["attention.heads"].is_array());
+    assert_eq!((once.len(), each.len()), (20, 2));
+    for (i, prune) in once.iter().enumerate() {
+        let scores = if i < 10 { "exact" } else { "estimate" };
+        assert_eq!(prune["result"]["scores"], format!("the scores of `{scores}`"));
+        // Of 48 heads ⌊48·p⌋ go.
+        assert_eq!(prune["result"]["gone"]["attention.heads"], serde_json::json!([48 * (i % 10) / 10, 48]));
+    }
+    for (prune, amount) in each.iter().zip(["20%", "40%"]) {
+        assert_eq!((&prune["result"]["holds_for"], &prune["result"]["scores"]), (&amount.into(), &Value::Null), "{prune}");
+    }
+}
+
 #[test]
 fn a_sweep_over_amounts_scores_once_and_is_compared() {
     let dir = tempfile::tempdir().unwrap();

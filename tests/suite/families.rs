@@ -7,6 +7,9 @@ use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
 use prunectl_model::{Batch, Gates, LoadOptions, SiteKind, Task, Transformer, load};
+use prunectl_prune::{Key, PruneError, Removed, Request, Sites, UnitMap, surgery};
+use prunectl_recipe::catalogue::Args;
+use prunectl_recipe::plan::{Amount, Scope, Share};
 use prunectl_run::save::{Layout, Saved};
 use prunectl_run::stock::{Loader, Verdict};
 use serde_json::{Value, json};
@@ -71,6 +74,7 @@ pub const SHAPES: &[&str] = &[
     "layer",
     "experts",
     "hidden",
+    "sliced",
     "weights",
 ];
 
@@ -142,9 +146,39 @@ pub fn pruned(dense: &Transformer, shape: &str) -> Option<Transformer> {
             let hidden = dense.blueprint().hidden;
             without(dense, SiteKind::Hidden, 0, &|c| c == 0 || c == 5 || c >= hidden - 2)
         }
+        "sliced" => return sliced(dense),
         "weights" => fewer_weights(dense),
         _ => return None,
     })
+}
+
+/// A quarter of the residual stream's principal directions cut, where the network can be turned.
+fn sliced(dense: &Transformer) -> Option<Transformer> {
+    let mut sites = Sites::default();
+    sites.add(Key::of(prunectl_recipe::catalogue::SiteKind::Hidden, 0), 0..dense.blueprint().hidden);
+    let amount = Amount::Share { share: Share::from_fraction(0.25), each: false };
+    let (protect, none) = (Sites::default(), Removed::default());
+    let request = Request {
+        sites: &sites,
+        amount: &amount,
+        scope: Scope::Global,
+        at_least: None,
+        align: None,
+        protect: &protect,
+        removed: &none,
+        step: None,
+    };
+    let ids = Tensor::arange(3u32, 63, &Device::Cpu).unwrap().reshape((5, 12)).unwrap();
+    let mut data = prunectl_prune::InMemory::new(vec![Batch::new(ids)]);
+    let method = prunectl_prune::build(prunectl_prune::CRITERIA, "slice", &Args::default()).unwrap();
+    let (mut model, mut removed) = (dense.clone(), Removed::default());
+    match method.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut data, &()) {
+        Ok(_) => {}
+        Err(PruneError::Invalid { what: "network that slice turns", .. }) => return None,
+        Err(e) => panic!("{e}"),
+    }
+    surgery::compact(&mut model, &mut removed, &mut UnitMap::default()).unwrap();
+    Some(model)
 }
 
 /// A saved model of the table.

@@ -98,16 +98,35 @@ fn fixtures_give_their_plans_and_their_mistakes() {
     }
 }
 
+/// Compiles an example of a page with the real catalogue.
+fn checks(example: &str) {
+    let text = prunectl_recipe::explain::whole(example);
+    // The model of twelve layers is dense.
+    let facts: &dyn ModelFacts = if text.contains(".experts") { &() } else { &Twelve };
+    let c = compile(&text, "example.prune", &[], &Disk, &prunectl_prune::catalogue(), facts);
+    if let Err(d) = &c.result {
+        panic!("{example}\n{}", rendered(d, &c));
+    }
+}
+
+/// `prunectl explain X` of whatever scores, prunes or quantises shows X at work.
+#[test]
+fn every_criterion_and_quantiser_has_an_example_that_checks() {
+    let rows = prunectl_prune::CRITERIA.iter().map(|e| &e.spec);
+    for spec in rows.chain(prunectl_prune::QUANTIZERS.iter().map(|e| &e.spec)) {
+        let page = prunectl_recipe::reference::method_page(spec);
+        let examples = prunectl_recipe::reference::examples(&page);
+        assert!(examples.iter().any(|e| e.contains(&format!("{}(", spec.name))), "the page of {} has no example", spec.name);
+        examples.iter().for_each(|example| checks(example));
+    }
+}
+
 #[test]
 fn the_language_reference_is_up_to_date_and_its_examples_compile() {
     let catalogue = prunectl_prune::catalogue();
     let page = prunectl_recipe::reference::reference(&catalogue);
     for example in prunectl_recipe::reference::examples(&page) {
-        let text = prunectl_recipe::explain::whole(&example);
-        let c = compile(&text, "example.prune", &[], &Disk, &catalogue, &Twelve);
-        if let Err(d) = &c.result {
-            panic!("{example}\n{}", rendered(d, &c));
-        }
+        checks(&example);
     }
     expect_file(&root().join("docs/language.md"), &page);
 }

@@ -33,14 +33,17 @@ pub struct Transformer {
     pub(crate) recompute: Option<Arc<Recompute>>,
 }
 
-/// Units that are masked where zeros in the weights are not enough: a layer of a post-norm network, whose norms change what passes, and an
-/// expert, which the router would still choose. Compacting takes them out for good.
+/// Units that are masked where zeros in the weights are not enough: a layer of a post-norm network, whose norms change what passes, an
+/// expert, which the router would still choose, and a channel of the residual stream, which norms would still count. Compacting takes them
+/// out for good.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Blocked {
     /// Layers that give their input.
     pub layers: BTreeSet<usize>,
     /// Experts that are never chosen, by layer.
     pub experts: BTreeMap<usize, BTreeSet<usize>>,
+    /// Channels that no norm over the residual stream counts.
+    pub hidden: BTreeSet<usize>,
 }
 
 /// Where a model came from: what is needed to write it back.
@@ -131,6 +134,23 @@ impl Transformer {
                 model.params.set(slot.name, Tensor::zeros(slot.shape, self.dtype, &self.device)?);
             }
         }
+        model.blueprint = Arc::new(blueprint);
+        model.origin = Arc::new(Origin { config, ..Origin::clone(old) });
+        Ok(model)
+    }
+
+    /// The same function with an output matrix of its own where it was the table of embeddings: what changes one then leaves the other.
+    ///
+    /// # Errors
+    /// The family's config can't say so.
+    pub fn untied(&self) -> Result<Self> {
+        if !matches!(self.blueprint.head, Head::Tokens { tied: true, .. }) {
+            return Ok(self.clone());
+        }
+        let old = &self.origin;
+        let (config, blueprint) = crate::family::untied(&old.config, old.task, &self.blueprint)?;
+        let mut model = self.clone();
+        model.params.tensors_mut().share("head.weight", self.params.tensors(), "embeddings.token.weight");
         model.blueprint = Arc::new(blueprint);
         model.origin = Arc::new(Origin { config, ..Origin::clone(old) });
         Ok(model)
@@ -296,7 +316,7 @@ impl Transformer {
         if !self.blueprint.final_norm {
             return Ok(x.clone());
         }
-        let x = context.gate_hidden(net::norm::norm(&self.params, "final_norm", self.blueprint.norm, x)?)?;
+        let x = context.gate_hidden(net::norm::of_stream(self, "final_norm", self.blueprint.norm, x)?)?;
         show(tap, self.dims.len(), Point::FinalNorm, &x)?;
         Ok(x)
     }

@@ -234,6 +234,11 @@ pub(crate) struct Inputs<S> {
     rows: Option<Tensor>,
 }
 
+/// Whether a matrix is one expert's: it may be that no token of the data reaches it.
+pub(crate) fn of_expert(slot: &str) -> bool {
+    slot.contains(".experts.")
+}
+
 /// Σ x² of each input column of each weight matrix.
 pub(crate) type InputSquares = Inputs<Squares>;
 

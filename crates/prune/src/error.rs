@@ -51,6 +51,15 @@ pub enum PruneError {
         hint: &'static str,
     },
 
+    /// A method that decides on what only its own prune makes.
+    #[error("{method} gives no scores apart from a prune: {hint}")]
+    ScoresNothing {
+        /// The method.
+        method: &'static str,
+        /// What to write instead.
+        hint: &'static str,
+    },
+
     /// A score that is NaN or infinite.
     #[error(
         "{method}: the score of unit {unit} of {key} is {value}; the model's activations or gradients overflow there: check its weights, or score in f32"

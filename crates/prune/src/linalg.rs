@@ -135,8 +135,91 @@ pub(crate) fn singular_values(rows: &[Vec<f64>]) -> Vec<f64> {
     vectors.iter().map(|v| dot(v, v).sqrt()).collect()
 }
 
+/// A row of a symmetric matrix while it is turned, and the row of the turn that made it.
+#[derive(Default)]
+struct Turned {
+    row: Vec<f64>,
+    turn: Vec<f64>,
+}
+
+/// Turns two rows against one another until they are orthogonal; whether they were not.
+fn orthogonal(a: &mut Turned, b: &mut Turned, negligible: f64) -> bool {
+    let (aa, bb, ab) = (dot(&a.row, &a.row), dot(&b.row, &b.row), dot(&a.row, &b.row));
+    let near = f64::EPSILON * (a.row.len() as f64).sqrt() * (aa * bb).sqrt();
+    if aa.min(bb) <= negligible || ab.abs() <= near {
+        return false;
+    }
+    let zeta = (bb - aa) / (2.0 * ab);
+    let t = zeta.signum() / (zeta.abs() + (1.0 + zeta * zeta).sqrt());
+    let c = 1.0 / (1.0 + t * t).sqrt();
+    let turn = |x: &mut [f64], y: &mut [f64]| {
+        for (x, y) in x.iter_mut().zip(y) {
+            (*x, *y) = (c * *x - c * t * *y, c * t * *x + c * *y);
+        }
+    };
+    turn(&mut a.row, &mut b.row);
+    turn(&mut a.turn, &mut b.turn);
+    true
+}
+
+/// Eigenvalues of a symmetric matrix without negative ones, descending, and the eigenvector of each, of length 1: Jacobi's method on its
+/// rows, those of a round in pairs that do not depend on one another, so that results do not depend on threads.
+pub(crate) fn symmetric_eigen(a: &[f64], n: usize) -> Vec<(f64, Vec<f64>)> {
+    let unit = |i: usize| (0..n).map(|j| f64::from(u8::from(i == j))).collect();
+    let mut rows: Vec<Turned> = (0..n).map(|i| Turned { row: span(a, i * n, (i + 1) * n).to_vec(), turn: unit(i) }).collect();
+    if n % 2 == 1 {
+        rows.push(Turned::default());
+    }
+    let largest = rows.iter().map(|r| dot(&r.row, &r.row)).fold(0.0, f64::max);
+    let negligible = largest * (f64::EPSILON * n as f64).powi(2);
+    for _ in 0..SWEEPS {
+        let mut turned = false;
+        // All pairs meet once: the first row stays, the others move on by one place.
+        for _ in 1..rows.len() {
+            let half = rows.len() / 2;
+            let (front, back) = rows.split_at_mut(half);
+            let pairs = front.par_iter_mut().zip(back.par_iter_mut().rev());
+            turned |= pairs.map(|(a, b)| orthogonal(a, b, negligible)).reduce(|| false, |a, b| a | b);
+            if let Some((_, others)) = rows.split_first_mut() {
+                others.rotate_right(1);
+            }
+        }
+        if !turned {
+            break;
+        }
+    }
+    let mut out: Vec<(f64, Vec<f64>)> =
+        rows.into_iter().filter(|r| !r.turn.is_empty()).map(|r| (dot(&r.row, &r.row).sqrt(), r.turn)).collect();
+    out.sort_by(|a, b| b.0.total_cmp(&a.0));
+    out
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn eigenvectors_by_hand_and_of_a_larger_matrix() {
+        // [[2, 1], [1, 2]]: 3 along (1, 1), 1 along (1, −1); a singular matrix has a zero and a whole basis all the same.
+        let found = symmetric_eigen(&[2.0, 1.0, 1.0, 2.0], 2);
+        assert!((found[0].0 - 3.0).abs() < 1e-14 && (found[1].0 - 1.0).abs() < 1e-14);
+        assert!((found[0].1[0] - found[0].1[1]).abs() < 1e-14 && (found[1].1[0] + found[1].1[1]).abs() < 1e-14);
+        for n in [1usize, 7, 30] {
+            // XᵀX of fewer rows than columns.
+            let x: Vec<f64> = (0..n * n / 2).map(|i| ((i * 37 + 11) % 101) as f64 / 50.0 - 1.0).collect();
+            let a: Vec<f64> = (0..n * n).map(|k| x.chunks(n).map(|r| at(r, k / n) * at(r, k % n)).sum()).collect();
+            let found = symmetric_eigen(&a, n);
+            assert_eq!(found.len(), n);
+            for (i, (value, v)) in found.iter().enumerate() {
+                for (j, (_, w)) in found.iter().enumerate() {
+                    assert!((dot(v, w) - f64::from(u8::from(i == j))).abs() < 1e-12);
+                }
+                for (row, x) in a.chunks(n).zip(v) {
+                    assert!((dot(row, v) - value * x).abs() < 1e-10 * (1.0 + found[0].0), "{n}: {value}");
+                }
+            }
+            assert!(found.windows(2).all(|w| w[0].0 >= w[1].0));
+        }
+    }
+
     #[test]
     fn singular_values_by_hand() {
         // [[3, 0], [4, 5]] has the singular values √45 and √5; a rank-one matrix one that is not zero; of nothing there are none.

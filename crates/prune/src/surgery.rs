@@ -38,14 +38,15 @@ pub fn mask(model: &mut Transformer, removed: &mut Removed, decision: &Decision)
     removed.add(decision, &dims, hidden)
 }
 
-/// Switches off what zeros alone do not: layers of post-norm networks, and experts.
+/// Switches off what zeros alone do not: layers of post-norm networks, experts, and channels that norms would count.
 fn block(model: &mut Transformer, decision: &Decision) {
-    let dims = model.dims().to_vec();
+    let (dims, hidden) = (model.dims().to_vec(), model.blueprint().hidden);
     let blocked = model.blocked_mut();
     for (key, kept) in &decision.sites {
         let gone = |n: usize| (0..n).filter(|u| kept.binary_search(u).is_err());
         match (key.kind, key.layer) {
             (SiteKind::Layers, _) => blocked.layers.extend(gone(dims.len())),
+            (SiteKind::Hidden, _) => blocked.hidden.extend(gone(hidden)),
             (SiteKind::Experts, Some(layer)) => {
                 let experts = dims.get(layer).map_or(0, |d| d.experts);
                 blocked.experts.entry(layer).or_default().extend(gone(experts));

@@ -273,6 +273,29 @@ pub(crate) fn with_output_biases(original: &Value, task: Task, blueprint: &Bluep
     (config, out)
 }
 
+/// The config and blueprint of the same network with a head of its own.
+///
+/// # Errors
+/// The family's reader doesn't take the switch.
+pub(crate) fn untied(original: &Value, task: Task, blueprint: &Blueprint) -> Result<(Value, Blueprint)> {
+    const KEY: &str = "tie_word_embeddings";
+    let mut config = original.clone();
+    if let Value::Object(map) = &mut config {
+        map.insert(KEY.into(), json!(false));
+    }
+    let said = resolve(Path::new("config.json"), &config, Some(task), &|_| false)?;
+    let mut out = blueprint.clone();
+    if let (Head::Tokens { tied, .. }, Head::Tokens { tied: false, .. }) = (&mut out.head, &said.blueprint.head) {
+        *tied = false;
+        return Ok((config, out));
+    }
+    Err(ModelError::Mismatch {
+        what: "head of its own".into(),
+        found: format!("{:?} although the config says `{KEY}: false`", said.blueprint.head),
+        expected: "one that is not tied: this family has no such switch".into(),
+    })
+}
+
 /// The largest residual stream, sublayer and number of experts that are taken for real: far above any model, and small enough that no
 /// count of parameters overflows and no list of names fills the memory before a file is looked at.
 const MOST_HIDDEN: usize = 1 << 20;

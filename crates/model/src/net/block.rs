@@ -33,7 +33,7 @@ pub(crate) fn block(
         return Ok(y);
     }
     let normed = |name: &str, x: &Tensor| -> Result<Tensor> {
-        context.gate_hidden(norm::norm(&model.params, &format!("layers.{layer}.{name}"), blueprint.norm, x)?)
+        context.gate_hidden(norm::of_stream(model, &format!("layers.{layer}.{name}"), blueprint.norm, x)?)
     };
     // What only reads a bias needs no norm before it.
     let input = |name: &str, x: &Tensor, present: bool| if present { normed(name, x) } else { Ok(x.clone()) };

@@ -47,7 +47,7 @@ pub(crate) fn embed(model: &Transformer, batch: &Batch, past: usize) -> Result<(
         x = (x + look_up(params.require("embeddings.position.weight")?, &rows)?)?;
     }
     if let Some(eps) = spec.norm_eps {
-        x = norm::norm(params, "embeddings.norm", Norm { kind: NormKind::Layer, eps }, &x)?;
+        x = norm::of_stream(model, "embeddings.norm", Norm { kind: NormKind::Layer, eps }, &x)?;
     }
     if spec.project == Some(Projection::Sum) {
         x = linear(params, "embeddings.project", &x)?;

@@ -49,7 +49,7 @@ pub(crate) fn token_logits(model: &Transformer, x: &Tensor) -> Result<Tensor> {
     }
     if let Some((activation, eps)) = transform {
         x = activation.apply(&linear(params, "head.transform", &x)?)?;
-        x = norm::norm(params, "head.norm", Norm { kind: NormKind::Layer, eps: *eps }, &x)?;
+        x = norm::of_stream(model, "head.norm", Norm { kind: NormKind::Layer, eps: *eps }, &x)?;
     }
     let weight = params.require(if *tied { "embeddings.token.weight" } else { "head.weight" })?;
     softcap(kernels::linear(&x, weight, params.get("head.bias"))?, *cap)

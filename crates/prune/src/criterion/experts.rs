@@ -42,6 +42,8 @@ struct Routing {
     weights: Vec<f64>,
     /// The tokens of the expert that runs.
     rows: Vec<u32>,
+    /// The first weight of a router that is no number: layer, expert and value.
+    bad: Option<(usize, usize, f32)>,
 }
 
 impl Routing {
@@ -53,7 +55,12 @@ impl Routing {
         match point {
             Point::RouterWeights => {
                 self.weights = t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-                let tokens = self.weights.len() / t.dim(2)?.max(1);
+                let experts = t.dim(2)?.max(1);
+                let tokens = self.weights.len() / experts;
+                if self.bad.is_none() {
+                    let wrong = |(i, w): &(usize, &f64)| !w.is_finite() && self.counts(i / experts);
+                    self.bad = self.weights.iter().enumerate().find(wrong).map(|(i, w)| (layer, i % experts, *w as f32));
+                }
                 let n = (0..tokens).filter(|i| self.counts(*i)).count() as f64;
                 if let Some(sums) = self.layers.get_mut(&layer) {
                     sums.tokens += n;
@@ -118,6 +125,9 @@ impl Criterion for Experts {
             done += 1;
             progress.advance(done, data.len_hint().map_or(done, |n| n as u64), self.name);
         }
+        if let Some((layer, unit, value)) = routing.bad {
+            return Err(PruneError::NotFinite { method: self.name, key: Key::of(SiteKind::Experts, layer), unit, value });
+        }
         let mut out = Scores::default();
         for (layer, sums) in routing.layers {
             if sums.tokens == 0.0 {
@@ -150,7 +160,8 @@ pub(super) const REAP: Entry<dyn Criterion> = Entry {
         &[CALIBRATION],
         &[SiteKind::Experts],
         "Router-weighted expert activation: mean over the tokens routed to an expert of gate × ‖expert output‖₂.\n\n\
-         Mind: an expert that no token reaches scores 0; its row of the router goes with it.",
+         Mind: an expert that no token reaches scores 0; its row of the router goes with it.\n\n\
+         ```prune\nedition 2026\nmodel m = hf(\"mistralai/Mixtral-8x7B-v0.1\")\ndata  d = hf(\"Salesforce/wikitext\", config = \"wikitext-2-raw-v1\")\nprune m.layers[*].mlp.experts by 25% using reap(on = d.train.sample(64, length = 512 tokens, seed = 0)) { scope = layer }\n```",
     ))),
     build: Some(build_reap),
 };
@@ -161,7 +172,8 @@ pub(super) const FREQUENCY: Entry<dyn Criterion> = Entry {
         "Chen et al., Task-Specific Expert Pruning for Sparse Mixture-of-Experts (2022)",
         &[CALIBRATION],
         &[SiteKind::Experts],
-        "Share of tokens that the router sends to an expert. The baseline that `reap` must beat.",
+        "Share of tokens that the router sends to an expert. The baseline that `reap` must beat.\n\n\
+         ```prune\nedition 2026\nmodel m = hf(\"mistralai/Mixtral-8x7B-v0.1\")\ndata  d = hf(\"Salesforce/wikitext\", config = \"wikitext-2-raw-v1\")\nscore m.layers[*].mlp.experts using frequency(on = d.train.sample(64, length = 512 tokens, seed = 0)) as s\n```",
     ))),
     build: Some(build_frequency),
 };

@@ -49,7 +49,8 @@ pub(super) const SLIMMING: Entry<dyn Criterion> = Entry {
         &[within(param("l1", Ty::Scheduled, "1e-4", "Weight of the l1 subgradient on the gates."), 0.0, 1e6)],
         INNER_SITES,
         "Trains with an l1 subgradient on a gate γ of every unit, and ranks |γ|; in the end γ is multiplied into the weights.\n\n\
-         Mind: the subgradient is added after backward, sign(0) = 0; a global threshold can empty a layer, so use `at_least`.",
+         Mind: the subgradient is added after backward, sign(0) = 0; a global threshold can empty a layer, so use `at_least`.\n\n\
+         ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using slimming(l1 = 1e-4) { every = 20 steps  at_least = 10% }\n}\n```",
     ))),
     build: Some(slimming),
 };
@@ -66,7 +67,8 @@ pub(super) const PSP: Entry<dyn Criterion> = Entry {
         INNER_SITES,
         "Multiplies every structure by ν(α), zero where |α| < ε; ∂α is the sum of the structure's gradients, straight through the threshold.\n\n\
          The amount is what must have gone in the end: the smallest |α| follow those under ε.\n\n\
-         Mind: dense weights stay, so a structure can return while the training lasts.",
+         Mind: dense weights stay, so a structure can return while the training lasts.\n\n\
+         ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using psp(l1 = 1e-4) { every = 20 steps }\n}\n```",
     ))),
     build: Some(psp),
 };
@@ -91,7 +93,8 @@ pub(super) const HARD_CONCRETE: Entry<dyn Criterion> = Entry {
         INNER_SITES,
         "L0 gates from a stretched, clamped concrete distribution, with a Lagrangian on the target size over any mix of sites.\n\n\
          The target follows the amount's schedule; after the last step the lowest gates go, as many as the amount says, and the others are multiplied into the weights.\n\n\
-         Mind: evaluation uses the gates' deterministic value at the same temperature.",
+         Mind: evaluation uses the gates' deterministic value at the same temperature.\n\n\
+         ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using hard_concrete(lr = 1e-1) { every = 20 steps }\n}\n```",
     ))),
     build: Some(hard_concrete),
 };
@@ -106,7 +109,8 @@ pub(super) const LOBSTER: Entry<dyn Criterion> = Entry {
         ],
         &[SiteKind::Neurons, SiteKind::Weights],
         "Decays insensitive weights: `w ← w − λ·w·relu(1 − |∂L/∂w|)`; the smallest go. Before the last update a bisection finds how many may go, up to the amount, while the loss of the step's batches rises by no more than `tolerance`.\n\n\
-         Mind: the last update has the whole amount, whatever it costs.",
+         Mind: the last update has the whole amount, whatever it costs.\n\n\
+         ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using lobster(lambda = 1e-4) { every = 20 steps }\n}\n```",
     ))),
     build: Some(lobster),
 };

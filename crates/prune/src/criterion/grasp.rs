@@ -98,12 +98,12 @@ impl Criterion for Grasp {
         let model = model.to_dtype(DType::F64)?;
         let g = self.gradient(&model, &sites.weights, data, progress)?;
         let mut squares = 0.0;
-        for t in g.values() {
-            squares += t.sqr()?.sum_all()?.to_scalar::<f64>()?;
-        }
-        if !squares.is_finite() {
-            let slot = sites.weights.first().cloned().unwrap_or_default();
-            return Err(PruneError::WeightNotFinite { method: NAME, slot, index: 0, value: squares as f32 });
+        for (slot, t) in &g {
+            let values = t.flatten_all()?.to_vec1::<f64>()?;
+            if let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+                return Err(PruneError::WeightNotFinite { method: NAME, slot: slot.clone(), index, value: *value as f32 });
+            }
+            squares += values.iter().map(|v| v * v).sum::<f64>();
         }
         // Without a gradient Hg is zero: all weights tie.
         let step = if squares > 0.0 { STEP / squares.sqrt() } else { 1.0 };

@@ -1,4 +1,4 @@
-//! Criteria: one file each, ending in its row. Rows not carried out yet stand in `planned_*`.
+//! Criteria: one file each, ending in its row.
 
 mod activation;
 mod activation_norm;
@@ -19,8 +19,8 @@ mod loss_model;
 mod lrp;
 mod magnitude;
 mod movement;
-mod planned_data;
 mod random;
+mod slice;
 mod snip;
 mod sparsegpt;
 mod supermask;
@@ -178,7 +178,7 @@ pub static CRITERIA: &[Entry<dyn Criterion>] = &[
     activation_norm::ENTRY,
     experts::REAP,
     experts::FREQUENCY,
-    planned_data::SLICE,
+    slice::ENTRY,
     block_influence::ENTRY,
     uniform::ENTRY,
 ];

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 use super::{Criterion, Layerwise, blocks};
-use crate::calibrate::{Gram, Inputs};
+use crate::calibrate::{Gram, Inputs, of_expert};
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
@@ -109,15 +109,24 @@ impl SparseGpt {
             found: slot.to_owned(),
             expected: "a projection of an attention or MLP sublayer that the data reaches".into(),
         };
-        let gram = stats.get(slot).filter(|g| g.columns() == columns).ok_or_else(missing)?;
         let mut w = w.flatten_all()?.to_vec1::<f64>()?;
-        for (j, _) in gram.diagonal()?.iter().enumerate().filter(|(_, x)| **x == 0.0) {
-            w.iter_mut().skip(j).step_by(columns.max(1)).for_each(|w| *w = 0.0);
-        }
         let keep = match removed {
             Some(keep) => keep.to_device(&Device::Cpu)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?,
             None => vec![1; w.len()],
         };
+        let gram = match stats.get(slot) {
+            Some(gram) if gram.columns() == columns => gram,
+            None if of_expert(slot) => {
+                // Nothing is known of its inputs: the Hessian of inputs that are alike in size and independent.
+                progress.note(&format!("sparsegpt: no token of the data reaches `{slot}`; it is pruned by size, and nothing is updated"));
+                let identity = (0..columns * columns).map(|i| f64::from(u8::from(i % (columns + 1) == 0))).collect();
+                return Ok(Work { rows, columns, saliency: vec![0.0; w.len()], w, keep, upper: Arc::new(identity) });
+            }
+            _ => return Err(missing()),
+        };
+        for (j, _) in gram.diagonal()?.iter().enumerate().filter(|(_, x)| **x == 0.0) {
+            w.iter_mut().skip(j).step_by(columns.max(1)).for_each(|w| *w = 0.0);
+        }
         let upper = match factored {
             Some((source, upper)) if source == stats.source(slot) => upper.clone(),
             _ => {

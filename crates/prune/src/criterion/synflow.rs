@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Batch, Transformer};
+use prunectl_model::{Batch, Params, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 use prunectl_recipe::plan::{Amount, Scope, Share};
 
@@ -52,6 +52,9 @@ fn entries(model: &Transformer, slots: &BTreeSet<String>) -> Result<BTreeMap<Str
     let r = model.finish(&x, &context, &mut ())?.sum_all()?;
     let flow = r.to_scalar::<f64>()?;
     if !flow.is_finite() {
+        if let Some(error) = not_finite(model.params())? {
+            return Err(error);
+        }
         return Err(PruneError::Invalid {
             what: "synaptic flow",
             found: format!("{flow}"),
@@ -69,6 +72,17 @@ fn entries(model: &Transformer, slots: &BTreeSet<String>) -> Result<BTreeMap<Str
         out.insert(slot.clone(), score);
     }
     Ok(out)
+}
+
+/// The first parameter that is NaN or infinite.
+fn not_finite(params: &Params) -> Result<Option<PruneError>> {
+    for slot in params.slots() {
+        let values = params.read(slot)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        if let Some((index, value)) = values.into_iter().enumerate().find(|(_, v)| !v.is_finite()) {
+            return Ok(Some(PruneError::WeightNotFinite { method: NAME, slot: slot.to_owned(), index, value }));
+        }
+    }
+    Ok(None)
 }
 
 /// Σ of it over the parameters `slots`, as large as it is.

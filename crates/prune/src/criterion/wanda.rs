@@ -10,7 +10,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind};
 use prunectl_recipe::plan::Scope;
 
 use super::{Criterion, Layerwise, blocks};
-use crate::calibrate::InputSquares;
+use crate::calibrate::{InputSquares, of_expert};
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
@@ -37,7 +37,13 @@ impl Wanda {
             found: slot.to_owned(),
             expected: "a projection of an attention or MLP sublayer that the data reaches".into(),
         };
-        let sums = stats.get(slot).map(|s| &s.0).filter(|s| s.len() == columns).ok_or_else(missing)?;
+        // No token went to that expert: its inputs have no size.
+        let unseen = vec![0.0; columns];
+        let sums = match stats.get(slot).map(|s| &s.0) {
+            Some(sums) if sums.len() == columns => sums,
+            None if of_expert(slot) => &unseen,
+            _ => return Err(missing()),
+        };
         let n = if self.reference { stats.sequences.max(1) as f64 } else { 1.0 };
         let norms: Vec<f32> = sums.iter().map(|s| (s / n).sqrt() as f32).collect();
         Ok(w.abs()?.broadcast_mul(&Tensor::from_vec(norms, columns, &Device::Cpu)?)?)

@@ -171,9 +171,11 @@ pub fn all(model: &Transformer, kinds: &[SiteKind]) -> Sites {
                 SiteKind::Heads => 0..d.q_heads,
                 SiteKind::KvGroups => 0..d.kv_heads,
                 SiteKind::Neurons => 0..d.ffn * d.experts.max(1),
+                SiteKind::Experts => 0..d.experts,
                 SiteKind::Layers => layer..layer + 1,
                 SiteKind::Attention | SiteKind::Mlp => 0..1,
-                other => panic!("{other:?}"),
+                SiteKind::Hidden => 0..model.blueprint().hidden,
+                SiteKind::Weights => panic!("weights are no units"),
             };
             sites.add(Key::of(*kind, layer), units);
         }
