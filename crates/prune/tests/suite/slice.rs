@@ -102,15 +102,12 @@ fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
         let pivot = (i..n).max_by(|x, y| a[*x][i].abs().total_cmp(&a[*y][i].abs())).unwrap();
         a.swap(i, pivot);
         b.swap(i, pivot);
-        for row in 0..n {
+        let (of_a, of_b) = (a[i].clone(), b[i].clone());
+        for (row, (a, b)) in a.iter_mut().zip(&mut b).enumerate() {
             if row != i {
-                let f = a[row][i] / a[i][i];
-                for k in i..n {
-                    a[row][k] -= f * a[i][k];
-                }
-                for k in 0..b[i].len() {
-                    b[row][k] -= f * b[i][k];
-                }
+                let f = a[i] / of_a[i];
+                a.iter_mut().zip(&of_a).for_each(|(x, y)| *x -= f * y);
+                b.iter_mut().zip(&of_b).for_each(|(x, y)| *x -= f * y);
             }
         }
     }
