@@ -57,6 +57,38 @@ fn an_int8_model_is_saved_and_loaded_with_the_same_answers() {
     assert!(stderr(&late).contains("is quantised: nothing may change its weights afterwards"), "{}", stderr(&late));
 }
 
+/// The paper's form: outlier columns meet 16-bit weights, which are what is stored.
+#[test]
+fn int8_with_outliers_in_16_bits_is_saved_and_loaded_with_the_same_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let head = "edition 2026\nmodel m = builtin(\"tiny-bert\")\n";
+    let measure = "data  d = builtin(\"tales\")\nlet test = d.validation.take(32)\neval loss() of m on test as loss8\n";
+    for (name, outliers) in [("paper", "half"), ("code", "int8")] {
+        let quantize = format!("quantize m using int8(threshold = 1.5, outliers = {outliers})\n");
+        write("a.prune", &format!("{head}{quantize}{measure}save m to \"out/{name}\"\n"));
+        let done = run(dir.path(), &["run", "a.prune", "--out", name]);
+        assert!(done.status.success(), "{}", stderr(&done));
+        assert_eq!(stderr(&done).contains("llm_int8_has_fp16_weight"), name == "paper", "{}", stderr(&done));
+        write("b.prune", &format!("edition 2026\nmodel m = dir(\"out/{name}\")\n{measure}save m to \"out/again-{name}\"\n"));
+        let again = run(dir.path(), &["run", "b.prune", "-q", "--out", &format!("again-{name}")]);
+        assert!(again.status.success(), "{}", stderr(&again));
+    }
+    let loss = |run: &str| {
+        let metrics: Value = serde_json::from_slice(&std::fs::read(dir.path().join(run).join("metrics.json")).unwrap()).unwrap();
+        metrics["loss8"]["value"].as_f64().unwrap()
+    };
+    let (paper, code) = (loss("paper"), loss("code"));
+    assert!((paper - loss("again-paper")).abs() <= 1e-5 * paper && (code - loss("again-code")).abs() <= 1e-5 * code);
+    assert!((paper - code).abs() > 1e-7, "outliers met the same weights");
+    let config: Value = serde_json::from_slice(&std::fs::read(dir.path().join("out/again-paper/config.json")).unwrap()).unwrap();
+    assert_eq!((&config["prunectl"]["int8_threshold"], &config["quantization_config"]), (&1.5.into(), &Value::Null));
+    let bytes = std::fs::read(dir.path().join("out/paper/model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let w = file.tensor("bert.encoder.layer.0.intermediate.dense.weight").unwrap();
+    assert_eq!(w.dtype(), safetensors::Dtype::F16, "the type that the model has on disk");
+}
+
 /// GPT-2's own files hold matrices as [in, out], fused; int8 has a scale for each output, so its files hold [out, in].
 #[test]
 fn an_int8_gpt2_is_saved_upright_and_loaded_again() {

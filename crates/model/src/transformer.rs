@@ -11,6 +11,7 @@ use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
 use crate::family::Family;
 use crate::gates::{Gates, LayerGates, Point, Tap, show};
+use crate::int8::Int8;
 use crate::loss::LossOut;
 use crate::net;
 use crate::net::{Context, One, Shortcuts};
@@ -27,8 +28,8 @@ pub struct Transformer {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
     pub(crate) blocked: Blocked,
-    /// The outlier threshold of a model whose matrices are int8 values.
-    pub(crate) int8: Option<f64>,
+    /// How it multiplies, where that is by int8.
+    pub(crate) int8: Option<Int8>,
     /// Its blocks are built again in the backward pass.
     pub(crate) recompute: Option<Arc<Recompute>>,
 }

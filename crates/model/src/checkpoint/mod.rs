@@ -13,6 +13,7 @@ use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
 use crate::family::names::FileTensor;
 use crate::family::{self, FAMILIES, Family, Resolved};
+use crate::int8::Int8;
 use crate::params::Params;
 use crate::tensors::{Away, Shelf, Tensors};
 use crate::transformer::{Blocked, Origin, Transformer};
@@ -345,7 +346,7 @@ pub(crate) fn assemble(
 ) -> Transformer {
     Transformer {
         blocked: Blocked::default(),
-        int8: int8_threshold(&config),
+        int8: int8_of(&config),
         blueprint: Arc::new(resolved.blueprint),
         dims: resolved.dims,
         params,
@@ -361,11 +362,18 @@ const QUANTISED: &str = "quantization_config";
 /// Linear modules of transformers that are never int8 here: heads, poolers and routers.
 const SKIPPED: &[&str] = &["lm_head", "classifier", "score", "pooler", "cls", "qa_outputs", "router", "block_sparse_moe.gate", "mlp.gate"];
 
-/// The outlier threshold in a config, if it is of an int8 model in bitsandbytes' layout.
-pub(crate) fn int8_threshold(config: &serde_json::Value) -> Option<f64> {
+/// Beside shapes of our own: the outlier threshold of a model of int8 whose files hold 16-bit matrices, which others read as they are.
+const HALF: &str = "int8_threshold";
+
+/// How a config says that the model multiplies by int8: matrices in bitsandbytes' layout, or 16-bit ones under a key of our own.
+pub(crate) fn int8_of(config: &serde_json::Value) -> Option<Int8> {
+    if let Some(threshold) = config.get(family::OWN_KEY).and_then(|own| own.get(HALF)).and_then(serde_json::Value::as_f64) {
+        return Some(Int8 { threshold, half: true });
+    }
     let own = config.get(QUANTISED)?;
     let ours = own.get("quant_method")?.as_str()? == "bitsandbytes" && own.get("load_in_8bit")?.as_bool()?;
-    ours.then(|| own.get("llm_int8_threshold").and_then(serde_json::Value::as_f64).unwrap_or(6.0))
+    let threshold = own.get("llm_int8_threshold").and_then(serde_json::Value::as_f64).unwrap_or(6.0);
+    ours.then_some(Int8 { threshold, half: false })
 }
 
 /// Names of the file tensors that hold int8 values.
@@ -377,7 +385,7 @@ pub fn int8_tensors(model: &Transformer) -> Result<BTreeSet<String>> {
 /// Slots of int8 matrices.
 fn int8_slots(model: &Transformer) -> Result<BTreeSet<String>> {
     let mut out = BTreeSet::new();
-    if model.int8().is_some() {
+    if model.int8().is_some_and(|how| !how.half) {
         for layer in 0..model.n_layers() {
             out.extend(model.linears(layer)?);
         }
@@ -459,7 +467,12 @@ pub fn checkpoint_parts(model: &Transformer) -> Result<(serde_json::Value, Vec<F
     }
     let origin = &model.origin;
     let mut config = family::write_config(origin.family, &origin.config, origin.task, &model.blueprint, &model.dims)?;
-    if let (Some(threshold), Some(fields)) = (model.int8(), config.as_object_mut()) {
+    if let (Some(Int8 { threshold, half: true }), Some(fields)) = (model.int8(), config.as_object_mut())
+        && let Some(own) = fields.entry(family::OWN_KEY).or_insert_with(|| serde_json::json!({})).as_object_mut()
+    {
+        own.insert(HALF.to_owned(), threshold.into());
+    }
+    if let (Some(Int8 { threshold, half: false }), Some(fields)) = (model.int8(), config.as_object_mut()) {
         let own = serde_json::json!({
             "quant_method": "bitsandbytes",
             "load_in_8bit": true,

@@ -151,7 +151,7 @@ fn refuse(fields: &Fields<'_>, model_type: &str, family: Option<&Family>) -> Res
         return Err(fields.unsupported(format!("a state-space layer, SSM (`{name}` of model_type `{model_type}`)"), none));
     }
     if let Some((name, value)) = fields.get(&["quantization_config"])
-        && crate::checkpoint::int8_threshold(&serde_json::json!({ "quantization_config": value })).is_none()
+        && crate::checkpoint::int8_of(&serde_json::json!({ "quantization_config": value })).is_none()
     {
         return Err(
             fields.unsupported(format!("a checkpoint that is quantised already (`{name}`)"), "prune the original weights, then `quantize`")

@@ -5,10 +5,11 @@ use std::sync::PoisonError;
 use candle_core::Tensor;
 use prunectl_kernels as kernels;
 
-use super::{Context, Shortcuts, linear, norm, spread_gate};
+use super::{Context, Shortcuts, norm, spread_gate};
 use crate::blueprint::{Norm, NormKind, Pairs};
 use crate::error::{ModelError, Result};
 use crate::gates::{LayerGates, Point, Tap, show};
+use crate::int8::Rounded;
 use crate::transformer::Transformer;
 
 /// x `[b, s, hidden]`, already normed where the layout norms first, to what attention adds to the residual stream: to all of it, or to
@@ -25,20 +26,21 @@ pub(crate) fn attention(
     let dims = model.layer_dims(layer)?;
     let (b, s) = context.size();
     let picked = one.map(|one| one.pick(x)).transpose()?;
-    let (asks, sq) = picked.as_ref().map_or((x, s), |picked| (picked, 1)); // [b, sq, hidden]
+    let sq = if picked.is_some() { 1 } else { s };
     let stem = format!("layers.{layer}.attention");
     if dims.q_heads == 0 {
         let bias = params.require(&format!("{stem}.o.bias"))?;
-        return Ok(bias.broadcast_as(asks.shape())?);
+        return Ok(bias.broadcast_as(picked.as_ref().unwrap_or(x).shape())?);
     }
     let spec = blueprint.layers.get(layer).ok_or(ModelError::NoSuchLayer { layer, layers: blueprint.layers.len() })?;
     show(tap, layer, Point::AttentionInput, x)?;
     // A model of int8 never picks: an outlier column belongs to the whole sequence.
     let rounded = model.int8_input(x, context.keep.as_ref())?;
-    let (x, asks) = (&rounded, if picked.is_some() { asks } else { &rounded });
+    let picked = picked.map(Rounded::plain);
+    let (x, asks) = (&rounded, picked.as_ref().unwrap_or(&rounded));
 
-    let heads = |name: &str, x: &Tensor, n: usize| -> Result<Tensor> {
-        let projected = linear(params, &format!("{stem}.{name}"), x)?.reshape((b, x.dim(1)?, n, dims.head_dim))?;
+    let heads = |name: &str, x: &Rounded, n: usize| -> Result<Tensor> {
+        let projected = model.times(&format!("{stem}.{name}"), x)?.reshape((b, x.x.dim(1)?, n, dims.head_dim))?;
         let normed = if blueprint.attention.qk_norm && name != "v" {
             // A norm over the head has no use for a mean: families that have one use the RMS kind of the model.
             norm::norm(params, &format!("{stem}.{name}_norm"), head_norm(blueprint.norm), &projected)?
@@ -83,7 +85,7 @@ pub(crate) fn attention(
     }
     show(tap, layer, Point::HeadContext, &seen)?;
     let seen = model.int8_input(&seen.reshape((b, sq, dims.q_width()))?, context.keep.as_ref())?;
-    let out = linear(params, &format!("{stem}.o"), &seen)?;
+    let out = model.times(&format!("{stem}.o"), &seen)?;
     show(tap, layer, Point::AttentionOutput, &out)?;
     Ok(out)
 }

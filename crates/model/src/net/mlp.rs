@@ -4,10 +4,10 @@ use candle_core::{D, DType, Tensor};
 use prunectl_kernels as kernels;
 
 use super::{Context, linear, spread_gate};
-use crate::blueprint::{Mlp, Router};
+use crate::blueprint::Router;
 use crate::error::{ModelError, Result};
 use crate::gates::{LayerGates, Point, Tap, show};
-use crate::params::Params;
+use crate::int8::Rounded;
 use crate::transformer::Transformer;
 
 /// x `[b, s, hidden]`, already normed where the layout norms first, to what the MLP adds to the residual stream.
@@ -19,11 +19,10 @@ pub(crate) fn mlp(
     gates: Option<&LayerGates>,
     tap: &mut dyn Tap,
 ) -> Result<Tensor> {
-    let (spec, params) = (&model.blueprint.mlp, &model.params);
     let dims = model.layer_dims(layer)?;
     let stem = format!("layers.{layer}.mlp");
     if dims.ffn == 0 {
-        return Ok(params.require(&format!("{stem}.down.bias"))?.broadcast_as(x.shape())?);
+        return Ok(model.params.require(&format!("{stem}.down.bias"))?.broadcast_as(x.shape())?);
     }
     show(tap, layer, Point::MlpInput, x)?;
     let out = if dims.experts > 0 {
@@ -36,7 +35,7 @@ pub(crate) fn mlp(
             show(tap, layer, Point::Potential, &p)?;
             Ok(p)
         };
-        let mut inner = intermediate(spec, params, &stem, &model.int8_input(x, context.keep.as_ref())?, potential)?; // [b, s, ffn]
+        let mut inner = intermediate(model, &stem, &model.int8_input(x, context.keep.as_ref())?, potential)?; // [b, s, ffn]
         if let Some(gate) = gates.and_then(|g| g.neurons.as_ref()) {
             inner = kernels::gate(&inner, &spread_gate("neurons", gate, context.batch, &[dims.ffn], 2, model.dtype)?)?;
         }
@@ -44,17 +43,18 @@ pub(crate) fn mlp(
         if tap.ends_at(layer, Point::Intermediate) {
             return Ok(x.clone());
         }
-        linear(params, &format!("{stem}.down"), &model.int8_input(&inner, context.keep.as_ref())?)?
+        model.times(&format!("{stem}.down"), &model.int8_input(&inner, context.keep.as_ref())?)?
     };
     show(tap, layer, Point::MlpOutput, &out)?;
     Ok(out)
 }
 
 /// The input of the down projection, `[.., hidden]` to `[.., ffn]`. What the activation function reads goes through `potential` first.
-fn intermediate(spec: &Mlp, params: &Params, stem: &str, x: &Tensor, potential: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    let up = linear(params, &format!("{stem}.up"), x)?;
+fn intermediate(model: &Transformer, stem: &str, x: &Rounded, potential: impl FnOnce(Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let spec = &model.blueprint.mlp;
+    let up = model.times(&format!("{stem}.up"), x)?;
     if spec.gated {
-        spec.activation.gated(&potential(linear(params, &format!("{stem}.gate"), x)?)?, &up)
+        spec.activation.gated(&potential(model.times(&format!("{stem}.gate"), x)?)?, &up)
     } else {
         spec.activation.apply(&potential(up)?)
     }
@@ -110,7 +110,7 @@ fn mixture(
         show(tap, layer, Point::ExpertRows(expert), &index)?;
         let prefix = format!("{stem}.experts.{expert}");
         let own = model.int8_input(&x.index_select(&index, 0)?, None)?;
-        let mut inner = intermediate(spec, params, &prefix, &own, Ok)?; // [rows, ffn]
+        let mut inner = intermediate(model, &prefix, &own, Ok)?; // [rows, ffn]
         if let Some(gate) = &neuron_gates {
             let gate = gate.narrow(1, expert, 1)?.squeeze(1)?; // [1 or b, ffn]
             inner = if gate.dim(0)? == 1 {
@@ -121,7 +121,7 @@ fn mixture(
             };
         }
         show(tap, layer, Point::ExpertIntermediate(expert), &inner)?;
-        let out = linear(params, &format!("{prefix}.down"), &model.int8_input(&inner, None)?)?;
+        let out = model.times(&format!("{prefix}.down"), &model.int8_input(&inner, None)?)?;
         show(tap, layer, Point::ExpertOutput(expert), &out)?;
         let mut weight = weights.index_select(&index, 0)?.narrow(1, expert, 1)?; // [rows, 1]
         if let Some(gate) = expert_gates {

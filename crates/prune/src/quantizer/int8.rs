@@ -4,24 +4,21 @@
 //! (`prunectl_model::int8`); this is its row.
 
 use prunectl_model::Transformer;
+use prunectl_model::int8::Int8;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Ty};
 
 use super::Quantizer;
 use crate::error::Result;
 use crate::row::{other, param, runs, within};
 
-struct Int8 {
-    threshold: f64,
-}
-
 impl Quantizer for Int8 {
     fn quantize(&self, model: &Transformer) -> Result<Transformer> {
-        Ok(model.to_int8(self.threshold)?)
+        Ok(model.to_int8(*self)?)
     }
 }
 
 fn build(args: &Args) -> std::result::Result<Box<dyn Quantizer>, ArgError> {
-    Ok(Box::new(Int8 { threshold: args.float("threshold")? }))
+    Ok(Box::new(Int8 { threshold: args.float("threshold")?, half: args.word("outliers")? == "half" }))
 }
 
 pub(super) const ENTRY: Entry<dyn Quantizer> = Entry {
@@ -29,11 +26,21 @@ pub(super) const ENTRY: Entry<dyn Quantizer> = Entry {
         Kind::Quantizer,
         "int8",
         "Dettmers et al., LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale (2022), eq. 8",
-        &[within(param("threshold", Ty::Float, "6.0", "Input columns that reach it stay in full precision; 0: none do."), 0.0, 1e9)],
+        &[
+            within(param("threshold", Ty::Float, "6.0", "Input columns that reach it stay in full precision; 0: none do."), 0.0, 1e9),
+            param(
+                "outliers",
+                Ty::OneOf(&["int8", "half"]),
+                "int8",
+                "The weights that outlier columns meet: the int8 ones, as in the published code, or 16-bit ones, the paper's eq. 8.",
+            ),
+        ],
         "Vector-wise int8: each row of the weight and each token of the input has its own scale; columns with outliers are kept apart. \
          Matrices of the layers are quantised; embeddings, head, norms, biases and routers stay. Saved in bitsandbytes' layout.\n\n\
          Mind: the threshold compares with ≥; a zero row has scale 0. As in the published code a token's scale is its largest entry below the \
-         threshold, and outliers meet the int8 weights (the paper's eq. 8 keeps 16-bit ones, which a stored int8 matrix does not have). Outlier \
+         threshold, and outliers meet the int8 weights. The paper's eq. 8 keeps 16-bit ones and leaves outlier columns out of a token's scale: \
+         `outliers = half`. Any column may hold an outlier, so that form stores all matrices as 16-bit numbers (save it with `dtype = f16`), which other loaders \
+         read and do not round; it shows what the scheme costs, and makes no file smaller than its 16 bits. Outlier \
          columns belong to a sequence, not to a batch, so results do not depend on the batch. It comes last: what changes weights afterwards is refused. \
          Files shrink, memory and time do not: the products are computed in floating point.\n\n\
          ```prune\nquantize m using int8(threshold = 6.0)\nsave m to \"out/int8\"\n```",
@@ -55,9 +62,10 @@ mod tests {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/methods").join(path)
     }
 
-    fn quantizer(threshold: f64) -> Box<dyn Quantizer> {
+    fn quantizer(threshold: f64, outliers: &str) -> Box<dyn Quantizer> {
         let mut args = Args::default();
         args.0.insert("threshold".into(), prunectl_recipe::plan::Value::Number(threshold));
+        args.0.insert("outliers".into(), prunectl_recipe::plan::Value::Word(outliers.into()));
         crate::build(QUANTIZERS, "int8", &args).unwrap()
     }
 
@@ -86,19 +94,23 @@ mod tests {
             println!("golden 15_llm_int8 ({name}): worst error {worst:.1e}");
         };
         close("scale_w", &found.scales);
-        for (threshold, name) in [(6.0, "y.formula"), (6.0, "y.bnb"), (6.0, "y.linear8bitlt_eval"), (0.0, "y.no_outliers")] {
-            close(name, &through_q(&inputs, threshold));
+        let library = [(6.0, "y.formula"), (6.0, "y.bnb"), (6.0, "y.linear8bitlt_eval"), (0.0, "y.no_outliers")];
+        for (threshold, name) in library {
+            close(name, &through_q(&inputs, threshold, "int8"));
+        }
+        for (threshold, name) in [(6.0, "y.paper"), (0.0, "y.no_outliers")] {
+            close(name, &through_q(&inputs, threshold, "half"));
         }
     }
 
     /// The case's Linear in the place of an attention's q projection (24 of its 32 rows), read where queries leave it.
-    fn through_q(inputs: &std::collections::HashMap<String, Tensor>, threshold: f64) -> Vec<f32> {
+    fn through_q(inputs: &std::collections::HashMap<String, Tensor>, threshold: f64, outliers: &str) -> Vec<f32> {
         let mut model = prunectl_model::load(&golden("models/bert-tiny"), &LoadOptions::default()).unwrap();
         let pad = |t: &Tensor| t.pad_with_zeros(0, 0, 8).unwrap();
         model.params_mut().set("layers.0.attention.q.weight", pad(&inputs["weight"]));
         model.params_mut().set("layers.0.attention.q.bias", pad(&inputs["bias"]));
-        let model = quantizer(threshold).quantize(&model).unwrap();
-        assert_eq!(model.int8(), Some(threshold));
+        let model = quantizer(threshold, outliers).quantize(&model).unwrap();
+        assert_eq!(model.int8(), Some(Int8 { threshold, half: outliers == "half" }));
         struct Queries(Option<Tensor>);
         impl Tap for Queries {
             fn wants(&self, layer: usize, point: Point) -> bool {
@@ -122,12 +134,14 @@ mod tests {
     #[test]
     fn what_surrounds_a_sequence_does_not_change_it() {
         let model = prunectl_model::load(&golden("models/llama-tiny"), &LoadOptions::default()).unwrap();
-        let int8 = quantizer(1.0).quantize(&model).unwrap();
-        let ids: Vec<u32> = (0..24).map(|i| (i * 7 % 60) as u32).collect();
-        let both = Tensor::from_vec(ids, (2, 12), &Device::Cpu).unwrap();
-        let logits = |b: Tensor| int8.forward(&Batch::new(b), &Gates::default(), &mut ()).unwrap();
-        let one = logits(both.narrow(0, 1, 1).unwrap()).flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let two = logits(both).narrow(0, 1, 1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert!(one.iter().zip(&two).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1.0)));
+        for outliers in ["int8", "half"] {
+            let int8 = quantizer(1.0, outliers).quantize(&model).unwrap();
+            let ids: Vec<u32> = (0..24).map(|i| (i * 7 % 60) as u32).collect();
+            let both = Tensor::from_vec(ids, (2, 12), &Device::Cpu).unwrap();
+            let logits = |b: Tensor| int8.forward(&Batch::new(b), &Gates::default(), &mut ()).unwrap();
+            let one = logits(both.narrow(0, 1, 1).unwrap()).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let two = logits(both).narrow(0, 1, 1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(one.iter().zip(&two).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1.0)));
+        }
     }
 }

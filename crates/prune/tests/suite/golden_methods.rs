@@ -2,6 +2,7 @@
 
 use crate::common::{Case, close, worst};
 use candle_core::Tensor;
+use prunectl_model::Transformer;
 use prunectl_prune::{Key, Scores, Sites};
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::Value;
@@ -81,17 +82,60 @@ fn magnitude_groups() {
     worst("01_magnitude_groups");
 }
 
+/// A tiny model with some of a case's matrices beside its own.
+fn holding(case: &Case, inputs: &[&str]) -> Transformer {
+    let dir = crate::common::golden("methods/models/llama-tiny");
+    let mut model = prunectl_model::load(&dir, &prunectl_model::LoadOptions::default()).unwrap();
+    for name in inputs {
+        model.params_mut().set(*name, case.input(name));
+    }
+    model
+}
+
+/// N of M by magnitude, along the inputs: the authors' masks where nothing ties, the lowest indices first where something does.
+#[test]
+fn n_of_m_masks() {
+    use prunectl_prune::{Removed, Request, Shape, select};
+    use prunectl_recipe::plan::{Amount, Scope};
+    let case = Case::open("13_nm_masks");
+    let slots = ["w", "tied"];
+    let model = holding(&case, &slots);
+    let sites = Sites { weights: slots.map(str::to_owned).into(), ..Sites::default() };
+    let scores = crate::common::score(&model, "magnitude", &[], &sites, &mut crate::common::nothing());
+    let shape = Shape::of(&model, &sites).unwrap();
+    // Ours says what goes, theirs what stays.
+    for (name, removed, group) in [("1of4", 3, 4), ("2of4", 2, 4), ("4of8", 4, 8), ("3of4", 1, 4)] {
+        let (protect, none, amount) = (Sites::default(), Removed::default(), Amount::NofM { removed, group });
+        let request = Request {
+            sites: &sites,
+            amount: &amount,
+            scope: Scope::Matrix,
+            at_least: None,
+            align: None,
+            protect: &protect,
+            removed: &none,
+            step: None,
+        };
+        let masks = select(&scores, &request, &shape).unwrap().weights;
+        let flat = |slot: &str| masks[slot].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        assert_eq!(flat("w"), case.mask(&format!("mask.{name}")), "{name}");
+        for slot in slots {
+            assert_eq!(flat(slot), case.mask(&format!("stable.{slot}.{name}")), "{name}, {slot}");
+        }
+    }
+    println!("golden 13_nm_masks: masks exact");
+}
+
 #[test]
 fn magnitude_masks() {
     use prunectl_prune::{Removed, Request, Shape, select};
     use prunectl_recipe::plan::{Amount, Scope, Share};
     let case = Case::open("01_magnitude_masks");
-    let (mut scores, mut shape) = (Scores::default(), Shape::default());
-    for slot in ["a", "b", "t"] {
-        let w = case.input(slot);
-        shape.weights.insert(slot.into(), w.dims2().unwrap());
-        scores.weights.insert(slot.into(), w.abs().unwrap());
-    }
+    let slots = ["a", "b", "t"];
+    let model = holding(&case, &slots);
+    let own = Sites { weights: slots.map(str::to_owned).into(), ..Sites::default() };
+    let scores = crate::common::score(&model, "magnitude", &[], &own, &mut crate::common::nothing());
+    let shape = Shape::of(&model, &own).unwrap();
     let masks = |slots: &[&str], scope| {
         let sites = Sites { weights: slots.iter().map(|s| (*s).to_owned()).collect(), ..Sites::default() };
         let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };

@@ -171,7 +171,13 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
     if let Some(text) = verified.warning() {
         warnings.push(text);
     }
-    if model.int8().is_some() {
+    if model.int8().is_some_and(|how| how.half) {
+        warnings.push(
+            "the matrices are the 16-bit ones that outliers meet: prunectl works int8 out of them; other loaders multiply by them unrounded, \
+             transformers until it is told load_in_8bit with llm_int8_has_fp16_weight"
+                .into(),
+        );
+    } else if model.int8().is_some() {
         warnings.push("the matrices are int8 in bitsandbytes' layout: prunectl reads them; transformers needs bitsandbytes to".into());
     }
     let files = draft.publish()?;
