@@ -15,6 +15,7 @@ mod int8;
 mod kill;
 #[cfg(unix)]
 mod kill_training;
+mod learning;
 mod llama_cpp;
 #[cfg(unix)]
 mod many_kills;

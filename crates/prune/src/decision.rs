@@ -23,8 +23,10 @@ pub struct Decision {
 pub struct Removed {
     /// Units that are zeros now.
     pub units: Sites,
-    /// u8 `[out, in]` by slot, 1 = kept: weights that must stay zero.
+    /// u8 `[out, in]` by slot, 1 = kept: weights that must stay zero, or what `held` says.
     pub weights: Tensors,
+    /// What masked weights stand at where that is not zero (`supermask(fill = init)`), f32 `[out, in]` by slot, 0 at all others.
+    pub held: Tensors,
 }
 
 impl Removed {
@@ -33,7 +35,7 @@ impl Removed {
     /// # Errors
     /// No file can be made beside the model's.
     pub fn beside(model: &Transformer) -> Result<Self> {
-        Ok(Self { units: Sites::default(), weights: model.params().tensors().beside()? })
+        Ok(Self { weights: model.params().tensors().beside()?, ..Self::default() })
     }
 
     /// Whether that unit is gone.

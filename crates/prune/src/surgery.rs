@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Blocked, LayerDims, Slice, Transformer};
+use prunectl_model::{Blocked, LayerDims, Slice, Tensors, Transformer};
 use prunectl_recipe::catalogue::SiteKind;
 
 use crate::decision::{Decision, Removed, UnitMap, unit_count};
@@ -12,7 +12,8 @@ use crate::error::{PruneError, Result};
 use crate::site::{Key, slot_layer, to_model};
 use crate::units::group;
 
-/// Zeroes what the decision removes and adds it to `removed`. Zeroing twice is zeroing once.
+/// Zeroes what the decision removes (or gives it the value at which `removed` holds it) and adds it to `removed`. Doing it twice is doing it
+/// once.
 pub fn mask(model: &mut Transformer, removed: &mut Removed, decision: &Decision) -> Result<()> {
     let mut slices = Vec::new();
     for (key, kept) in &decision.sites {
@@ -24,16 +25,21 @@ pub fn mask(model: &mut Transformer, removed: &mut Removed, decision: &Decision)
             slices.extend(group(model, *key, unit)?);
         }
     }
-    zero(model, &slices)?;
-    block(model, decision);
     for slot in decision.weights.keys() {
         let (w, keep) = (model.params().read(slot)?, decision.weights.read(slot)?);
         let keep = keep.ok_or_else(|| PruneError::NoScores { key: slot.clone() })?;
         if w.dims() != keep.dims() {
             return Err(PruneError::ScoreShape { key: slot.clone(), found: keep.elem_count(), expected: w.elem_count() });
         }
-        put(model, slot, masked(&w, &keep)?)?;
+        let w = match removed.held.read(slot)? {
+            Some(held) => keep.to_device(w.device())?.where_cond(&w, &like(&held, &w)?)?,
+            None => masked(&w, &keep)?,
+        };
+        put(model, slot, w)?;
     }
+    // After the weights: of a unit that is gone nothing is held.
+    zero(model, &slices)?;
+    block(model, decision);
     let (dims, hidden) = (model.dims().to_vec(), model.blueprint().hidden);
     removed.add(decision, &dims, hidden)
 }
@@ -66,6 +72,28 @@ fn put(model: &mut Transformer, slot: &str, w: Tensor) -> Result<()> {
 pub(crate) fn masked(w: &Tensor, keep: &Tensor) -> Result<Tensor> {
     let keep = keep.to_device(w.device())?;
     Ok(keep.where_cond(w, &w.zeros_like()?)?)
+}
+
+/// A tensor in the type and on the device of another.
+fn like(t: &Tensor, other: &Tensor) -> Result<Tensor> {
+    Ok(t.to_device(other.device())?.to_dtype(other.dtype())?)
+}
+
+/// What masked weights stand at, by slot, f32; slots where all of them are zeros are left out.
+pub(crate) fn held(model: &Transformer, removed: &Removed) -> Result<BTreeMap<String, Tensor>> {
+    let mut out = BTreeMap::new();
+    if removed.held.is_empty() {
+        return Ok(out);
+    }
+    let mut units = keeps(model, &Removed { units: removed.units.clone(), ..Removed::default() })?;
+    for (slot, held) in &removed.held {
+        let held = match units.remove(slot) {
+            Some(keep) => masked(held, &keep)?,
+            None => held.clone(),
+        };
+        out.insert(slot.clone(), held);
+    }
+    Ok(out)
 }
 
 /// Writes zeros into slices, and into those of adapters that are coupled to them: one pass a parameter and dimension.
@@ -151,19 +179,24 @@ pub fn compact(model: &mut Transformer, removed: &mut Removed, map: &mut UnitMap
     let layers = work.whole(SiteKind::Layers, model.n_layers(), removed)?;
     work.whole(SiteKind::Hidden, model.blueprint().hidden, removed)?;
 
-    let mut weights = removed.weights.beside()?;
-    for slot in removed.weights.keys() {
-        let (Some(slot), Some(masks)) = (renamed(slot, &layers), &work.masks) else { continue };
+    let (mut weights, mut held) = (removed.weights.beside()?, Tensors::default());
+    for before in removed.weights.keys() {
+        let (Some(slot), Some(masks)) = (renamed(before, &layers), &work.masks) else { continue };
         // The matrix may have left with its sublayer.
         if masks.params().has(&slot) {
-            weights.insert(slot.clone(), masks.params().read(&slot)?.ne(0.0)?.to_device(&Device::Cpu)?.to_dtype(DType::U8)?);
+            let keep = masks.params().read(&slot)?.ne(0.0)?.to_device(&Device::Cpu)?.to_dtype(DType::U8)?;
+            if removed.held.contains_key(before) {
+                let w = work.model.params().read(&slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+                held.insert(slot.clone(), masked(&w, &keep.eq(0u8)?)?);
+            }
+            weights.insert(slot.clone(), keep);
             weights.put_away(&slot)?;
         }
     }
     *model = work.model;
     *model.blocked_mut() = Blocked::default();
     *map = work.map;
-    *removed = Removed { units: Default::default(), weights };
+    *removed = Removed { weights, held, ..Removed::default() };
     Ok(())
 }
 

@@ -146,8 +146,10 @@ struct Slot {
     memory: Memory,
     /// Whether it is a matrix or a table.
     matrix: bool,
-    /// 0 where the weight is masked: it stays zero, and its gradient does not count.
+    /// 0 where the weight is masked: it stays zero, or what `held` says, and its gradient does not count.
     keep: Option<Vec<u8>>,
+    /// What masked weights stand at; None: zero.
+    held: Option<Vec<f32>>,
     /// What the forward pass multiplies it by: 0 where a learner hides it. There the weight keeps its value, without a gradient.
     factor: Option<Vec<f32>>,
     /// Whether it trains; otherwise only its gradient is wanted.
@@ -155,14 +157,21 @@ struct Slot {
 }
 
 impl Slot {
-    fn mask(&mut self, keep: Option<&Tensor>) -> Result<()> {
+    fn mask(&mut self, keep: Option<&Tensor>, held: Option<&Tensor>) -> Result<()> {
         self.keep = keep.map(|k| k.flatten_all()?.to_vec1::<u8>()).transpose()?;
+        self.held = held.map(|h| h.flatten_all()?.to_vec1::<f32>()).transpose()?;
         self.hold();
         Ok(())
     }
 
     fn hold(&mut self) {
-        zero_masked(&mut self.weights, self.keep.as_deref());
+        match &self.held {
+            None => zero_masked(&mut self.weights, self.keep.as_deref()),
+            Some(held) => {
+                let places = self.weights.iter_mut().zip(held).zip(self.keep.iter().flatten());
+                places.filter(|(_, k)| **k == 0).for_each(|((w, held), _)| *w = *held);
+            }
+        }
     }
 
     /// The weights as the forward pass uses them.
@@ -247,7 +256,10 @@ impl<'a> Trainer<'a> {
             }
             let weights = t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             let (shape, matrix) = (t.dims().to_vec(), t.rank() > 1);
-            slots.insert(slot.to_owned(), Slot { shape, weights, memory: Memory::new(), matrix, keep: None, factor: None, trains });
+            slots.insert(
+                slot.to_owned(),
+                Slot { shape, weights, memory: Memory::new(), matrix, keep: None, held: None, factor: None, trains },
+            );
         }
         if slots.is_empty() {
             return Err(PruneError::NothingToTrain);
@@ -303,8 +315,9 @@ impl<'a> Trainer<'a> {
 
     fn hold(&mut self) -> Result<()> {
         let mut keeps = surgery::keeps(&self.model, &self.removed)?;
+        let mut held = surgery::held(&self.model, &self.removed)?;
         for (slot, own) in &mut self.slots {
-            own.mask(keeps.remove(slot).as_ref())?;
+            own.mask(keeps.remove(slot).as_ref(), held.remove(slot).as_ref())?;
         }
         Ok(())
     }

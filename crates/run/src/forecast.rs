@@ -1,6 +1,7 @@
 //! What a plan would do to its models, worked out from their configs and headers: which units a selector names, how many go, what is
 //! left in each layer as far as the recipe decides it, and what only scores can decide as a range.
 
+mod advice;
 mod loads_in;
 mod memory;
 
@@ -215,7 +216,7 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door, memory: Option<u64>)
     let mut steps = Vec::new();
     let resident = if why.is_empty() { memory::resident(plan, &sims) } else { None };
     walk(&plan.steps, &mut sims, sources, resident, &mut steps);
-    advise(&plan.steps, &recovered(&plan.steps), &mut steps);
+    advice::advise(plan, &sims, sources, hub, &mut steps);
     let on_disk = |sim: &&Sim| sim.file.file_bytes > 0 && streaming::streams(plan, &sim.file, budget);
     let streamed_bytes = sims.values().filter(on_disk).map(|sim| streaming::peak(plan, &sim.file, budget)).max();
     let streamed = sims.iter().filter(|(_, sim)| on_disk(sim)).map(|(name, _)| name.clone()).collect();
@@ -258,38 +259,6 @@ fn walk(steps: &[Step], sims: &mut BTreeMap<String, Sim>, sources: &Sources, res
     }
 }
 
-/// Models that some step of a recipe lets recover.
-fn recovered(steps: &[Step]) -> BTreeSet<&str> {
-    let mut out = BTreeSet::new();
-    for step in steps {
-        match &step.kind {
-            StepKind::Train(train) => out.extend([train.model.as_str()]),
-            StepKind::Reconstruct { selector, .. } => out.extend([model_of(selector)]),
-            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| out.extend(recovered(r))),
-            StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| out.extend(recovered(&c.steps))),
-            _ => {}
-        }
-    }
-    out
-}
-
-/// Adds to each prune of heads, KV groups or neurons what would recover it, where nothing in the recipe does.
-fn advise(steps: &[Step], recovered: &BTreeSet<&str>, out: &mut [StepForecast]) {
-    for step in steps {
-        match &step.kind {
-            StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| advise(r, recovered, out)),
-            StepKind::Prune(prune) if !recovered.contains(model_of(&prune.selector)) && prune.options.get("reconstruct").is_none() => {
-                let Some(own) = out.iter_mut().find(|s| s.name == step.name && s.line == step.line) else { continue };
-                let fits = |note: &String| ["heads", "KV groups", "neurons"].iter().any(|unit| note.ends_with(&format!("{unit} go")));
-                if own.notes.iter().any(fits) {
-                    own.notes.push("nothing recovers what goes: `reconstruct = least_squares` does, for a few passes more".to_owned());
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
 fn plain(step: &Step, notes: Vec<String>) -> StepForecast {
     let (kind, name) = (kind_name(&step.kind), step.name.clone());
     StepForecast { line: step.line, kind, name, notes, passes: None, memory_bytes: None, unloadable: Vec::new() }
@@ -321,6 +290,9 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
         }
         StepKind::Train(train) => {
             let mut notes = vec![format!("on {} for {}", describe_data(&train.data), length(train.length))];
+            if let Some(of) = train.options.get("flops_of") {
+                notes.push(format!("times the FLOPs of {} over its own, which the run finds", named_model(of)));
+            }
             let mut unloadable = Vec::new();
             for prune in &train.prunes {
                 notes.extend(prune_notes(&at_the_end(prune), sims, sources).0);
@@ -357,6 +329,14 @@ fn at_the_end(prune: &Prune) -> Prune {
         prune.goal = Goal::By(Amount::Share { share, each: *each });
     }
     prune
+}
+
+fn named_model(value: &Value) -> String {
+    match value {
+        Value::Model(name) | Value::Name(name) => name.clone(),
+        Value::Frozen { model, .. } => format!("frozen({model})"),
+        other => format!("{other:?}"),
+    }
 }
 
 fn length(when: prunectl_recipe::plan::When) -> String {

@@ -27,6 +27,28 @@ fn central_differences(op: &Op, vars: &[Var], which: usize) -> Tensor {
     Tensor::from_vec(slopes, shape, &Device::Cpu).unwrap()
 }
 
+/// Every function that the crate offers has a case here, or no gradient.
+#[test]
+fn no_operation_is_forgotten() {
+    // Masks are constants, an update is no function in a graph; the tests of these stand beside them.
+    const WITHOUT_GRADIENT: [&str; 4] = ["adamw_step", "threshold_mask", "top_k_mask", "top_k_mask_rows"];
+    // Tried as `Activation`, and as what `attention` uses.
+    const UNDER_OTHER_NAMES: [&str; 6] = ["gelu_erf", "gelu_tanh", "quick_gelu", "relu", "silu", "attention_probs"];
+    let names: Vec<String> = small().into_iter().map(|case| case.name).collect();
+    let offered = include_str!("../lib.rs").lines().filter_map(|line| line.strip_prefix("pub use ")?.split_once("::"));
+    let mut n = 0;
+    for name in offered.flat_map(|(_, list)| list.trim_matches(['{', '}', ';']).split(", ")) {
+        let name = name.trim_end_matches(['}', ';']);
+        if name.starts_with(char::is_uppercase) || WITHOUT_GRADIENT.contains(&name) || UNDER_OTHER_NAMES.contains(&name) {
+            continue;
+        }
+        n += 1;
+        let short = name.trim_end_matches("_last_dim");
+        assert!(names.iter().any(|case| case.starts_with(short)), "`{name}` has no case");
+    }
+    assert!(n >= 10, "{n}");
+}
+
 #[test]
 fn f64_gradients_match_central_differences() {
     let mut worst = (0.0, String::new());

@@ -1,7 +1,7 @@
 //! Response distillation: the student imitates the teacher's softened distribution.
 //!
 //! Hinton et al., Distilling the Knowledge in a Neural Network (2015), sec. 2: `T² · KL(teacher ‖ student)` at temperature T, mean over
-//! the tokens (or examples) that count.
+//! the tokens (or examples) that count. A head with one output has no distribution: of a value it is the squared difference to the teacher's.
 
 use candle_core::{D, Tensor};
 use prunectl_kernels::kl_div;
@@ -59,8 +59,11 @@ impl LossTerm for Distill {
     }
 }
 
-/// `T² · KL(teacher ‖ student)` of each row: logits `[rows, classes]`.
+/// `T² · KL(teacher ‖ student)` of each row: logits `[rows, classes]`. Of one output the squared difference.
 pub(super) fn response(ours: &Tensor, theirs: &Tensor, temperature: f64) -> Result<Tensor> {
+    if ours.dim(D::Minus1)? == 1 {
+        return Ok((ours - theirs)?.sqr()?.sum(D::Minus1)?);
+    }
     Ok((kl_div(ours, theirs, temperature)? * (temperature * temperature))?)
 }
 
@@ -96,7 +99,7 @@ pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
         "distill",
         "Hinton et al., Distilling the Knowledge in a Neural Network (2015), sec. 2",
         &[TEACHER, within(param("temperature", Ty::Scheduled, "1", "T: both distributions are softened by it."), 1e-3, 1e3)],
-        "`T² · KL(teacher ‖ student)`, the mean over tokens (or examples). Padding never counts; every real position of a causal model does.\n\n\
+        "`T² · KL(teacher ‖ student)`, the mean over tokens (or examples). Padding never counts; every real position of a causal model does. Of a model of values (regression) it is the mean squared difference to the teacher's value, whatever T.\n\n\
          ```prune\nlet teacher = frozen(m)\ntrain m on d.train for 20 steps {\n    optimizer = adamw(lr = 1e-4)\n    loss = 0.5 * task() + 0.5 * distill(teacher, temperature = 2)\n}\n```",
     )),
     build: Some(build),

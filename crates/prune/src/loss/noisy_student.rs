@@ -13,7 +13,7 @@ use prunectl_recipe::plan::Value;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::distill::rows;
+use super::distill::{response, rows};
 use super::features::{TEACHER, teacher};
 use super::{LossInput, LossTerm};
 use crate::error::Result;
@@ -64,6 +64,10 @@ impl LossTerm for NoisyStudent {
         let gates = self.gates(input.model, input.batch.size()?.0, input.seed)?;
         let ours = input.model.forward(input.batch, &gates, &mut ())?;
         let (ours, theirs) = rows(NAME, input, &ours, &theirs)?;
+        if ours.dim(D::Minus1)? == 1 {
+            // A value is no distribution.
+            return Ok(response(&ours, &theirs, 1.0)?.sum_all()?);
+        }
         // The cross-entropy is the divergence and the teacher's entropy, a constant.
         let p = softmax_last_dim(&theirs)?;
         let entropy = p.mul(&p.maximum(LEAST_PROBABILITY)?.log()?)?.neg()?.sum(D::Minus1)?;
@@ -86,7 +90,7 @@ pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
             within(param("noise", Ty::Percent, "10%", "Share of the student's heads and neurons that each example drops."), 0.0, 90.0),
         ],
         "Cross-entropy with the teacher's soft pseudo-labels while the student is noised: heads and FFN neurons drop out, anew for each example \
-         and step. Labels in the data are not used.\n\n\
+         and step. Labels in the data are not used. Of a model of values (regression) it is the squared difference.\n\n\
          For further rounds the student becomes the teacher:\n\n\
          ```prune\nrepeat round in 1..=2 {\n    let teacher = frozen(m)\n    train m on d.train for 20 steps { optimizer = adamw(lr = 1e-4)  loss = noisy_student(teacher, noise = 10%) }\n}\n```",
     )),

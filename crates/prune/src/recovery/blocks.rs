@@ -4,7 +4,9 @@
 //! (2015), sec. 2.2 (a block's output as the hint). The target of a block is the teacher's residual stream behind that block, made by the
 //! teacher from the tokens; the input is the stream that the student's earlier blocks, already rebuilt, give. The loss is the mean square
 //! over real tokens and channels. No gradient leaves the block, so a step costs one block's backward pass, and only one block's optimiser
-//! state is in memory. Streams are kept between blocks up to a limit, and made again from the tokens beyond it; that changes no bit.
+//! state is in memory. Streams are kept between blocks up to a limit, and made again from the tokens beyond it; that changes no bit. A block
+//! that gives what the teacher gives already (the first ones, where later layers went) is left as it is: a decay of its weights could only
+//! harm it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -290,8 +292,13 @@ impl Observer for Watch<'_> {
     fn step(&mut self, trainer: &mut Trainer<'_>, event: &StepEvent) -> Result<Flow> {
         self.losses.push(event.loss);
         self.observer.step(self.stage, self.model, trainer, event)?;
-        Ok(Flow::Continue)
+        Ok(if same(self.losses) { Flow::Stop } else { Flow::Continue })
     }
+}
+
+/// Whether the stage gave the teacher's numbers before its first update.
+fn same(losses: &[f64]) -> bool {
+    losses.first() == Some(&0.0)
 }
 
 /// Where a reconstruction stood when it was cut off.
@@ -345,7 +352,9 @@ pub fn reconstruct(
         };
         let mut watch = Watch { stage: number, model, observer, losses: &mut losses };
         trainer.run(&mut data, &mut watch)?;
-        *model = trainer.model()?;
+        if !same(&losses) {
+            *model = trainer.model()?;
+        }
         let tail = losses.len().div_ceil(10).max(1);
         let last = losses.iter().rev().take(tail).sum::<f64>() / tail as f64;
         let first = losses.first().copied().unwrap_or_default();

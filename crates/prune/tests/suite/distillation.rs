@@ -1,4 +1,4 @@
-//! Distillation losses through their rows: golden numbers, gradients against finite differences, padding, layer maps, refusals.
+//! Distillation losses through their rows: golden numbers, gradients with other shapes than the teacher's (`gradients` has all rows), padding, layer maps, refusals.
 
 use std::collections::BTreeMap;
 
@@ -124,19 +124,6 @@ fn directional(term: &dyn LossTerm, model: &Transformer, teacher: &Transformer, 
             None => 0.0,
         };
         assert!((numeric - analytic).abs() <= 1e-5 * analytic.abs().max(numeric.abs()) + 1e-8, "{name} {slot}: {analytic} and {numeric}");
-    }
-}
-
-#[test]
-fn gradients_match_finite_differences() {
-    for name in ["llama-tiny", "bert-tiny"] {
-        let dense = tiny(name);
-        let teacher = dense.clone();
-        for (loss, args) in terms(4.0) {
-            let term = term(loss, &args);
-            let model = student(&dense, &*term, &teacher);
-            directional(&*term, &model, &teacher, &padded(), &["layers.0.attention.q.weight", "layers.1.mlp.up.weight"], loss);
-        }
     }
 }
 

@@ -288,6 +288,33 @@ fn supermasks() {
             }
         }
     }
+    // What becomes of the weights, through `prune` as a recipe calls it.
+    for (fill, action) in [("sign", "action.signed_constant_zero"), ("init", "action.freeze_init")] {
+        let args = [("kind", word("large_final")), ("initial", Value::Name("first".into())), ("fill", word(fill))];
+        let mut method = crate::common::build(CRITERIA, "supermask", &args);
+        method.set_snapshot(first.clone());
+        assert!(method.updates_weights());
+        let (mut model, mut removed) = (last.clone(), Removed::default());
+        let amount = Amount::Share { share: Share::from_fraction(0.4), each: false };
+        let (protect, before) = (Sites::default(), Removed::default());
+        let request = Request {
+            sites: &sites,
+            amount: &amount,
+            scope: Scope::Matrix,
+            at_least: None,
+            align: None,
+            protect: &protect,
+            removed: &before,
+            step: None,
+        };
+        method.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut crate::common::nothing(), &()).unwrap();
+        assert_eq!(kept(&removed), masks("large_final.power1"), "{fill}");
+        let ours = names.iter().flat_map(|n| model.params().get(n).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        let theirs = case.expected(action);
+        for (i, (a, b)) in ours.zip(theirs[..240].iter().chain(&theirs[260..340])).enumerate() {
+            assert!((a - b).abs() <= 3.2e-6 + 1e-5 * b.abs(), "{fill} {i}: {a} {b}");
+        }
+    }
     println!("golden 09_supermask: masks exact");
 }
 

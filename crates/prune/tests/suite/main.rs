@@ -7,6 +7,7 @@ mod distillation;
 mod golden_learned;
 mod golden_methods;
 mod golden_weights;
+mod gradients;
 mod holds;
 mod holds_pruned;
 mod inside;

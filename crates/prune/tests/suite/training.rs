@@ -168,6 +168,43 @@ fn masked_weights_stay_zero_and_others_train_alone() {
     }
 }
 
+/// Removed weights that stand at their first values don't train, and are cut with their neurons.
+#[test]
+fn held_weights_stay_where_they_are() {
+    let (slot, first, mut model) = ("layers.0.mlp.up.weight", model().reinit(3).unwrap(), model());
+    let keep = |w: &Tensor| -> Vec<u8> { (0..w.elem_count()).map(|i| u8::from(i % 3 != 0)).collect() };
+    let w_i = first.params().get(slot).unwrap();
+    let mut removed = Removed::default();
+    let gone = Tensor::from_vec(keep(w_i), w_i.dims(), &Device::Cpu).unwrap();
+    removed.held.insert(slot.to_owned(), gone.where_cond(&w_i.zeros_like().unwrap(), w_i).unwrap());
+    let decision = Decision { weights: [(slot.to_owned(), gone)].into(), ..Decision::default() };
+    surgery::mask(&mut model, &mut removed, &decision).unwrap();
+    let before = model.clone();
+    let spec = spec(When::Steps(5), "adamw", &adamw());
+    let train = |model: &Transformer, removed: &Removed| {
+        let mut trainer = Trainer::new(model, removed, &spec, &data()).unwrap();
+        trainer.run(&mut data(), &mut ()).unwrap();
+        trainer.model().unwrap()
+    };
+    let mut model = train(&before, &removed);
+    let held = |model: &Transformer, first: &[f32], masked: &[u8]| {
+        for ((w, i), k) in values(model.params().get(slot).unwrap()).iter().zip(first).zip(masked) {
+            assert_eq!(w == i, *k == 0, "{w} {i} {k}");
+        }
+    };
+    held(&model, &values(w_i), &keep(w_i));
+    // Without its first neuron: zeros there, and after compacting every third of what is left still stands where it stood.
+    let key = prunectl_prune::Key::of(prunectl_recipe::catalogue::SiteKind::Neurons, 0);
+    let ffn = model.dims()[0].ffn;
+    let decision = Decision { sites: [(key, (1..ffn).collect())].into(), ..Decision::default() };
+    surgery::mask(&mut model, &mut removed, &decision).unwrap();
+    let columns = w_i.dim(1).unwrap();
+    assert!(values(&train(&model, &removed).params().get(slot).unwrap().get(0).unwrap()).iter().all(|w| *w == 0.0));
+    surgery::compact(&mut model, &mut removed, &mut prunectl_prune::UnitMap::default()).unwrap();
+    let model = train(&model, &removed);
+    held(&model, &values(w_i)[columns..], &keep(w_i)[columns..]);
+}
+
 #[test]
 fn a_diverging_loss_stops_with_its_step() {
     let spec = TrainSpec { clip: None, ..spec(When::Steps(50), "sgd", &[("lr", Value::Number(1e30))]) };

@@ -175,6 +175,12 @@ pub(super) const TRAIN_FIELDS: &[Param] = &[
     within(option("clip", Ty::Float, "Largest norm of the gradient."), 1e-12, HUGE),
     with(option("seed", Ty::Count, "Seed of the data's order and of dropout."), "0"),
     option("dtype", DTYPES, "Type of the computation."),
+    option(
+        "flops_of",
+        Ty::Model,
+        "The length is that of this model: it is multiplied by its FLOPs over those of the model that trains, so that both cost the same \
+         (Scratch-B: Liu et al., Rethinking the Value of Network Pruning (2019), sec. 3).",
+    ),
     within(with(option("checkpoint_every", Ty::Steps, "How often the state is written for `resume`."), "50 steps"), 1.0, HUGE),
     with(option("recompute", Ty::Bool, "Whether a block's graph is rebuilt in the backward pass, to save memory."), "false"),
 ];

@@ -154,9 +154,10 @@ impl Executor<'_> {
     }
 }
 
-/// Zeroes again what is masked.
+/// Zeroes again what is masked, or gives it the value at which it is held.
 fn remask(state: &mut ModelState) -> Result<()> {
     let removed = std::mem::take(&mut state.removed);
+    state.removed.held = removed.held.clone();
     let mut decision = prunectl_prune::Decision::default();
     for (key, gone) in &removed.units.units {
         let total = match prunectl_prune::site::to_model(key.kind) {

@@ -259,6 +259,12 @@ fn refit(prune: &Prune) -> Option<Fit> {
     prune.options.word("reconstruct").ok().and_then(Fit::of)
 }
 
+/// Whether a criterion that works block by block is to score all blocks on dense inputs; of others `inputs` says nothing.
+fn on_dense_inputs(prune: &Prune) -> bool {
+    let CriterionRef::Method(method) = &prune.criterion else { return false };
+    prune.dense_inputs == Some(true) && CRITERIA.iter().any(|e| e.spec.name == method.name && e.spec.sequential)
+}
+
 /// Whether the step changes weights that stay.
 fn updates_weights(prune: &Prune) -> bool {
     if refit(prune).is_some() {
@@ -266,7 +272,7 @@ fn updates_weights(prune: &Prune) -> bool {
     }
     match &prune.criterion {
         CriterionRef::Method(m) => {
-            prune.dense_inputs != Some(true) && build(CRITERIA, &m.name, &m.args).is_ok_and(|criterion| criterion.updates_weights())
+            !on_dense_inputs(prune) && build(CRITERIA, &m.name, &m.args).is_ok_and(|criterion| criterion.updates_weights())
         }
         _ => false,
     }
@@ -281,7 +287,7 @@ fn compute(
     prune: &Prune,
     progress: &dyn prunectl_prune::Progress,
 ) -> Result<(Decision, Scores)> {
-    if let Some(layerwise) = ready.criterion.layerwise().filter(|_| prune.dense_inputs != Some(true)) {
+    if let Some(layerwise) = ready.criterion.layerwise().filter(|_| !on_dense_inputs(prune)) {
         let (decision, scores) = layerwise.prune(&mut state.model, &mut state.removed, &request, ready.data.as_mut(), progress)?;
         return Ok((decision, scores));
     }
@@ -328,7 +334,7 @@ fn beside_adapters(
     prune: &Prune,
     progress: &dyn prunectl_prune::Progress,
 ) -> Result<(Decision, Scores)> {
-    if !request.sites.weights.is_empty() || ready.criterion.updates_weights() && prune.dense_inputs != Some(true) {
+    if !request.sites.weights.is_empty() || ready.criterion.updates_weights() && !on_dense_inputs(prune) {
         return Err(Error::Refused {
             what: "single weights, and criteria that update the weights that stay, can't be pruned beside an adapter".to_owned(),
             remedy: "fuse the adapter first".to_owned(),
@@ -365,7 +371,7 @@ pub(super) fn default_scope(sites: &Sites) -> Scope {
 /// Whether a prune scores each block on what its pruned predecessors give, so that the scores belong to this amount.
 fn block_by_block(method: &Method, prune: &Prune, scope: Scope) -> bool {
     let sequential = CRITERIA.iter().any(|e| e.spec.name == method.name && e.spec.sequential);
-    sequential && prune.dense_inputs != Some(true) && scope != Scope::Global
+    sequential && !on_dense_inputs(prune) && scope != Scope::Global
 }
 
 /// Refuses scores that a prune made block by block: at another amount the blocks would have seen other inputs.

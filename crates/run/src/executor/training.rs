@@ -4,16 +4,17 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use prunectl_model::{Transformer, cost};
 use prunectl_prune::{
-    Flow, LOSSES, METRICS, Metric, OPTIMIZERS, Observer, PruneError, StepEvent, Stored, Term, TrainMeta, TrainSpec, TrainState, Trainer,
-    build,
+    Examples, Flow, LOSSES, METRICS, Metric, OPTIMIZERS, Observer, PruneError, StepEvent, Stored, Term, TrainMeta, TrainSpec, TrainState,
+    Trainer, build,
 };
 use prunectl_recipe::catalogue::Args;
 use prunectl_recipe::plan::{Method, Step, StepKind, Train, Value, When};
 use safetensors::View;
 use serde::{Deserialize, Serialize};
 
-use crate::data::Need;
+use crate::data::{DataBatches, Need};
 use crate::error::{Error, Result};
 use crate::executor::book::{Curve, plain_name};
 use crate::executor::imitation::{alone, beside};
@@ -66,6 +67,7 @@ impl Executor<'_> {
         if matches!(train.length, When::Tokens(_)) {
             data.count_tokens()?;
         }
+        spec.length = self.stretched(step, train, &state, &mut data)?;
         let path = format!("{CHECKPOINTS}/{}.safetensors", file_name_of(&step.name));
         let resumed = self.read_checkpoint(&path)?;
         let mut watch = Watch { curve: Curve { name: step.name.clone(), ..Curve::default() }, ..Watch::default() };
@@ -156,6 +158,22 @@ impl Executor<'_> {
             seed: count("seed").unwrap_or(0),
             recompute: matches!(train.options.get("recompute"), Some(Value::Bool(true))),
             prunes: self.inner_prunes(train, state)?,
+        })
+    }
+
+    /// The training's length; with `flops_of` as many FLOPs as it would be of that model. Both are those of an example of average length.
+    fn stretched(&self, step: &Step, train: &Train, state: &ModelState, data: &mut DataBatches) -> Result<When> {
+        let Some(of) = train.options.get("flops_of") else { return Ok(train.length) };
+        let (other, name) = self.state.network(of)?;
+        let tokens = (data.count_tokens()? as usize).div_ceil(data.len().max(1)).max(1);
+        let cost = |m: &Transformer| cost::flops(m.blueprint(), m.dims(), tokens) as f64;
+        let ratio = cost(&other) / cost(&state.model).max(1.0);
+        self.options.ui.note(format!("{}: as many FLOPs as `{name}` would take, {ratio:.3} times the length", step.name));
+        Ok(match train.length {
+            When::Steps(n) => When::Steps((n as f64 * ratio).round().max(1.0) as u64),
+            When::Tokens(n) => When::Tokens((n as f64 * ratio).round().max(1.0) as u64),
+            When::Epochs(n) => When::Epochs(n * ratio),
+            When::Share(share) => When::Share(share),
         })
     }
 

@@ -1,0 +1,161 @@
+//! Pruning that learns, as a user writes it: what a plan advises, pruned shapes from scratch, supermasks.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::common::{run, stderr, stdout};
+
+/// Runs a recipe's text in a folder; its metrics and what it said.
+fn metrics(dir: &Path, text: &str) -> (Value, String) {
+    fs::write(dir.join("r.prune"), text).unwrap();
+    let out = run(dir, &["run", "r.prune", "--out", "run", "-v"]);
+    assert!(out.status.success(), "{}\n{text}", stderr(&out));
+    let metrics = serde_json::from_slice(&fs::read(dir.join("run/metrics.json")).unwrap()).unwrap();
+    (metrics, stderr(&out))
+}
+
+/// The statements between back-quotes of a plan's advice.
+fn advised(dir: &Path, text: &str) -> Vec<String> {
+    fs::write(dir.join("r.prune"), text).unwrap();
+    let out = run(dir, &["plan", "r.prune"]);
+    assert!(out.status.success(), "{}", stderr(&out));
+    let (plan, lines) = (stdout(&out), |line: &&str| line.contains("nothing recovers what goes"));
+    let all: Vec<String> = plan.lines().filter(lines).map(|l| l.trim().to_owned()).collect();
+    all.iter().flat_map(|line| line.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// What a plan advises stands in the recipe where it says, is understood, and brings every block nearer; with it nothing more is advised.
+#[test]
+fn the_advice_of_a_plan_runs() {
+    let recipes = [
+        // A classifier whose criterion has data; a language model, pruned twice, with data only in its `eval`; a bound; layers.
+        (
+            "builtin(\"tiny-bert\")",
+            "prune m.layers[*].mlp.neurons by 60% using taylor(on = d.train.take(48)) { rescore = 100% }\n",
+            "d.train.take(48)",
+        ),
+        (
+            "builtin(\"tiny-llama\")",
+            "prune m.layers[*].attention.kv_groups by 50% using magnitude()\nprune m.layers[*].mlp.neurons by 60% using magnitude()\n",
+            "d.train.pack(128 tokens)",
+        ),
+        ("builtin(\"tiny-bert\")", "prune m.layers[*] by 1 layers using magnitude()\n", "d.train"),
+    ];
+    for (model, prunes, data) in recipes {
+        let dir = tempfile::tempdir().unwrap();
+        let head = format!("edition 2026\nmodel m = {model}\ndata d = builtin(\"tales\")\n");
+        let tail = "compact m\neval loss() of m on d.validation.take(64) as after\n";
+        let bare = format!("{head}{prunes}{tail}");
+        let statements = advised(dir.path(), &bare);
+        let [above, behind] = statements.as_slice() else { panic!("{statements:?}") };
+        assert_eq!(above, "let teacher = frozen(m)");
+        assert!(behind.contains(&format!("from teacher on {data} for")), "{behind}");
+        // Shorter here, for the time that it takes.
+        let behind = behind.replace("for 120 steps", "for 20 steps").replace(data, "d.train.take(48)");
+        let whole = format!("{head}{above}\n{prunes}{behind}\n{tail}");
+        let (found, _) = metrics(dir.path(), &whole);
+        let blocks = found["reconstruct"]["reconstruct-1"]["blocks"].as_array().unwrap();
+        assert!(blocks.len() >= 3 && blocks.iter().all(|b| b["first"] == 0.0 || b["last"].as_f64() < b["first"].as_f64()), "{blocks:?}");
+        // Where a layer went, those before it have nothing to learn.
+        let idle = blocks.iter().filter(|b| b["steps"] == 1 && b["last"] == 0.0).count();
+        assert_eq!(idle > 0, prunes.contains("layers[*] by"), "{blocks:?}");
+        assert!(advised(dir.path(), &whole).is_empty());
+    }
+}
+
+/// What is recovered later, by a copy too, needs no advice; a training before the prune is no recovery.
+#[test]
+fn advice_where_it_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let head = "edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata d = builtin(\"tales\")\n";
+    let prune = "prune m.layers[*].attention.heads by 40% using magnitude()\n";
+    let train = "train m on d.train for 2 steps { optimizer = adamw(lr = 1e-4) }\n";
+    let copy = "model c = copy(m)\ntrain c on d.train for 2 steps { optimizer = adamw(lr = 1e-4) }\n";
+    for (body, wanted) in [
+        (format!("{prune}{train}"), false),
+        (format!("{prune}{copy}"), false),
+        (format!("{copy}{prune}"), true),
+        (format!("{train}{prune}"), true),
+        (prune.replace("magnitude()", "magnitude() { reconstruct = bias  on = d.train.take(8) }"), false),
+        ("prune m.layers[*].linears.weights by 40% using magnitude()\n".to_owned(), false),
+        (format!("let teacher = 3\nsweep share over [20%, 40%] as grid {{ {} }}\n", prune.replace("40%", "share").trim()), true),
+    ] {
+        let found = advised(dir.path(), &format!("{head}{body}"));
+        assert_eq!(!found.is_empty(), wanted, "{body}: {found:?}");
+        if body.contains("teacher") {
+            assert_eq!(found[0], "let whole = frozen(m)");
+        }
+    }
+}
+
+/// Scratch-B takes the steps that make its FLOPs those of the whole model's training: 4 · (FLOPs of the whole / FLOPs of the rest).
+#[test]
+fn a_pruned_shape_from_scratch() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = "edition 2026
+model m = init(\"builtin:tiny-llama\", seed = 3)
+data d = builtin(\"tales\")
+let dense = frozen(m)
+let text = d.train.pack(32 tokens)
+let setup = { batch = 2  optimizer = adamw(lr = 1e-3) }
+eval flops(length = 32 tokens) of m as whole
+prune m.layers[*].attention.kv_groups | m.layers[*].mlp.neurons by 50% each using magnitude() { scope = layer }
+compact m
+eval flops(length = 32 tokens) of m as rest
+reinit m { seed = 1 }
+train m on text for 4 steps { ..setup }
+train m on text for 4 steps { ..setup  flops_of = dense }
+";
+    let (found, said) = metrics(dir.path(), recipe);
+    let value = |name: &str| found[name]["value"].as_f64().unwrap();
+    let ratio = value("whole") / value("rest");
+    assert!(ratio > 1.3, "{ratio}");
+    assert!(said.contains(&format!("train-2: as many FLOPs as `m` would take, {ratio:.3} times the length")), "{said}");
+    let journal = fs::read_to_string(dir.path().join("run/journal.jsonl")).unwrap();
+    let steps = |name: &str| {
+        let line = journal.lines().find(|l| l.contains(&format!("\"{name}\"")) && l.contains("\"loss\"")).unwrap().to_owned();
+        let event: Value = serde_json::from_str(&line).unwrap();
+        event["result"]["loss"].as_array().unwrap().last().unwrap()[0].as_f64().unwrap()
+    };
+    assert_eq!((steps("train-1"), steps("train-2")), (4.0, (4.0 * ratio).round()));
+}
+
+/// `init`: removed weights stand at their first values, whatever trains; `sign`: kept ones are ± one number in each matrix.
+#[test]
+fn supermasks_of_a_recipe() {
+    for (fill, after) in [("init", "train m on d.train for 3 steps { optimizer = sgd(lr = 1e-2) }\n"), ("sign", "")] {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = format!(
+            "edition 2026
+model m = init(\"builtin:tiny-bert\", seed = 3)
+data d = builtin(\"tales\")
+save m to \"out/first\"
+snapshot m as first
+train m on d.train for 3 steps {{ optimizer = sgd(lr = 1e-1) }}
+prune m.layers[*].linears.weights by 60% using supermask(kind = large_final, initial = first, fill = {fill}) {{ scope = matrix }}
+{after}save m to \"out/last\"
+"
+        );
+        metrics(dir.path(), &recipe);
+        let open = |name: &str| candle_core::safetensors::load(dir.path().join(name).join("model.safetensors"), &candle_core::Device::Cpu);
+        let (first, last) = (open("out/first").unwrap(), open("out/last").unwrap());
+        let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let mut seen = 0;
+        for (name, w) in last.iter().filter(|(name, _)| name.contains(".layer.") && name.ends_with("dense.weight")) {
+            let (w, w_i) = (values(w), values(&first[name]));
+            seen += 1;
+            let same = w.iter().zip(&w_i).filter(|(a, b)| a == b).count() as f64 / w.len() as f64;
+            let zeros = w.iter().filter(|w| **w == 0.0).count() as f64 / w.len() as f64;
+            if fill == "init" {
+                assert!((0.59..0.7).contains(&same) && zeros < 0.01, "{name}: {same} as at first, {zeros} zeros");
+            } else {
+                let largest = w.iter().fold(0f32, |m, w| m.max(w.abs()));
+                assert!(w.iter().all(|w| *w == 0.0 || w.abs() == largest) && (zeros - 0.6).abs() < 0.01, "{name}: {zeros}");
+                assert!(w.iter().zip(&w_i).all(|(w, i)| *w == 0.0 || w.is_sign_positive() == i.is_sign_positive()), "{name}");
+            }
+        }
+        assert!(seen >= 4, "{:?}", last.keys());
+    }
+}
