@@ -158,8 +158,11 @@ enum Through {
     Mask,
 }
 
+/// A row, its arguments, how its parameters reach the loss, and what they are tried on.
+type Learning = (&'static str, Vec<(&'static str, Value)>, Through, Site);
+
 /// Every row of [`CRITERIA`] that has a [`Learner`].
-fn learners() -> Vec<(&'static str, Vec<(&'static str, Value)>, Through, Site)> {
+fn learners() -> Vec<Learning> {
     let number = Value::Number;
     let granularity = |w: &str| vec![("granularity", word(w))];
     let block = vec![("granularity", word("block")), ("rows", number(8.0)), ("columns", number(4.0))];
