@@ -9,7 +9,8 @@ Without PRUNECTL_TEST_PYTHON the columns of transformers, llama.cpp and vLLM sta
 to each model of a family.
 
 logits, gradients: against transformers, both spellings of the config. Sites: a gate of 0 against surgery (masking equals removing); for
-hidden channels, surgery against a network that was cut by hand, bit for bit. The loaders: the worst of every shape that the loader reads
+hidden channels, surgery against a network that was cut by hand, bit for bit; for single weights and N:M, the saved file against the
+original and the decision's masks, bit for bit. The loaders: the worst of every shape that the loader reads
 (dense, fewer heads, neurons, experts, hidden channels or weights, a sublayer or layer gone). vLLM: its per-layer blocks as an independent
 reader computes them that follows vLLM's source; vLLM is not run. Where a cell of a loader is empty, the reason stands below.
 """
@@ -24,7 +25,7 @@ FAMILIES = [
     "bert", "roberta", "xlm_roberta", "distilbert", "electra", "gpt2", "gpt_neo", "gpt_neox", "codegen", "opt", "falcon", "llama", "mistral",
     "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe",
 ]  # fmt: skip
-SITES = ["Heads", "KvGroups", "Neurons", "Experts", "Attention", "Mlp", "Layers", "Hidden"]
+SITES = ["Heads", "KvGroups", "Neurons", "Experts", "Attention", "Mlp", "Layers", "Hidden", "Weights", "NofM"]
 LOADERS = {"transformers": "transformers:", "candle": "candle-transformers:", "llama.cpp": "llama.cpp:"}
 VLLM = "vLLM*"
 # What candle's table marks as off it loads and computes wrongly; the loader table refuses those.
@@ -66,7 +67,12 @@ def main():
             for value in NUMBER.findall(line):
                 note(words[0], "gradients", float(value))
     loader = None
-    for line in run("-p", "prunectl", "--test", "suite", "--", "families::", "candle::", "llama_cpp_runs_every", "vllm::", "--test-threads=1"):
+    tests = ["families::", "candle::", "llama_cpp_runs_every", "vllm::", "sites::", "--test-threads=1"]
+    for line in run("-p", "prunectl", "--test", "suite", "--", *tests):
+        words = line.split()
+        if len(words) == 4 and words[0] in ("site", "read"):
+            note(words[1], words[2] if words[0] == "site" else "transformers", float(words[3]))
+            continue
         title = [name for name, start in LOADERS.items() if line.startswith(start + " worst")]
         if title or line.startswith(("refused", "test ")):
             loader = title[0] if title else "llama.cpp" if line == "refused" else None

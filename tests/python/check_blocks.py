@@ -8,9 +8,7 @@ CASES.json: [{"name", "dir", "expected"}], where `expected` is a safetensors fil
 One JSON object a line on stdout: {"name", "error", "difference", "missing"}.
 """
 
-import json
 import os
-import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +20,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from cases import answer, brief
 
 torch.set_num_threads(1)
 
@@ -100,16 +100,9 @@ def check(case):
         wanted = expected["logits"]
         result["difference"] = ((logits - wanted).abs().max() / wanted.abs().max()).item()
     except Exception as error:
-        result["error"] = f"{type(error).__name__}: {error}"[:500]
+        result["error"] = brief(error)
     return result
 
 
-def main():
-    with open(sys.argv[1], encoding="utf-8") as file:
-        cases = json.load(file)
-    for case in cases:
-        print(json.dumps(check(case)), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer(check)

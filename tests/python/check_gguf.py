@@ -7,13 +7,13 @@ CASES.json: [{"name", "gguf", "expected", "texts", "speed"}], where `expected` i
 One JSON object a line on stdout: {"name", "loaded", "error", "difference", "generated", "texts", "tokens_per_s"}.
 """
 
-import json
-import sys
 import time
 
 import llama_cpp
 import numpy as np
 from safetensors.numpy import load_file
+
+from cases import answer, brief
 
 
 def check(case):
@@ -50,16 +50,9 @@ def check(case):
                 model.eval([whole[i % len(whole)]])
             result["tokens_per_s"] = case["speed"] / (time.perf_counter() - start)
     except Exception as error:  # whatever a loader throws is its refusal
-        result["error"] = f"{type(error).__name__}: {error}"[:500]
+        result["error"] = brief(error)
     return result
 
 
-def main():
-    with open(sys.argv[1], encoding="utf-8") as file:
-        cases = json.load(file)
-    for case in cases:
-        print(json.dumps(check(case)), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer(check)

@@ -8,9 +8,7 @@ with each of `caches` as `use_cache`.
 One JSON object a line on stdout: {"name", "loaded", "error", "difference", "missing", "generated"}.
 """
 
-import json
 import os
-import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -18,6 +16,8 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 import torch
 import transformers
 from safetensors.torch import load_file
+
+from cases import answer, brief
 
 torch.set_num_threads(1)
 
@@ -34,7 +34,7 @@ def check(case):
             attn_implementation="eager",
         )
     except Exception as error:  # whatever a loader throws is its refusal
-        result["error"] = f"{type(error).__name__}: {error}"[:500]
+        result["error"] = brief(error)
         return result
     model.eval()
     result["loaded"] = True
@@ -42,7 +42,7 @@ def check(case):
     try:
         compare(model, load_file(case["expected"]), case.get("caches", [True, False]), result)
     except Exception as error:
-        result["error"] = f"{type(error).__name__}: {error}"[:500]
+        result["error"] = brief(error)
     return result
 
 
@@ -79,12 +79,5 @@ def compare(model, expected, caches, result):
             result["generated"] &= torch.equal(out, whole)
 
 
-def main():
-    with open(sys.argv[1], encoding="utf-8") as file:
-        cases = json.load(file)
-    for case in cases:
-        print(json.dumps(check(case)), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer(check)

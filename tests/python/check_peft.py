@@ -8,7 +8,6 @@ One JSON object a line on stdout: {"name", "error", "difference", "moved"}; `mov
 `make` writes an adapter with random weights in both matrices.
 """
 
-import json
 import os
 import sys
 
@@ -18,6 +17,8 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+
+from cases import answer, brief
 
 torch.set_num_threads(1)
 
@@ -44,7 +45,7 @@ def check(case):
         result["difference"] = ((adapted - fused).abs().max() / fused.abs().max()).item()
         result["moved"] = ((adapted - before).abs().max() / before.abs().max()).item()
     except Exception as error:  # whatever peft throws is its refusal
-        result["error"] = f"{type(error).__name__}: {error}"[:500]
+        result["error"] = brief(error)
     return result
 
 
@@ -58,6 +59,4 @@ def make(base, adapter, auto_class, rank, modules):
 if sys.argv[1] == "make":
     make(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5], sys.argv[6:])
 else:
-    with open(sys.argv[2]) as file:
-        for case in json.load(file):
-            print(json.dumps(check(case)), flush=True)
+    answer(check, sys.argv[2])

@@ -97,6 +97,94 @@ fn layers_and_experts_are_told_in_the_first_models_indices() {
     }
 }
 
+/// Every kind of site, twice: layers, KV groups, heads, experts, neurons, a sublayer and hidden channels.
+#[test]
+fn every_site_twice_is_told_in_the_first_models_indices() {
+    let dir = tempfile::tempdir().unwrap();
+    for (family, sites) in [
+        ("qwen3_moe", &["layers[*]", "layers[*].attention.kv_groups", "layers[*].mlp.experts", "layers[*].mlp.neurons", "hidden"][..]),
+        ("llama", &["layers[*].mlp", "layers[*].attention.heads", "layers[*].attention.kv_groups", "layers[*].mlp.neurons", "hidden"]),
+        ("gpt2", &["layers[*].attention", "layers[*].attention.heads", "layers[*].mlp.neurons", "hidden"]),
+    ] {
+        let d = dir.path().join(family);
+        std::fs::create_dir(&d).unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families").join(family);
+        let recipe = |from: &str, to: &str, seed: usize| {
+            let mut text = format!("edition 2026\n\nmodel m = dir(\"{from}\")\n\n");
+            for (i, site) in sites.iter().enumerate() {
+                let (amount, options) = match *site {
+                    "layers[*]" | "layers[*].mlp" | "layers[*].attention" => ("1 layer", ""),
+                    "hidden" => ("20%", ""),
+                    "layers[*].mlp.experts" => ("1 expert", "{ scope = layer }"),
+                    "layers[*].attention.kv_groups" => ("1 group", "{ scope = layer }"),
+                    "layers[*].attention.heads" => ("30%", "{ at_least = 2 heads }"),
+                    _ => ("30%", "{ at_least = 4 neurons }"),
+                };
+                // The second time whole layers are gone already.
+                if !(seed > 9 && amount == "1 layer") {
+                    text += &format!("prune m.{site} by {amount} using random(seed = {}) {options}\ncompact m\n", seed + i);
+                }
+            }
+            text + &format!("save m to \"{to}\"\n")
+        };
+        run(&d, "first.prune", &recipe(source.to_str().unwrap(), "out/one", 3));
+        run(&d, "second.prune", &recipe("out/one", "out/two", 30));
+        let original = load(&source, &LoadOptions::default()).unwrap();
+        let two = load(&d.join("out/two"), &LoadOptions::default()).unwrap();
+        let record = PruneRecord::read(&d.join("out/two")).unwrap().unwrap();
+        assert_eq!(record.history.len(), 1);
+        let kept = |site: &str, layer: usize, all: usize| -> Vec<usize> {
+            let site = record.sites.iter().find(|s| s.site == site);
+            site.and_then(|s| s.kept.get(&layer)).cloned().unwrap_or_else(|| (0..all).collect())
+        };
+        let hidden = kept("hidden", 0, original.blueprint().hidden);
+        assert_eq!(hidden.len(), two.blueprint().hidden, "{family}");
+        let narrow = |rows: &[Vec<f32>]| -> Vec<Vec<f32>> { rows.iter().map(|r| hidden.iter().map(|c| r[*c]).collect()).collect() };
+        assert_eq!(rows(&two, "embeddings.token.weight"), narrow(&rows(&original, "embeddings.token.weight")), "{family}");
+        for (l, now) in two.dims().iter().enumerate() {
+            let from = record.layers[l];
+            let before = original.dims()[from];
+            if now.q_heads > 0 {
+                let (heads, groups) = (kept("attention.heads", from, before.q_heads), kept("attention.kv_groups", from, before.kv_heads));
+                assert_eq!((heads.len(), groups.len()), (now.q_heads, now.kv_heads), "{family} layer {l}");
+                for (part, units) in [("q", &heads), ("k", &groups), ("v", &groups)] {
+                    let was = rows(&original, &format!("layers.{from}.attention.{part}.weight"));
+                    let of = |unit: &usize| was[unit * before.head_dim..(unit + 1) * before.head_dim].to_vec();
+                    let wanted: Vec<Vec<f32>> = units.iter().flat_map(of).collect();
+                    assert_eq!(rows(&two, &format!("layers.{l}.attention.{part}.weight")), narrow(&wanted), "{family} layer {l} {part}");
+                }
+            }
+            let experts = kept("mlp.experts", from, before.experts);
+            assert_eq!(experts.len(), now.experts, "{family} layer {l}");
+            let neurons = kept("mlp.neurons", from, before.ffn * before.experts.max(1));
+            assert_eq!(neurons.len(), now.ffn * now.experts.max(1), "{family} layer {l}");
+            if now.ffn == 0 {
+                continue;
+            }
+            let stem = |layer: usize, expert: Option<usize>| match expert {
+                Some(e) => format!("layers.{layer}.mlp.experts.{e}.up.weight"),
+                None => format!("layers.{layer}.mlp.up.weight"),
+            };
+            for e in 0..now.experts.max(1) {
+                let mixture = now.experts > 0;
+                let was = rows(&original, &stem(from, mixture.then(|| experts[e])));
+                let own = &neurons[e * now.ffn..(e + 1) * now.ffn];
+                assert!(own.iter().all(|n| n / before.ffn == if mixture { experts[e] } else { 0 }), "{family} layer {l}: {own:?}");
+                let wanted: Vec<Vec<f32>> = own.iter().map(|n| was[n % before.ffn].clone()).collect();
+                assert_eq!(rows(&two, &stem(l, mixture.then_some(e))), narrow(&wanted), "{family} layer {l} expert {e}");
+            }
+        }
+        // The result goes on: it is told, and exported.
+        let inspected = prunectl(&d, &["inspect", "out/two", "--json"]).output().unwrap();
+        let told: Value = serde_json::from_slice(&inspected.stdout).unwrap_or_else(|e| panic!("{family}: {e}"));
+        assert!(told.to_string().contains("\"first\"") && told.to_string().contains("\"second\""), "{told}");
+        let exported = prunectl(&d, &["export", "out/two", "--format", "hf", "--out", "out/hf"]).output().unwrap();
+        assert!(exported.status.success(), "{family}: {}", String::from_utf8_lossy(&exported.stderr));
+        assert_eq!(load(&d.join("out/hf"), &LoadOptions::default()).unwrap().dims(), two.dims(), "{family}");
+        assert_eq!(PruneRecord::read(&d.join("out/hf")).unwrap().unwrap().sites, record.sites, "{family}");
+    }
+}
+
 /// What is no model folder is named as what it is.
 #[test]
 fn a_path_that_is_no_model_folder_is_named_as_what_it_is() {

@@ -97,14 +97,7 @@ fn export(model: &Transformer, folder: &Path, name: &str, dtype: &str, assets: A
 fn run(python: &Path, folder: &Path, cases: &[Case]) -> BTreeMap<String, Value> {
     let asked: Vec<Value> =
         cases.iter().map(|c| json!({"name": c.name, "gguf": c.gguf, "expected": c.expected, "texts": c.texts, "speed": c.speed})).collect();
-    let list = folder.join("cases.json");
-    std::fs::write(&list, Value::from(asked).to_string()).unwrap();
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python/check_gguf.py");
-    let output = Command::new(python).arg(script).arg(&list).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    let results: Vec<Value> = said.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-    assert_eq!(results.len(), cases.len());
+    let results = crate::support::ask(python, "check_gguf.py", folder, &asked);
     let mut wrong = Vec::new();
     for (case, result) in cases.iter().zip(&results) {
         let close = result["difference"].as_f64().is_some_and(|d| d < case.tolerance);

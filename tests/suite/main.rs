@@ -27,8 +27,10 @@ mod recipes;
 #[cfg(unix)]
 mod recovery;
 mod sets;
+mod sites;
 mod stock;
 mod streaming;
 mod support;
+mod variants;
 mod vllm;
 mod zero_cost;

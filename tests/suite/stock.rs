@@ -3,8 +3,7 @@
 //! impossible must be refused there, too.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -376,13 +375,7 @@ fn transformers_loads_what_the_table_says() {
             );
         }
     }
-    let list = folder.path().join("cases.json");
-    std::fs::write(&list, Value::from(asked).to_string()).unwrap();
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python/check_logits.py");
-    let output = Command::new(python).arg(script).arg(&list).env("HF_MODULES_CACHE", folder.path().join("modules")).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    let results: Vec<Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let results = crate::support::ask(&python, "check_logits.py", folder.path(), &asked);
     assert_eq!(results.len(), cases.len() * 2);
     let mut wrong = Vec::new();
     for (i, result) in results.iter().enumerate() {

@@ -1,7 +1,10 @@
 //! What tests need that not every machine has.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::Value;
 
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
@@ -33,4 +36,18 @@ pub fn skip(what: &str, need: &str, why: &str) {
     let line = format!("SKIPPED ({n}): {what}: {why}\n");
     use std::io::Write as _;
     let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// What a script of `tests/python` answers to cases, one JSON object each.
+pub fn ask(python: &Path, script: &str, folder: &Path, cases: &[Value]) -> Vec<Value> {
+    let list = folder.join("cases.json");
+    std::fs::write(&list, Value::from(cases.to_vec()).to_string()).unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script);
+    // Code beside weights is cached here, not in the home of whoever runs the tests.
+    let output = Command::new(python).arg(path).arg(&list).env("HF_MODULES_CACHE", folder.join("modules")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{script}: {said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let answers: Vec<Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert_eq!(answers.len(), cases.len(), "{script}: {said}");
+    answers
 }

@@ -2,8 +2,7 @@
 //! with a way out. vLLM itself is not run here.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use prunectl_model::{Batch, LoadOptions, Transformer, load};
@@ -93,15 +92,10 @@ fn vllms_blocks_say_what_they_can() {
         }
     }
     let Some(python) = crate::support::python("an independent reader of vLLM's blocks") else { return };
-    let list = folder.path().join("cases.json");
-    std::fs::write(&list, Value::from(asked.clone()).to_string()).unwrap();
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python/check_blocks.py");
-    let output = Command::new(python).arg(script).arg(&list).env("HF_MODULES_CACHE", folder.path().join("modules")).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(said.lines().count(), asked.len());
+    let results = crate::support::ask(&python, "check_blocks.py", folder.path(), &asked);
     let right = |r: &Value| r["difference"].as_f64().is_some_and(|d| d < TOLERANCE) && r["missing"].as_array().is_some_and(Vec::is_empty);
-    println!("vLLM's blocks, by a reader that follows its source (unverified by running vLLM):\n{said}");
-    let wrong: Vec<&str> = said.lines().filter(|l| !right(&serde_json::from_str(l).unwrap())).collect();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    println!("vLLM's blocks, by a reader that follows its source (unverified by running vLLM):");
+    results.iter().for_each(|result| println!("{result}"));
+    let wrong: Vec<&Value> = results.iter().filter(|r| !right(r)).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
 }

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use prunectl_model::Transformer;
-use prunectl_recipe::catalogue::SiteKind;
+use prunectl_model::{LayerDims, Transformer};
 
 use crate::criterion::Criterion;
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::Result;
 use crate::scores::Scores;
-use crate::selection::{Request, Shape, select};
+use crate::selection::{Request, Shape, living, multiple, select};
 use crate::site::{Key, Sites};
 use crate::surgery;
 
@@ -64,12 +63,13 @@ pub fn rescore(
             break;
         }
     }
-    if let Some(multiple) = request.align.filter(|a| *a > 1 && request.step.is_some()) {
+    if let Some(align) = request.align.filter(|a| *a > 1 && request.step.is_some()) {
         let mut changed = false;
         for (key, kept) in &mut out.decision.sites {
             let order = gone.entry(*key).or_default();
+            let multiple = multiple(*key, align, &before, dense.dims());
             while !kept.len().is_multiple_of(multiple) {
-                let back = last_gone(*key, order, &dense);
+                let back = last_gone(*key, order, dense.dims(), &before);
                 if back.is_empty() {
                     break;
                 }
@@ -87,16 +87,10 @@ pub fn rescore(
     Ok(out)
 }
 
-/// Takes the unit that went last out of `order`; with grouped-query attention one query head of each KV group.
-fn last_gone(key: Key, order: &mut Vec<usize>, model: &Transformer) -> Vec<usize> {
-    let size = key.layer.and_then(|l| model.dims().get(l)).map_or(0, |d| d.group_size());
-    if key.kind != SiteKind::Heads || size < 2 {
-        return order.pop().into_iter().collect();
-    }
-    let mut groups: Vec<usize> = order.iter().map(|u| u / size).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    groups.into_iter().filter_map(|g| order.iter().rposition(|u| u / size == g).map(|at| order.remove(at))).collect()
+/// Takes the unit that went last out of `order`; of units that leave evenly one of each group.
+fn last_gone(key: Key, order: &mut Vec<usize>, dims: &[LayerDims], before: &Removed) -> Vec<usize> {
+    let Some(groups) = living(key, before, dims) else { return order.pop().into_iter().collect() };
+    groups.iter().filter_map(|group| order.iter().rposition(|u| group.contains(u)).map(|at| order.remove(at))).collect()
 }
 
 /// Selected units that are still there: nothing else needs a score.

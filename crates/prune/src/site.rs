@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use prunectl_model::LayerDims;
 use prunectl_recipe::catalogue::SiteKind;
 
 /// One site: a kind of unit, in one layer; `layer` is `None` for [`SiteKind::Layers`] and [`SiteKind::Hidden`].
@@ -76,6 +77,25 @@ pub fn plural(kind: SiteKind) -> &'static str {
         SiteKind::Layers => "layers",
         SiteKind::Hidden => "hidden channels",
         SiteKind::Weights => "weights",
+    }
+}
+
+/// The length of each group of consecutive units of which every group of the layer must keep as many: the query heads that share keys and
+/// values, the neurons of one expert. `None` where units leave on their own.
+pub fn even_group(kind: SiteKind, d: &LayerDims) -> Option<usize> {
+    match kind {
+        SiteKind::Heads if d.group_size() > 1 => Some(d.group_size()),
+        SiteKind::Neurons if d.experts > 1 => Some(d.ffn),
+        _ => None,
+    }
+}
+
+/// How many units of that kind leave a layer together, so that it stays legal: one of each group that leaves evenly.
+pub fn together(kind: SiteKind, d: &LayerDims) -> usize {
+    match (kind, even_group(kind, d)) {
+        (SiteKind::Heads, Some(_)) => d.kv_heads,
+        (_, Some(_)) => d.experts,
+        (_, None) => 1,
     }
 }
 

@@ -4,11 +4,12 @@
 mod advice;
 mod loads_in;
 mod memory;
+mod shapes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use prunectl_model::{Facts as ModelFile, LayerDims, cost};
+use prunectl_model::{Blueprint, Facts as ModelFile, LayerDims, cost};
 use prunectl_prune::{CRITERIA, CURVE_POINTS, Key, Sites, build, site};
 use prunectl_recipe::Sources;
 use prunectl_recipe::catalogue::SiteKind;
@@ -25,6 +26,7 @@ use crate::models::{describe, facts_from_file, read_facts};
 use crate::report::figure;
 use crate::stock;
 use crate::streaming;
+use shapes::{after, inside, size_after};
 
 /// Tokens of the sequence that FLOPs and the KV cache are stated for.
 const LENGTH_TOKENS: usize = 128;
@@ -89,6 +91,12 @@ pub struct Known {
     pub task: String,
     /// Shapes by layer.
     pub layers: Vec<LayerForecast>,
+    /// Width of the residual stream before.
+    pub hidden: usize,
+    /// The same after.
+    pub hidden_after: usize,
+    /// Layers left.
+    pub layers_after: usize,
     /// Parameters before.
     pub parameters: u64,
     /// Least and most parameters after; `None` where only the run decides.
@@ -114,14 +122,18 @@ pub struct LayerForecast {
     pub heads: usize,
     /// Key/value heads.
     pub kv_groups: usize,
-    /// Neurons.
+    /// Neurons, of each expert in a mixture.
     pub neurons: usize,
+    /// Routed experts; 0 for a dense MLP.
+    pub experts: usize,
     /// Query heads left.
     pub heads_after: Range,
     /// Key/value heads left.
     pub kv_groups_after: Range,
     /// Neurons left.
     pub neurons_after: Range,
+    /// Experts left.
+    pub experts_after: Range,
 }
 
 /// Least and most.
@@ -388,11 +400,16 @@ fn prune_notes(prune: &Prune, sims: &mut BTreeMap<String, Sim>, sources: &Source
     for kind in sites.kinds().into_iter().filter(|k| *k != SiteKind::Weights) {
         let n = sites.count(kind);
         let before = sim.gone.get(&kind).copied().unwrap_or(0);
-        let Some(target) = target(amount, n, before) else {
+        let Some(asked) = target(amount, n, before) else {
             sim.vague = true;
             notes.push(format!("{}: what goes is decided by the run", site::plural(kind)));
             continue;
         };
+        // So many leave a layer together, where each group of it must keep as many.
+        let dims = &sim.file.dims;
+        let together = |key: Key| key.layer.and_then(|l| dims.get(l)).map_or(1, |d| site::together(kind, d));
+        let step = sites.of_kind(kind).map(|(key, _)| together(key)).fold(0, gcd).max(1);
+        let target = before + asked.saturating_sub(before) / step * step;
         total_removed += target.saturating_sub(before);
         sim.gone.insert(kind, target.max(before));
         let layered = prune.scope == Some(Scope::Layer);
@@ -409,7 +426,9 @@ fn prune_notes(prune: &Prune, sims: &mut BTreeMap<String, Sim>, sources: &Source
             };
             let most = count.saturating_sub(keep.max(guarded)).min(target);
             let range = if layered {
-                let own = self::target(amount, count, sim.ranges.get(&key).map_or(0, |r| r.0)).unwrap_or(0);
+                let before = sim.ranges.get(&key).map_or(0, |r| r.0);
+                let own = self::target(amount, count, before).unwrap_or(0);
+                let own = before + own.saturating_sub(before) / together(key) * together(key);
                 (own, own)
             } else {
                 (0, most)
@@ -429,6 +448,12 @@ fn prune_notes(prune: &Prune, sims: &mut BTreeMap<String, Sim>, sources: &Source
             notes.push(format!("{sum} of {n} {} go, each layer on its own", site::plural(kind)));
         } else {
             notes.push(format!("{target} of {n} {} go", site::plural(kind)));
+        }
+        if step > 1 {
+            let groups = if kind == SiteKind::Heads { "KV group" } else { "expert" };
+            let gone = sim.gone.get(&kind).copied().unwrap_or(0);
+            let rounded = if gone < asked { format!(", the nearest legal count below {asked}") } else { String::new() };
+            notes.push(format!("equally many leave each {groups} of a layer, {step} {} at a time{rounded}", site::plural(kind)));
         }
     }
     if !sites.weights.is_empty() {
@@ -522,6 +547,10 @@ fn bound_notes(
     (notes, scoring.map(|n| n + (curves * CURVE_POINTS) as u64 + 3))
 }
 
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 /// Units gone after a prune of `n` selected ones of which `before` were gone; `None` where only the run knows.
 fn target(amount: &Amount, n: usize, before: usize) -> Option<usize> {
     match amount {
@@ -549,27 +578,33 @@ fn passes(criterion: &CriterionRef, sites: &Sites, rescore: Option<prunectl_reci
 fn known(sim: &Sim) -> Known {
     let file = &sim.file;
     let length = LENGTH_TOKENS;
-    let flops = |dims: &[LayerDims]| cost::flops_per_token(&file.blueprint, dims, length) * length as u64;
-    let cache = |dims: &[LayerDims]| cost::kv_cache_bytes(&file.blueprint, dims, 1, length, CACHE_VALUE_BYTES);
+    let flops = |b: &Blueprint, dims: &[LayerDims]| cost::flops_per_token(b, dims, length) * length as u64;
+    let cache = |b: &Blueprint, dims: &[LayerDims]| cost::kv_cache_bytes(b, dims, 1, length, CACHE_VALUE_BYTES);
     let (least, most) = (after(sim, true), after(sim, false));
+    let (fewest, fullest) = (inside(sim, true), inside(sim, false));
+    // Layers that may go have nothing left then.
+    let may_go = sim.compacted && sim.layers_gone() > 0;
+    let range = |least: usize, most: usize| Range { least: if may_go { 0 } else { least }, most };
     let layers: Vec<LayerForecast> = file
         .dims
         .iter()
-        .zip(least.iter().zip(&most))
+        .zip(fewest.iter().zip(&fullest))
         .map(|(before, (least, most))| LayerForecast {
             heads: before.q_heads,
             kv_groups: before.kv_heads,
             neurons: before.ffn,
-            heads_after: Range { least: least.q_heads, most: most.q_heads },
-            kv_groups_after: Range { least: least.kv_heads, most: most.kv_heads },
-            neurons_after: Range { least: least.ffn, most: most.ffn },
+            experts: before.experts,
+            heads_after: range(least.q_heads, most.q_heads),
+            kv_groups_after: range(least.kv_heads, most.kv_heads),
+            neurons_after: range(least.ffn, most.ffn),
+            experts_after: range(least.experts, most.experts),
         })
         .collect();
     let decided = least == most && !sim.vague;
     let loaders = match decided {
         true => {
-            let target =
-                stock::Target { model_type: &file.model_type, blueprint: &file.blueprint, dims: &most, own: None, no_remote_code: None };
+            let (blueprint, dims) = (&most.blueprint, &most.dims);
+            let target = stock::Target { model_type: &file.model_type, blueprint, dims, own: None, no_remote_code: None };
             stock::loaders(&target).iter().map(ToString::to_string).collect()
         }
         false => vec![
@@ -580,77 +615,22 @@ fn known(sim: &Sim) -> Known {
         family: file.model_type.clone(),
         task: file.task.to_string(),
         layers,
+        hidden: file.blueprint.hidden,
+        hidden_after: most.blueprint.hidden,
+        layers_after: most.dims.len(),
         parameters: file.parameters,
-        parameters_after: size_after(sim, &least, &most, file.parameters, |d| file.blueprint.parameter_count(d)),
-        flops: flops(&file.dims),
-        flops_after: size_after(sim, &least, &most, flops(&file.dims), flops),
+        parameters_after: size_after(sim, &least, &most, Blueprint::parameter_count),
+        flops: flops(&file.blueprint, &file.dims),
+        flops_after: size_after(sim, &least, &most, flops),
         flops_length_tokens: length,
-        kv_cache_bytes: file.blueprint.attention.causal.then(|| (cache(&file.dims), (cache(&least), cache(&most)))),
+        kv_cache_bytes: file
+            .blueprint
+            .attention
+            .causal
+            .then(|| (cache(&file.blueprint, &file.dims), (cache(&least.blueprint, &least.dims), cache(&most.blueprint, &most.dims)))),
         file_bytes: file.file_bytes,
         loaders,
     }
-}
-
-/// Shapes at the end: with the fewest units left in each layer, or with the most.
-fn after(sim: &Sim, fewest: bool) -> Vec<LayerDims> {
-    let mut dims = sim.file.dims.clone();
-    if !sim.compacted {
-        return dims;
-    }
-    for (key, (least, most)) in &sim.ranges {
-        let gone = if fewest { *most } else { *least };
-        let Some(d) = key.layer.and_then(|l| dims.get_mut(l)) else { continue };
-        match key.kind {
-            SiteKind::Heads => {
-                // Equally many leave every group, so the count is a multiple of the groups.
-                let left = d.q_heads.saturating_sub(gone);
-                d.q_heads = if d.kv_heads > 0 && d.group_size() > 1 { left.div_ceil(d.kv_heads) * d.kv_heads } else { left };
-                if d.group_size() <= 1 {
-                    d.kv_heads = d.kv_heads.min(d.q_heads);
-                }
-            }
-            SiteKind::KvGroups => {
-                let size = d.group_size();
-                d.kv_heads = d.kv_heads.saturating_sub(gone);
-                d.q_heads = d.kv_heads * size;
-            }
-            SiteKind::Neurons => d.ffn = d.ffn.saturating_sub(gone / d.experts.max(1)),
-            SiteKind::Attention if gone > 0 => (d.q_heads, d.kv_heads) = (0, 0),
-            SiteKind::Mlp if gone > 0 => d.ffn = 0,
-            _ => {}
-        }
-    }
-    dims
-}
-
-/// Least and most of a size that is a sum over units. Where every layer's units cost the same, how many go in all decides it.
-fn size_after(sim: &Sim, least: &[LayerDims], most: &[LayerDims], before: u64, size: impl Fn(&[LayerDims]) -> u64) -> Option<(u64, u64)> {
-    if sim.vague {
-        return None;
-    }
-    if !sim.compacted {
-        return Some((before, before));
-    }
-    let kinds: BTreeSet<SiteKind> = sim.ranges.keys().map(|k| k.kind).collect();
-    let alike = sim.file.dims.windows(2).all(|w| matches!(w, [a, b] if a == b));
-    let one_group = sim.file.dims.iter().all(|d| d.group_size() <= 1);
-    if alike && kinds.iter().all(|k| matches!(k, SiteKind::Neurons) || (*k == SiteKind::Heads && one_group)) {
-        let dims = &sim.file.dims;
-        let mut after = before;
-        for kind in kinds {
-            let mut fewer = dims.clone();
-            if let Some(d) = fewer.first_mut() {
-                match kind {
-                    SiteKind::Heads => (d.q_heads, d.kv_heads) = (d.q_heads.saturating_sub(1), d.kv_heads.saturating_sub(1)),
-                    _ => d.ffn = d.ffn.saturating_sub(1),
-                }
-            }
-            let each = size(dims).saturating_sub(size(&fewer));
-            after = after.saturating_sub(each * sim.gone.get(&kind).copied().unwrap_or(0) as u64);
-        }
-        return Some((after, after));
-    }
-    Some((size(least), size(most)))
 }
 
 /// A parameter's value as the recipe would write it.

@@ -102,7 +102,7 @@ pub(super) fn encoder(
     }
     let hidden = fields.width(&["hidden_size", "dim"])?;
     let layers = fields.count(&["num_hidden_layers", "n_layers"])?;
-    let (heads, head_dim) = fields.heads_of(hidden, &["num_attention_heads", "n_heads"])?;
+    let (heads, head_dim) = fields.heads_of(hidden, &["num_attention_heads", "n_heads"], None)?;
     let width = tables.width.unwrap_or(hidden);
     let blueprint = Blueprint {
         hidden,

@@ -46,7 +46,7 @@ fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     let mut blueprint = shape.blueprint(fields, eps, activation(fields, &["activation_function"], "gelu_new")?, head)?;
     (blueprint.attention.qkv_bias, blueprint.attention.o_bias) = (false, false);
     blueprint.layout = Layout::ParallelOneNorm;
-    let dim = fields.width_or_none(&["rotary_dim"])?.unwrap_or(shape.head_dim);
+    let dim = fields.nullable_width_or("rotary_dim", Some(64))?.unwrap_or(shape.head_dim);
     if dim > shape.head_dim || !dim.is_multiple_of(2) {
         return Err(fields.error("rotary_dim", format!("an even number up to the head's {} entries", shape.head_dim)));
     }

@@ -12,6 +12,20 @@ const MAX_WIDTH: usize = 1 << 24;
 /// Largest number of layers, heads or experts that is taken for real.
 const MAX_COUNT: usize = 1 << 13;
 
+/// The rotary embedding of a config that is silent about it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turns {
+    /// The base.
+    pub theta: f64,
+    /// The share of a head that turns.
+    pub partial: f64,
+}
+
+impl Turns {
+    /// Of most families.
+    pub const WHOLE: Self = Self { theta: 10_000.0, partial: 1.0 };
+}
+
 /// A config, or an object inside it.
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
@@ -210,14 +224,14 @@ impl<'a> Fields<'a> {
         if self.flag_or(name, false)? { Err(self.unsupported(format!("{what} (`{name}` is true)"), hint)) } else { Ok(()) }
     }
 
-    /// Attention heads and the width of one, where the config may state it.
-    pub fn heads_of(&self, hidden: usize, names: &[&'a str]) -> Result<(usize, usize)> {
+    /// Attention heads and the width of one, where the config may state it; `silent` where it has no such field.
+    pub fn heads_of(&self, hidden: usize, names: &[&'a str], silent: Option<usize>) -> Result<(usize, usize)> {
         let heads = self.count(names)?;
         let own = match self.object(super::OWN_KEY)? {
             Some(own) => own.width_or_none(&["head_dim"])?,
             None => None,
         };
-        let head_dim = match own.map_or_else(|| self.width_or_none(&["head_dim"]), |n| Ok(Some(n)))? {
+        let head_dim = match own.map_or_else(|| self.nullable_width_or("head_dim", silent), |n| Ok(Some(n)))? {
             Some(n) => n,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
@@ -229,10 +243,10 @@ impl<'a> Fields<'a> {
     }
 
     /// The rotary embedding in either spelling: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
-    pub fn rotary(&self, head_dim: usize, pairs: Pairs, default_partial: f64) -> Result<Rotary> {
+    pub fn rotary(&self, head_dim: usize, pairs: Pairs, silent: Turns) -> Result<Rotary> {
         let parameters = self.object("rope_parameters")?;
         let scaling = self.object("rope_scaling")?;
-        self.rotary_from(parameters.as_ref(), scaling.as_ref(), head_dim, pairs, default_partial)
+        self.rotary_from(parameters.as_ref(), scaling.as_ref(), head_dim, pairs, silent)
     }
 
     /// The same with the objects given: some families have several.
@@ -242,19 +256,18 @@ impl<'a> Fields<'a> {
         scaling: Option<&Self>,
         head_dim: usize,
         pairs: Pairs,
-        default_partial: f64,
+        silent: Turns,
     ) -> Result<Rotary> {
-        const THETA: f64 = 10_000.0;
         let theta = match parameters {
             Some(p) => p.positive_or_none(&["rope_theta"])?,
             None => None,
         };
-        let theta = theta.map_or_else(|| self.positive_or(&["rope_theta", "rotary_emb_base"], THETA), Ok)?;
+        let theta = theta.map_or_else(|| self.positive_or(&["rope_theta", "rotary_emb_base"], silent.theta), Ok)?;
         let partial = match parameters {
             Some(p) => p.positive_or_none(&["partial_rotary_factor"])?,
             None => None,
         };
-        let partial = partial.map_or_else(|| self.positive_or(&["partial_rotary_factor", "rotary_pct"], default_partial), Ok)?;
+        let partial = partial.map_or_else(|| self.positive_or(&["partial_rotary_factor", "rotary_pct"], silent.partial), Ok)?;
         let dim = (head_dim as f64 * partial) as usize;
         if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
             return Err(self.error("partial_rotary_factor", format!("a share that turns an even number of the head's {head_dim} entries")));

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Source, activation};
+use super::config::{Source, Turns, activation};
 use super::gpt2::Plain;
 use super::llama::head;
 use super::names::{How, Name, Names, QkvOrder, plain, stored};
@@ -63,7 +63,7 @@ fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     } else {
         Layout::Pre
     };
-    blueprint.rotary = vec![fields.rotary(shape.head_dim, Pairs::Half, 1.0)?];
+    blueprint.rotary = vec![fields.rotary(shape.head_dim, Pairs::Half, Turns::WHOLE)?];
     for layer in &mut blueprint.layers {
         layer.rotary = Some(0);
     }

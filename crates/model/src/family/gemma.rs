@@ -1,8 +1,10 @@
 //! Gemma 2 and 3, text (Gemma Team, 2024 and 2025): norms before and after each sublayer with factor 1 + w, scaled embeddings,
 //! alternating windows; soft-caps in 2, q/k norms and two rotary tables in 3.
 
-use super::config::{Fields, Source};
-use super::llama::{KEYS, decoder, names as llama_names};
+use serde_json::{Map, Value};
+
+use super::config::{Fields, Source, Turns};
+use super::llama::{KEYS, Silent, decoder, names as llama_names};
 use super::names::{Names, plain};
 use super::{Family, write_layer_types};
 use crate::blueprint::*;
@@ -34,9 +36,18 @@ pub(super) const GEMMA3: Family = Family {
     read: read_gemma3,
     names: |_| names(),
     keys: KEYS,
-    write_layers: write_layer_types,
+    write_layers: write_gemma3,
 };
 
+/// A cap on the scores is in no sum of transformers', and other readers would obey it.
+fn write_gemma3(map: &mut Map<String, Value>, blueprint: &Blueprint, dims: &[LayerDims]) {
+    write_layer_types(map, blueprint, dims);
+    if let Some(cap) = map.get_mut("attn_logit_softcapping") {
+        *cap = Value::Null;
+    }
+}
+
+const SILENT: Silent = Silent { activation: "gelu_pytorch_tanh", tied: true, kv_heads: Some(4), head_dim: Some(256), ..Silent::LLAMA };
 /// The scalar under the scores' root where the config is silent.
 const DEFAULT_SCALAR: f64 = 256.0;
 /// Every so many layers one of Gemma 3 sees everything.
@@ -49,7 +60,7 @@ const SLIDING_THETA: f64 = 10_000.0;
 fn common(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     let fields = &source.fields;
     fields.refuse_flag("use_bidirectional_attention", "bidirectional attention in a decoder", "causal attention is")?;
-    let (mut blueprint, dims) = decoder(source, "gelu_pytorch_tanh", true)?;
+    let (mut blueprint, dims) = decoder(source, &SILENT)?;
     blueprint.embeddings.scale = (blueprint.hidden as f64).sqrt();
     blueprint.norm.kind = NormKind::RmsOffsetOne;
     blueprint.layout = Layout::Sandwich;
@@ -91,6 +102,8 @@ fn read_gemma3(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     let fields = &source.fields;
     let (mut blueprint, dims) = common(source)?;
     cap(fields, &mut blueprint, None, None)?;
+    // Its config has the field, and transformers' class leaves it out of the scores.
+    blueprint.attention.softcap = None;
     blueprint.attention.qk_norm = true;
     let pattern = fields.count_or_none(&["sliding_window_pattern", "_sliding_window_pattern"])?.unwrap_or(DEFAULT_PATTERN);
     slide(fields, &mut blueprint, |layer| !(layer + 1).is_multiple_of(pattern))?;
@@ -109,13 +122,13 @@ fn two_tables(fields: &Fields<'_>, head_dim: usize) -> Result<Vec<Rotary>> {
         let table = |name: &'static str, theta: f64| -> Result<Rotary> {
             match parameters.object(name)? {
                 None => Ok(default(theta)),
-                Some(own) => fields.rotary_from(Some(&own), None, head_dim, Pairs::Half, 1.0),
+                Some(own) => fields.rotary_from(Some(&own), None, head_dim, Pairs::Half, Turns { theta, ..Turns::WHOLE }),
             }
         };
         return Ok(vec![table("full_attention", FULL_THETA)?, table("sliding_attention", SLIDING_THETA)?]);
     }
     let scaling = fields.object("rope_scaling")?;
-    let mut full = fields.rotary_from(None, scaling.as_ref(), head_dim, Pairs::Half, 1.0)?;
+    let mut full = fields.rotary_from(None, scaling.as_ref(), head_dim, Pairs::Half, Turns::WHOLE)?;
     full.theta = fields.positive_or(&["rope_theta"], FULL_THETA)?;
     Ok(vec![full, default(fields.positive_or(&["rope_local_base_freq"], SLIDING_THETA)?)])
 }

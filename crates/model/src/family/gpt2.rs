@@ -44,7 +44,7 @@ impl Plain {
     /// A width for the MLP that configs may leave out: four times the hidden size.
     pub fn read(fields: &Fields<'_>, hidden: &str, layers: &str, heads: &str, ffn: &str) -> Result<Self> {
         let width = fields.width(&[hidden])?;
-        let (heads, head_dim) = fields.heads_of(width, &[heads])?;
+        let (heads, head_dim) = fields.heads_of(width, &[heads], None)?;
         let ffn = fields.width_or_none(&[ffn])?.unwrap_or(4 * width);
         Ok(Self { hidden: width, layers: fields.count(&[layers])?, heads, head_dim, ffn })
     }

@@ -1,7 +1,7 @@
 //! GPT-NeoX and Pythia (Black et al., 2022; Biderman et al., 2023): partial rotary, parallel residual, q, k and v fused per head.
 
 use super::bert::KEYS;
-use super::config::{Source, activation};
+use super::config::{Source, Turns, activation};
 use super::gpt2::Plain;
 use super::llama::head;
 use super::names::{How, Name, Names, QkvOrder, plain, stored};
@@ -38,7 +38,7 @@ fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     if fields.flag_or("use_parallel_residual", true)? {
         blueprint.layout = Layout::Parallel;
     }
-    blueprint.rotary = vec![fields.rotary(shape.head_dim, Pairs::Half, DEFAULT_PARTIAL)?];
+    blueprint.rotary = vec![fields.rotary(shape.head_dim, Pairs::Half, Turns { partial: DEFAULT_PARTIAL, ..Turns::WHOLE })?];
     for layer in &mut blueprint.layers {
         layer.rotary = Some(0);
     }

@@ -1,6 +1,6 @@
 //! Llama 1 to 3.x (Touvron et al., 2023): pre-norm decoder, RMS norm, rotary, gated MLP, grouped key/value heads.
 
-use super::config::{Fields, Source, activation};
+use super::config::{Fields, Source, Turns, activation};
 use super::names::{Name, Names, plain};
 use super::{Family, Keys, encode_head, labels_of, no_layer_fields};
 use crate::blueprint::*;
@@ -34,7 +34,7 @@ pub(super) const KEYS: Keys = Keys {
 
 fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     let bias = source.fields.flag_or("attention_bias", false)?;
-    let (mut blueprint, dims) = decoder(source, "silu", false)?;
+    let (mut blueprint, dims) = decoder(source, &Silent::LLAMA)?;
     blueprint.attention.qkv_bias = bias;
     blueprint.attention.o_bias = bias;
     let mlp_bias = source.fields.flag_or("mlp_bias", false)?;
@@ -43,13 +43,29 @@ fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     Ok((blueprint, dims))
 }
 
+/// What holds where a config is silent: the defaults of the family's config class.
+pub(super) struct Silent {
+    pub activation: &'static str,
+    pub tied: bool,
+    pub eps: f64,
+    /// Key/value heads of a config without the field; as many as query heads where this is none, or the field is null.
+    pub kv_heads: Option<usize>,
+    /// Width of a head of a config without the field; the hidden size by the heads where this is none, or the field is null.
+    pub head_dim: Option<usize>,
+    pub turns: Turns,
+}
+
+impl Silent {
+    pub const LLAMA: Self = Self { activation: "silu", tied: false, eps: 1e-6, kv_heads: None, head_dim: None, turns: Turns::WHOLE };
+}
+
 /// The decoder of Llama and its kin: no biases, no windows, one rotary table.
-pub(super) fn decoder(source: &Source<'_>, default_activation: &str, default_tied: bool) -> Result<(Blueprint, Vec<LayerDims>)> {
+pub(super) fn decoder(source: &Source<'_>, silent: &Silent) -> Result<(Blueprint, Vec<LayerDims>)> {
     let fields = &source.fields;
     let hidden = fields.width(&["hidden_size"])?;
     let layers = fields.count(&["num_hidden_layers"])?;
-    let (heads, head_dim) = fields.heads_of(hidden, &["num_attention_heads"])?;
-    let kv_heads = fields.count_or_none(&["num_key_value_heads"])?.unwrap_or(heads);
+    let (heads, head_dim) = fields.heads_of(hidden, &["num_attention_heads"], silent.head_dim)?;
+    let kv_heads = fields.nullable_width_or("num_key_value_heads", silent.kv_heads)?.unwrap_or(heads);
     if !heads.is_multiple_of(kv_heads) {
         return Err(fields.error("num_key_value_heads", format!("a divisor of num_attention_heads, {heads}")));
     }
@@ -57,20 +73,20 @@ pub(super) fn decoder(source: &Source<'_>, default_activation: &str, default_tie
         hidden,
         vocab: fields.width(&["vocab_size"])?,
         embeddings: Embeddings { width: hidden, positions: None, token_types: 0, norm_eps: None, scale: 1.0, project: None },
-        norm: Norm { kind: NormKind::Rms, eps: fields.positive_or(&["rms_norm_eps"], 1e-6)? },
+        norm: Norm { kind: NormKind::Rms, eps: fields.positive_or(&["rms_norm_eps"], silent.eps)? },
         layout: Layout::Pre,
         attention: Attention { causal: true, qkv_bias: false, o_bias: false, qk_norm: false, softcap: None },
         mlp: Mlp {
-            activation: activation(fields, &["hidden_act", "hidden_activation"], default_activation)?,
+            activation: activation(fields, &["hidden_act", "hidden_activation"], silent.activation)?,
             gated: true,
             up_bias: false,
             down_bias: false,
             router: None,
         },
         layers: vec![LayerSpec { window: None, rotary: Some(0), scale: (head_dim as f64).powf(-0.5) }; layers],
-        rotary: vec![fields.rotary(head_dim, Pairs::Half, 1.0)?],
+        rotary: vec![fields.rotary(head_dim, Pairs::Half, silent.turns)?],
         final_norm: true,
-        head: head(source, fields.flag_or("tie_word_embeddings", default_tied)?)?,
+        head: head(source, fields.flag_or("tie_word_embeddings", silent.tied)?)?,
     };
     let dims = LayerDims { q_heads: heads, kv_heads, head_dim, ffn: fields.width(&["intermediate_size"])?, ..LayerDims::default() };
     Ok((blueprint, vec![dims; layers]))

@@ -1,7 +1,7 @@
 //! Mistral (Jiang et al., 2023): Llama with a sliding window.
 
 use super::config::Source;
-use super::llama::{KEYS, decoder, names};
+use super::llama::{KEYS, Silent, decoder, names};
 use super::{Family, no_layer_fields};
 use crate::blueprint::*;
 use crate::dims::LayerDims;
@@ -25,7 +25,7 @@ pub(super) const FAMILY: Family = Family {
 const DEFAULT_WINDOW: usize = 4096;
 
 fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
-    let (mut blueprint, dims) = decoder(source, "silu", false)?;
+    let (mut blueprint, dims) = decoder(source, &Silent { kv_heads: Some(8), ..Silent::LLAMA })?;
     let window = source.fields.nullable_width_or("sliding_window", Some(DEFAULT_WINDOW))?;
     for layer in &mut blueprint.layers {
         layer.window = window;

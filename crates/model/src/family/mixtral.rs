@@ -1,7 +1,7 @@
 //! Mixtral (Jiang et al., 2024): Mistral with routed experts, whose chosen weights sum to 1.
 
-use super::config::Source;
-use super::llama::{KEYS, decoder, names as llama_names};
+use super::config::{Source, Turns};
+use super::llama::{KEYS, Silent, decoder, names as llama_names};
 use super::names::{Names, plain};
 use super::{ExpertKeys, Family, Keys, no_layer_fields};
 use crate::blueprint::*;
@@ -25,9 +25,11 @@ pub(super) const FAMILY: Family = Family {
     write_layers: no_layer_fields,
 };
 
+const SILENT: Silent = Silent { eps: 1e-5, kv_heads: Some(8), turns: Turns { theta: 1_000_000.0, ..Turns::WHOLE }, ..Silent::LLAMA };
+
 fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     let fields = &source.fields;
-    let (mut blueprint, mut dims) = decoder(source, "silu", false)?;
+    let (mut blueprint, mut dims) = decoder(source, &SILENT)?;
     let experts = fields.count(&["num_local_experts"])?;
     let top_k = fields.count_or_none(&["num_experts_per_tok"])?.unwrap_or(2);
     if top_k > experts {

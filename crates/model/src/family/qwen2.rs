@@ -1,7 +1,7 @@
 //! Qwen2 and 2.5 (Yang et al., 2024): Llama with biases on q, k and v.
 
 use super::config::{Fields, Source};
-use super::llama::{KEYS, decoder, names};
+use super::llama::{KEYS, Silent, decoder, names};
 use super::{Family, write_layer_types};
 use crate::blueprint::*;
 use crate::dims::LayerDims;
@@ -22,7 +22,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
-    let (mut blueprint, dims) = decoder(source, "silu", false)?;
+    let (mut blueprint, dims) = decoder(source, &Silent { kv_heads: Some(32), ..Silent::LLAMA })?;
     blueprint.attention.qkv_bias = true;
     slide_upper_layers(&source.fields, &mut blueprint)?;
     Ok((blueprint, dims))

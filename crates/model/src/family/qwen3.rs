@@ -1,7 +1,7 @@
 //! Qwen3 (Yang et al., 2025): Llama with an RMS norm on each head's q and k.
 
 use super::config::Source;
-use super::llama::{KEYS, decoder, names};
+use super::llama::{KEYS, Silent, decoder, names};
 use super::qwen2::slide_upper_layers;
 use super::{Family, write_layer_types};
 use crate::blueprint::*;
@@ -23,7 +23,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
-    let (mut blueprint, dims) = decoder(source, "silu", false)?;
+    let (mut blueprint, dims) = decoder(source, &Silent { kv_heads: Some(32), head_dim: Some(128), ..Silent::LLAMA })?;
     let bias = source.fields.flag_or("attention_bias", false)?;
     (blueprint.attention.qkv_bias, blueprint.attention.o_bias) = (bias, bias);
     blueprint.attention.qk_norm = true;

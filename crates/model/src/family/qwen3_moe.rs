@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::config::Source;
-use super::llama::{KEYS, decoder, names as llama_names};
+use super::llama::{KEYS, Silent, decoder, names as llama_names};
 use super::names::{Names, plain};
 use super::{ExpertKeys, Family, Keys};
 use crate::blueprint::*;
@@ -33,7 +33,7 @@ pub(super) const FAMILY: Family = Family {
 
 fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     let fields = &source.fields;
-    let (mut blueprint, mut dims) = decoder(source, "silu", false)?;
+    let (mut blueprint, mut dims) = decoder(source, &Silent { kv_heads: Some(4), ..Silent::LLAMA })?;
     let bias = fields.flag_or("attention_bias", false)?;
     (blueprint.attention.qkv_bias, blueprint.attention.o_bias) = (bias, bias);
     blueprint.attention.qk_norm = true;

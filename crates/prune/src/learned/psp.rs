@@ -66,7 +66,7 @@ impl Learner for Psp {
         finish: bool,
     ) -> Result<Decision> {
         let scores = self.scores(layout, learned)?;
-        let decision = above(&scores, request, request.removed, 0.0, &|a| f64::from(a) >= self.threshold)?;
+        let decision = above(&scores, request, request.removed, shape, 0.0, &|a| f64::from(a) >= self.threshold)?;
         if finish { and_the_amount(&decision, &scores, request, request.removed, shape) } else { Ok(decision) }
     }
 

@@ -204,7 +204,7 @@ impl Learner for ScoreLearner {
         let base = self.base(layout, request.removed)?;
         if let Bar::Soft(tau) = &self.bar {
             let tau = moment.value(tau);
-            let mut decision = above(&scores, request, &base, SOFT_FLOOR, &|s| sigmoid(f64::from(s)) > tau)?;
+            let mut decision = above(&scores, request, &base, &shape, SOFT_FLOOR, &|s| sigmoid(f64::from(s)) > tau)?;
             if finish {
                 decision = and_the_amount(&decision, &scores, request, &base, &shape)?;
             }

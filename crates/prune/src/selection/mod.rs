@@ -5,7 +5,8 @@
 //!
 //! With grouped-query attention a layer loses equally many query heads from each KV group: heads go in *bundles*, the lowest head of each
 //! group together, ranked by the mean of their scores; the count is the nearest legal one below. In `scope = global` bundles of all layers
-//! are ranked together, so the rounding happens once for the model, not once a layer.
+//! are ranked together, so the rounding happens once for the model, not once a layer. Neurons of experts leave in the same way, the lowest
+//! of each expert together: a layer's experts are as wide as each other.
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ use crate::error::{PruneError, Result};
 use crate::scores::Scores;
 use crate::site::{Key, Sites, plural};
 
-pub(crate) use units::{chains, select_together};
+pub(crate) use units::{chains, living, multiple, select_together};
 pub(crate) use weights::to_go as weights_to_go;
 
 /// The least that must stay in each layer (each matrix, for weights).

@@ -188,6 +188,63 @@ fn grouped_heads_leave_equally_from_each_group() {
 }
 
 #[test]
+fn experts_lose_neurons_evenly() {
+    let mut shape = shape(3, 4, 4, 10);
+    for (d, experts) in shape.dims.iter_mut().zip([4, 2, 4]) {
+        d.experts = experts;
+    }
+    let sites = all(SiteKind::Neurons, &shape);
+    let experts = |key: &Key| shape.dims[key.layer.unwrap()].experts;
+    let widths =
+        |key: &Key, kept: &[usize]| -> Vec<usize> { (0..experts(key)).map(|e| kept.iter().filter(|n| **n / 10 == e).count()).collect() };
+    for seed in 0..10 {
+        let scores = coarse(&sites, &shape, seed);
+        for p in PERCENTS {
+            for scope in [Scope::Global, Scope::Layer] {
+                let mut case = Case::new(sites.clone(), share(p));
+                case.scope = scope;
+                let d = case.select(&scores, &shape).unwrap();
+                for (key, kept) in &d.sites {
+                    let width = widths(key, kept);
+                    assert!(width.iter().all(|n| *n == width[0]), "{key} {width:?}");
+                    // Within an expert the lowest have gone.
+                    for e in 0..experts(key) {
+                        let score = |n: usize| scores.sites[key][n];
+                        let (stay, go): (Vec<usize>, Vec<usize>) = (e * 10..(e + 1) * 10).partition(|n| kept.contains(n));
+                        let least = stay.iter().map(|n| score(*n)).fold(f32::INFINITY, f32::min);
+                        assert!(go.iter().all(|n| score(*n) <= least), "{key} expert {e}");
+                    }
+                    if scope == Scope::Layer {
+                        let total = 10 * experts(key);
+                        assert_eq!(total - kept.len(), percent(p).of(total) / experts(key) * experts(key));
+                    }
+                }
+                if scope == Scope::Global {
+                    let (gone, asked) = (100 - kept(&d), percent(p).of(100));
+                    assert!(gone <= asked && asked < gone + 4, "{gone} of {asked} neurons, two or four at a time");
+                }
+            }
+        }
+        // `align` is of the width of an expert, not of all together.
+        let mut case = Case::new(sites.clone(), share(45));
+        case.align = Some(4);
+        let aligned = case.select(&scores, &shape).unwrap();
+        for (key, kept) in &aligned.sites {
+            let width = widths(key, kept)[0];
+            assert!(width % 4 == 0 || width == 10, "{key}: {width}");
+        }
+        // An expert that is gone takes no part.
+        let mut case = Case::new(sites.clone(), share(60));
+        let key = Key::of(SiteKind::Experts, 0);
+        let gone = Decision { sites: [(key, vec![0, 2, 3])].into(), ..Decision::default() };
+        case.removed.add(&gone, &shape.dims, shape.hidden).unwrap();
+        let d = case.select(&scores, &shape).unwrap();
+        let width = widths(&Key::of(SiteKind::Neurons, 0), &d.sites[&Key::of(SiteKind::Neurons, 0)]);
+        assert!(width[1] == 0 && width[0] == width[2] && width[2] == width[3], "{width:?}");
+    }
+}
+
+#[test]
 fn protected_units_count_and_stay() {
     let shape = shape(2, 10, 10, 1);
     let sites = all(SiteKind::Heads, &shape);

@@ -1,16 +1,19 @@
 //! Ranking whole units.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
+use prunectl_model::LayerDims;
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::{Amount, Scope};
 
 use super::{AtLeast, Request, Shape, amount_error, by_layer, scope_name, wanted};
+use crate::decision::Removed;
 use crate::error::{PruneError, Result};
 use crate::scores::Scores;
-use crate::site::{Key, plural};
+use crate::site::{Key, even_group, plural, together};
 
-/// Units that leave together: one unit, or one query head of each KV group.
+/// Units that leave together: one unit, or one query head of each KV group, or one neuron of each expert.
 struct Item {
     score: f64,
     key: Key,
@@ -82,7 +85,7 @@ pub(crate) fn select_together(scores: &Scores, request: &Request<'_>, shape: &Sh
 }
 
 /// Of each selected site, the units that may go in the order in which they go, in steps that leave a legal model: of query heads that
-/// share keys and values one of each group, with `align` as many as the multiple asks for. `at_least` cuts the end off.
+/// share keys and values one of each group, of neurons one of each expert, with `align` as many as the multiple asks for. `at_least` cuts the end off.
 pub(crate) fn chains(scores: &Scores, request: &Request<'_>, shape: &Shape) -> Result<BTreeMap<Key, Vec<Vec<usize>>>> {
     if !request.sites.weights.is_empty() {
         return Err(amount_error(request.amount, "whole units: zeros among single weights make no model smaller"));
@@ -97,7 +100,7 @@ pub(crate) fn chains(scores: &Scores, request: &Request<'_>, shape: &Shape) -> R
         let ranking = Ranking { kind: key.kind, keys: vec![key], amount: request.amount, what: key.to_string() };
         let room = floors(&ranking, request, shape)?.get(&key).copied().unwrap_or(usize::MAX);
         let left = (0..shape.count(key)).filter(|u| !request.removed.has(key, *u)).count();
-        let multiple = request.align.unwrap_or(1).max(1);
+        let multiple = multiple(key, request.align.unwrap_or(1).max(1), request.removed, &shape.dims);
         let (mut chain, mut open, mut gone) = (Vec::new(), Vec::new(), 0);
         for item in items(&ranking, scores, request, shape, false) {
             gone += item.units.len();
@@ -219,21 +222,36 @@ fn items(ranking: &Ranking<'_>, scores: &Scores, request: &Request<'_>, shape: &
     out
 }
 
-/// Single units; query heads that share keys and values go one from each group together, lowest first.
+/// Single units; of query heads that share keys and values, and of experts' neurons, one from each group together, lowest first.
 fn bundles(key: Key, units: Vec<usize>, score: &dyn Fn(usize) -> f32, request: &Request<'_>, shape: &Shape) -> Vec<Vec<usize>> {
-    let dims = key.layer.and_then(|l| shape.dims.get(l)).copied().unwrap_or_default();
-    let size = dims.group_size();
-    if key.kind != SiteKind::Heads || size < 2 {
-        return units.into_iter().map(|u| vec![u]).collect();
-    }
-    let lives = |group: &usize| (group * size..(group + 1) * size).any(|h| !request.removed.has(key, h));
-    let mut groups: Vec<Vec<usize>> =
-        (0..dims.kv_heads).filter(lives).map(|g| units.iter().copied().filter(|u| u / size == g).collect()).collect();
+    let Some(groups) = living(key, request.removed, &shape.dims) else { return units.into_iter().map(|u| vec![u]).collect() };
+    // Ascending, so that each group's are together.
+    let of = |group: &Range<usize>| {
+        let (start, end) = (units.partition_point(|u| *u < group.start), units.partition_point(|u| *u < group.end));
+        units.get(start..end).unwrap_or_default().to_vec()
+    };
+    let mut groups: Vec<Vec<usize>> = groups.iter().map(of).collect();
     for group in &mut groups {
         group.sort_by(|a, b| score(*a).total_cmp(&score(*b)).then(a.cmp(b)));
     }
     let n = groups.iter().map(Vec::len).min().unwrap_or(0);
     (0..n).map(|i| groups.iter().filter_map(|g| g.get(i)).copied().collect()).collect()
+}
+
+/// The groups of a site whose units leave evenly, those left out of which nothing is there any more; `None` where units leave on their own.
+pub(crate) fn living(key: Key, removed: &Removed, dims: &[LayerDims]) -> Option<Vec<Range<usize>>> {
+    let dims = key.layer.and_then(|l| dims.get(l))?;
+    let size = even_group(key.kind, dims)?;
+    let groups = (0..together(key.kind, dims)).map(|g| g * size..(g + 1) * size);
+    Some(groups.filter(|group| group.clone().any(|u| !removed.has(key, u))).collect())
+}
+
+/// What the kept count of a site is a multiple of under `align`: the width of each expert is, not their sum.
+pub(crate) fn multiple(key: Key, align: usize, removed: &Removed, dims: &[LayerDims]) -> usize {
+    match (key.kind, living(key, removed, dims)) {
+        (SiteKind::Neurons, Some(experts)) => align * experts.len().max(1),
+        _ => align,
+    }
 }
 
 /// The lowest items that fit the budget and each site's room. A site whose next item does not fit is done: nothing behind it goes first.
@@ -264,8 +282,9 @@ fn greedy(items: &[Item], budget: u64, room: impl Fn(Key) -> usize) -> Vec<&Item
 
 /// Gives back the highest of each site until the kept count is a multiple (or everything that was there).
 fn align(taken: &mut Vec<&Item>, ranking: &Ranking<'_>, request: &Request<'_>, shape: &Shape) {
-    let Some(multiple) = request.align.filter(|a| *a > 1) else { return };
+    let Some(align) = request.align.filter(|a| *a > 1) else { return };
     for key in &ranking.keys {
+        let multiple = multiple(*key, align, request.removed, &shape.dims);
         let left = (0..shape.count(*key)).filter(|u| !request.removed.has(*key, *u)).count();
         let going = |taken: &[&Item]| taken.iter().filter(|i| i.key == *key).map(|i| i.units.len()).sum::<usize>();
         while going(taken) > 0 && !(left - going(taken)).is_multiple_of(multiple) {

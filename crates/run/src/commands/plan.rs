@@ -190,22 +190,37 @@ fn of_model(model: &ModelForecast) -> String {
         return format!("{} ({}): {}", model.name, model.source, model.unknown.clone().unwrap_or_default());
     };
     let mut out = format!("{} ({}): {} for {}, {} layers\n", model.name, model.source, known.family, known.task, known.layers.len());
-    let mut shapes = table(&["layer", "heads", "kv groups", "neurons"]);
+    let mixture = known.layers.iter().any(|l| l.experts > 0);
+    let mut columns = vec!["layer", "heads", "kv groups", "neurons"];
+    if mixture {
+        columns.push("experts");
+    }
+    let mut shapes = table(&columns);
     let mut start = 0;
     while let Some(first) = known.layers.get(start) {
         let same = known.layers.iter().skip(start).take_while(|l| *l == first).count().max(1);
         let name = if same == 1 { start.to_string() } else { format!("{start}–{}", start + same - 1) };
         let change = |before: usize, after: Range| if after.is(before) { before.to_string() } else { format!("{before} → {after}") };
-        shapes.add_row([
+        let mut row = vec![
             name,
             change(first.heads, first.heads_after),
             change(first.kv_groups, first.kv_groups_after),
             change(first.neurons, first.neurons_after),
-        ]);
+        ];
+        if mixture {
+            row.push(change(first.experts, first.experts_after));
+        }
+        shapes.add_row(row);
         start += same;
     }
     out += &format!("{shapes}\n");
     let mut sizes = table(&["", "before", "after"]);
+    for (what, before, after) in [("layers", known.layers.len(), known.layers_after), ("hidden channels", known.hidden, known.hidden_after)]
+    {
+        if before != after {
+            sizes.add_row([what.to_owned(), before.to_string(), after.to_string()]);
+        }
+    }
     let after = |r: &Option<(u64, u64)>| match r {
         Some((a, b)) if a == b => figure(*a as f64, FigureUnit::Count),
         Some((a, b)) => format!("{} – {}", figure(*a as f64, FigureUnit::Count), figure(*b as f64, FigureUnit::Count)),

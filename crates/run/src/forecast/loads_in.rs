@@ -4,7 +4,8 @@ use prunectl_model::LayerDims;
 use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::{Plan, Prune, Step, StepKind};
 
-use super::{Sim, after};
+use super::Sim;
+use super::shapes::after;
 use crate::stock::{self, Loader, Target, Verdict};
 
 /// The code of what a run would not carry out.
@@ -36,8 +37,9 @@ pub(super) fn check(prune: &Prune, step: &Step, sim: &Sim) -> Vec<Diagnostic> {
     let compacted = Sim { compacted: true, ..sim.clone() };
     let (least, most) = (after(&compacted, true), after(&compacted, false));
     let decided = least == most && !sim.vague;
-    let dims = if decided { most } else { ragged(&least, &most) };
-    let target = Target { model_type: &sim.file.model_type, blueprint: &sim.file.blueprint, dims: &dims, own: None, no_remote_code: None };
+    let blueprint = &most.blueprint;
+    let dims = if decided { most.dims.clone() } else { ragged(&least.dims, &most.dims) };
+    let target = Target { model_type: &sim.file.model_type, blueprint, dims: &dims, own: None, no_remote_code: None };
     let named = |loader: Loader| prune.loads_in.iter().any(|word| word == loader.word());
     let bad = stock::loaders(&target).into_iter().filter(|l| named(l.loader) && !l.loads());
     bad.map(|l| {

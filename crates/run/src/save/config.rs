@@ -61,8 +61,8 @@ pub(super) fn spell_for_candle(config: &mut Value, blueprint: &Blueprint, dims: 
         let context = fields.get("max_position_embeddings").cloned().unwrap_or_else(|| json!(32_768));
         fields.insert("sliding_window".into(), context);
     }
-    if family == "qwen3_moe" {
-        let experts = dims.iter().map(|d| d.experts).max().unwrap_or(0);
+    // Where no layer has experts any more, the count that was there stays: 0 is none that a reader takes.
+    if let Some(experts) = dims.iter().map(|d| d.experts).max().filter(|n| *n > 0 && family == "qwen3_moe") {
         fields.insert("num_experts".into(), json!(experts));
     }
 }

@@ -36,14 +36,15 @@ class NoHeads(nn.Module):
 
 
 class Resharded(nn.Linear):
-    """A fused projection whose file has `shards` blocks of q, v, k where the stock class cuts four."""
+    """A fused projection whose file has `shards` blocks of q, v, k where the stock class cuts four, which need not divide its width: it
+    is given the whole four times, and the first is taken."""
 
     shards = 4
 
     def forward(self, x):
         y = super().forward(x)
-        y = y.unflatten(-1, (self.shards, 3, -1)).transpose(-3, -2).flatten(-2)
-        return y.unflatten(-1, (4, -1)).transpose(-3, -2).flatten(-3)
+        y = y.unflatten(-1, (self.shards, 3, -1)).transpose(-3, -2).flatten(-3)
+        return torch.cat([y] * 4, -1)
 
 
 class LayerConfig:
@@ -135,7 +136,9 @@ def shape_attention(layer, index, hidden, dims, scale, biases):
         resharded = Resharded(hidden, 3 * queries, bias=False)
         resharded.shards = shards
         setattr(*projection, resharded)
-        attention._split_heads = lambda x, n_head, dim_head, mp_num: x.reshape(*x.shape[:-2], n_head, dim_head)
+        attention.num_attention_heads = 4 * heads
+        attention._split_heads = lambda x, *_, **named: x[..., 0, :].unflatten(-1, (heads, size))
+        attention._merge_heads = lambda x, *_, **named: x.transpose(1, 2).flatten(-2)
 
 
 def shape_mlp(layer, hidden, dims, top_k, biases):
