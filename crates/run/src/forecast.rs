@@ -6,7 +6,7 @@ mod loads_in;
 mod memory;
 mod shapes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prunectl_model::{Blueprint, Facts as ModelFile, LayerDims, cost};
