@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use prunectl_kernels::memory::Recycler;
 use prunectl_kernels::threads;
-use prunectl_run::cli::Cli;
+use prunectl_run::cli::{Cli, tell};
 use prunectl_run::interrupt::Interrupt;
 
 #[global_allocator]
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     unsafe { threads::keep_elementwise_on_caller() };
     // Wrong usage ends in clap's own message and status 2.
     let cli = Cli::parse();
+    let json = cli.json();
     let interrupt = Interrupt::default();
     let outcome = match interrupt.install() {
         Ok(()) => cli.run(interrupt),
@@ -23,11 +24,6 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            let text = error.to_string();
-            // Rendered diagnostics begin with their own `error[…]`.
-            eprintln!("{}{}", if text.starts_with("error") { "" } else { "error: " }, text.trim_end());
-            ExitCode::from(error.exit_status())
-        }
+        Err(error) => ExitCode::from(tell(&error, json)),
     }
 }

@@ -219,7 +219,7 @@ fn every_code_and_every_method_is_explained() {
 
 /// What can't fit is refused before anything is made: the config says how large the model is.
 #[test]
-fn a_training_that_no_machine_holds_is_refused() {
+pub fn a_training_that_no_machine_holds_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-llama/config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&config).unwrap();
@@ -369,4 +369,42 @@ fn a_loader_that_cannot_read_the_result_is_a_mistake() {
     let run = prunectl(dir.path(), &["run", "global.prune"]).output().unwrap();
     assert_eq!(run.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&run.stderr).contains("loads_in"));
+}
+
+/// Every command answers in JSON where it has an answer, one value and nothing else on stdout; also when it fails.
+#[test]
+fn every_command_answers_in_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let recipe = "edition 2026\nmodel m = init(\"builtin:tiny-bert\", seed = 3)\ndata d = builtin(\"tales\")\neval loss() of m on d.validation.take(4) as before\n\
+                  prune m.layers[*].attention.heads by 25% using magnitude() { scope = layer }\ncompact m\nsave m to \"out/q\"\n";
+    std::fs::write(d.join("q.prune"), recipe).unwrap();
+    std::fs::write(d.join("bad.prune"), recipe.replace("loss()", "los()")).unwrap();
+    let commands: [(&[&str], i32); 19] = [
+        (&["check", "q.prune"], 0),
+        (&["check", "bad.prune"], 1),
+        (&["plan", "q.prune"], 0),
+        (&["run", "q.prune", "--out", "r"], 0),
+        (&["run", "bad.prune"], 1),
+        (&["run", "none.prune"], 2),
+        (&["resume", "r"], 2),
+        (&["inspect", "out/q"], 0),
+        (&["eval", "out/q", "--data", "builtin:tales", "--rows", "4", "--metric", "loss"], 0),
+        (&["bench", "out/q", "--data", "builtin:tales", "--rows", "4", "--runs", "1"], 0),
+        (&["score", "builtin:tiny-bert", "--using", "magnitude", "--out", "s"], 0),
+        (&["lock", "q.prune"], 0),
+        (&["fmt", "q.prune"], 0),
+        (&["explain", "wanda"], 0),
+        (&["export", "out/q", "--format", "hf", "--layout", "padded", "--out", "e"], 0),
+        (&["new", "n.prune", "--model", "builtin:tiny-bert", "--data", "builtin:tales", "--remove", "heads"], 0),
+        (&["plan", "hf:org/name", "--to", "params <= 6B"], 2),
+        (&["doctor"], 0),
+        (&["schema"], 0),
+    ];
+    for (args, status) in commands {
+        let out = run(d, &[args, &["--json", "-q"]].concat());
+        assert_eq!(out.status.code(), Some(status), "{args:?}: {}", stderr(&out));
+        let value: Value = serde_json::from_str(&stdout(&out)).unwrap_or_else(|e| panic!("{args:?}: {e}: {}", stdout(&out)));
+        assert!(status != 2 || (value["status"] == 2 && value["error"].is_string()), "{args:?}: {value}");
+    }
 }

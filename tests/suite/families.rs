@@ -14,7 +14,7 @@ use prunectl_run::stock::{Loader, Verdict};
 use serde_json::json;
 
 use crate::stock::{greedy, logits, record, save};
-use crate::support::ask;
+use prunectl_testkit::ask;
 
 /// Largest relative difference of logits, max|a−b| / max|b|: f32 on both sides, other kernels and another order of summation.
 const TOLERANCE: f64 = 1e-4;
@@ -268,7 +268,7 @@ pub fn print_table(title: &str, rows: &[&str], columns: &[&str], cells: &BTreeMa
 
 #[test]
 fn transformers_loads_every_family_in_every_shape() {
-    let Some(python) = crate::support::python("transformers loads every family in every shape") else { return };
+    let Some(python) = prunectl_testkit::python("transformers loads every family in every shape") else { return };
     let folder = tempfile::tempdir().unwrap();
     let table = transformers_reads(&python, folder.path(), &cells(folder.path()));
     print_table("transformers: worst error of the logits (py: with trust_remote_code=True)", &rows(), SHAPES, &table);

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::common::{QUICK, prunectl, run, stderr, stdout};
+use crate::many_kills::{RECIPE, nothing_wrong};
 
 /// Lines that the journal may grow to before the process is killed; the journal of the quick recipe has more.
 const KILLS: [usize; 6] = [1, 4, 8, 11, 15, 22];
@@ -52,7 +53,7 @@ pub fn killed_after(dir: &Path, args: &[&str], journal: &Path, n: usize) -> bool
 }
 
 #[test]
-fn killed_runs_resume_to_the_same_bytes() {
+pub fn killed_runs_resume_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     fs::write(d.join("quick.prune"), QUICK).unwrap();
@@ -101,7 +102,7 @@ fn finished_steps_are_reused_and_say_why() {
 }
 
 #[test]
-fn a_changed_input_is_refused() {
+pub fn a_changed_input_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     fs::write(d.join("d.csv"), (0..64).fold("text,label\n".to_owned(), |t, i| t + &format!("a story of {i} birds,{}\n", i % 2))).unwrap();
@@ -120,7 +121,7 @@ fn a_changed_input_is_refused() {
 }
 
 #[test]
-fn a_second_process_in_one_run_directory_is_refused() {
+pub fn a_second_process_in_one_run_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     fs::write(d.join("quick.prune"), QUICK).unwrap();
@@ -137,7 +138,7 @@ fn a_second_process_in_one_run_directory_is_refused() {
 }
 
 #[test]
-fn an_interrupted_run_prints_how_to_go_on() {
+pub fn an_interrupted_run_prints_how_to_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     fs::write(d.join("quick.prune"), QUICK).unwrap();
@@ -153,4 +154,35 @@ fn an_interrupted_run_prints_how_to_go_on() {
     assert!(fs::read_to_string(&journal).unwrap().contains("interrupted"));
     let out = run(d, &["resume", "r"]);
     assert!(out.status.success() && stdout(&out).contains("report"), "{}", stderr(&out));
+}
+
+/// The disk is full: no file may grow over a limit, which the system enforces as it does an end of space, in the middle of a write.
+#[test]
+pub fn a_run_that_finds_the_disk_full_goes_on_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    fs::write(d.join("t.prune"), RECIPE).unwrap();
+    let whole = run(d, &["run", "t.prune", "--out", "whole"]);
+    assert!(whole.status.success(), "{}", stderr(&whole));
+    let (expected, saved) = (content(&d.join("whole")), content(&d.join("out")));
+    // Blocks of 512 bytes: the weights but no checkpoint, and more.
+    for blocks in [1000, 1400, 2400] {
+        fs::remove_dir_all(d.join("out")).unwrap();
+        let _ = fs::remove_dir_all(d.join("cut"));
+        let limited = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" run t.prune --out cut");
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &limited, env!("CARGO_BIN_EXE_prunectl")]).current_dir(d).env("NO_COLOR", "1").env("HF_HUB_OFFLINE", "1");
+        let out = shell.output().unwrap();
+        let told = stderr(&out);
+        assert_eq!(out.status.code(), Some(2), "{blocks}: {told}");
+        assert!(told.contains("room") && told.contains("prunectl resume cut"), "{blocks}: {told}");
+        nothing_wrong(&d.join("cut"), &d.join("out"), &expected, &saved).unwrap();
+        let out = run(d, &["resume", "cut"]);
+        assert!(out.status.success(), "{blocks}: {}", stderr(&out));
+        for (found, whole) in [(content(&d.join("cut")), &expected), (content(&d.join("out")), &saved)] {
+            assert_eq!(found.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>(), "{blocks}");
+            let differs = whole.iter().find(|(name, bytes)| found.get(*name) != Some(*bytes));
+            assert!(differs.is_none(), "{blocks}: {} differs", differs.unwrap().0);
+        }
+    }
 }

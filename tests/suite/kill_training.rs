@@ -58,7 +58,7 @@ fn killed_after(dir: &Path, args: &[&str], checkpoint: &Path, n: usize) -> bool 
 }
 
 #[test]
-fn a_killed_training_resumes_to_the_same_bytes() {
+pub fn a_killed_training_resumes_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     fs::write(d.join("t.prune"), RECIPE).unwrap();

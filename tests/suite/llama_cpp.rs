@@ -42,10 +42,10 @@ fn variants() -> Vec<(&'static str, &'static str, Value)> {
 }
 
 fn python() -> Option<PathBuf> {
-    let python = crate::support::python("llama.cpp runs what export writes")?;
+    let python = prunectl_testkit::python("llama.cpp runs what export writes")?;
     let has = Command::new(&python).args(["-c", "import llama_cpp"]).output().is_ok_and(|o| o.status.success());
     if !has {
-        crate::support::skip(
+        prunectl_testkit::skip(
             "llama.cpp runs what export writes",
             "python",
             "the interpreter has no llama_cpp; scripts/make-python-env.sh --llama-cpp builds it",
@@ -97,7 +97,7 @@ fn export(model: &Transformer, folder: &Path, name: &str, dtype: &str, assets: A
 fn run(python: &Path, folder: &Path, cases: &[Case]) -> BTreeMap<String, Value> {
     let asked: Vec<Value> =
         cases.iter().map(|c| json!({"name": c.name, "gguf": c.gguf, "expected": c.expected, "texts": c.texts, "speed": c.speed})).collect();
-    let results = crate::support::ask(python, "check_gguf.py", folder, &asked);
+    let results = prunectl_testkit::ask(python, "check_gguf.py", folder, &asked);
     let mut wrong = Vec::new();
     for (case, result) in cases.iter().zip(&results) {
         let close = result["difference"].as_f64().is_some_and(|d| d < case.tolerance);
@@ -248,7 +248,7 @@ fn byte_level() -> Value {
 #[test]
 fn llama_cpp_tells_the_same_story() {
     let Some(python) = python() else { return };
-    let Some(dir) = crate::support::shared("models/stories260k", "llama.cpp tells the same story") else { return };
+    let Some(dir) = prunectl_testkit::shared("models/stories260k", "llama.cpp tells the same story") else { return };
     let folder = tempfile::tempdir().unwrap();
     let dense = load(&dir, &LoadOptions::default()).unwrap();
     let tokenizer = Tokenizer::open(&dir).unwrap().unwrap();

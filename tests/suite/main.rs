@@ -8,8 +8,10 @@ mod cli;
 mod common;
 mod compare;
 mod families;
+mod faults;
 mod first_recipe;
 mod golden_runs;
+mod hub;
 mod int8;
 #[cfg(unix)]
 mod kill;
@@ -30,7 +32,6 @@ mod sets;
 mod sites;
 mod stock;
 mod streaming;
-mod support;
 mod variants;
 mod vllm;
 mod zero_cost;

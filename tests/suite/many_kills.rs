@@ -19,7 +19,7 @@ use crate::common::{prunectl, run, stderr};
 use crate::kill::content;
 
 /// Training with prunes inside, checkpoints, scores, a one-shot prune, a sweep, two saves.
-const RECIPE: &str = r#"edition 2026
+pub const RECIPE: &str = r#"edition 2026
 
 model m = init("builtin:tiny-llama", seed = 3)
 data  d = builtin("tales")
@@ -96,7 +96,12 @@ fn whole_safetensors(bytes: &[u8]) -> bool {
 }
 
 /// What stands there after a kill: under a final name nothing but what belongs there.
-fn nothing_wrong(run: &Path, out: &Path, expected: &BTreeMap<String, Vec<u8>>, saved: &BTreeMap<String, Vec<u8>>) -> Result<(), String> {
+pub fn nothing_wrong(
+    run: &Path,
+    out: &Path,
+    expected: &BTreeMap<String, Vec<u8>>,
+    saved: &BTreeMap<String, Vec<u8>>,
+) -> Result<(), String> {
     if !run.exists() {
         return Ok(());
     }

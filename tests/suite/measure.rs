@@ -107,7 +107,7 @@ fn a_data_set_of_the_hub_is_read_from_pythons_cache() {
 }
 
 #[test]
-fn a_locked_run_refuses_what_has_changed() {
+pub fn a_locked_run_refuses_what_has_changed() {
     let dir = tempfile::tempdir().unwrap();
     let data = "text,label\nthe fox was happy,1\nthe fox was sad,0\n";
     std::fs::create_dir(dir.path().join("r")).unwrap();

@@ -44,9 +44,13 @@ const TOLERANCE: f64 = 1e-5;
 
 #[test]
 fn peft_opens_our_adapters_and_we_open_its() {
-    let Some(python) = crate::support::python("peft opens the adapters") else { return };
+    let Some(python) = prunectl_testkit::python("peft opens the adapters") else { return };
     if !Command::new(&python).args(["-c", "import peft"]).output().unwrap().status.success() {
-        return crate::support::skip("peft opens the adapters", "peft", "that Python has no peft; scripts/make-python-env.sh installs it");
+        return prunectl_testkit::skip(
+            "peft opens the adapters",
+            "peft",
+            "that Python has no peft; scripts/make-python-env.sh installs it",
+        );
     }
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();

@@ -1,34 +1,25 @@
 //! Data sets by their names on the Hub: GLUE, SQuAD, wikitext, C4 and LAMBADA, with the cards, folders and columns that they have there,
 //! fetched by the binary from a server on this machine; and SQuAD's figures beside those of Hugging Face.
 
-use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 
-use prunectl_run::files::sha256;
+use prunectl_testkit::{COMMIT, Faults, Hub, Repo};
 use serde_json::Value;
 
 use crate::common::{prunectl, run, stderr, stdout};
-
-const COMMIT: &str = "89abcdef0123456789abcdef0123456789abcdef";
-
-/// Files of each set by their path in it.
-type Sets = BTreeMap<&'static str, Vec<(&'static str, Vec<u8>)>>;
 
 fn golden(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
 }
 
-fn sets() -> Sets {
+fn sets() -> Vec<Repo> {
     let file = |path: &str| std::fs::read(golden(path)).unwrap();
     let card = |configs: &str| format!("---\nlicense: other\nconfigs:\n{configs}---\n# A card\n").into_bytes();
     let config =
         |name: &str, split: &str, path: &str| format!("- config_name: {name}\n  data_files:\n  - split: {split}\n    path: {path}\n");
     let lambada = "{\"text\": \"the boy had a ball and he was happy with his ball\"}\n{\"text\": \"the bear saw the fox\"}\n";
-    [
-        (
+    vec![
+        Repo::dataset(
             "nyu-mll/glue",
             vec![
                 (
@@ -39,21 +30,21 @@ fn sets() -> Sets {
                 ("mrpc/validation-00000-of-00001.parquet", file("sets/mrpc.parquet")),
             ],
         ),
-        (
+        Repo::dataset(
             "rajpurkar/squad",
             vec![
                 ("README.md", card(&config("plain_text", "validation", "plain_text/validation-*"))),
                 ("plain_text/validation-00000-of-00001.parquet", file("squad/v1.parquet")),
             ],
         ),
-        (
+        Repo::dataset(
             "Salesforce/wikitext",
             vec![
                 ("README.md", card(&config("wikitext-2-raw-v1", "test", "wikitext-2-raw-v1/test-*"))),
                 ("wikitext-2-raw-v1/test-00000-of-00001.parquet", file("sets/wikitext.parquet")),
             ],
         ),
-        (
+        Repo::dataset(
             "allenai/c4",
             vec![
                 ("README.md", card(&config("en", "train", "en/c4-train.*.json.gz"))),
@@ -61,7 +52,7 @@ fn sets() -> Sets {
                 ("en/c4-train.00001-of-01024.json.gz", b"never asked for".to_vec()),
             ],
         ),
-        (
+        Repo::dataset(
             "EleutherAI/lambada_openai",
             vec![
                 (
@@ -72,39 +63,6 @@ fn sets() -> Sets {
             ],
         ),
     ]
-    .into()
-}
-
-/// Answers as the Hub does, to requests without a body.
-fn answer(mut stream: TcpStream, sets: &Sets, log: &Mutex<Vec<String>>) {
-    let (mut raw, mut byte) = (Vec::new(), [0]);
-    while !raw.ends_with(b"\r\n\r\n") {
-        if stream.read(&mut byte).unwrap_or(0) == 0 {
-            return;
-        }
-        raw.push(byte[0]);
-    }
-    let request = String::from_utf8_lossy(&raw).into_owned();
-    let mut words = request.split_whitespace();
-    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default().to_owned());
-    log.lock().unwrap().push(format!("{method} {path}"));
-    let mut send = |head: String, data: &[u8]| {
-        let _ = stream.write_all(format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", data.len()).as_bytes());
-        let _ = stream.write_all(if method == "HEAD" { b"" } else { data });
-    };
-    for (name, files) in sets {
-        if path.starts_with(&format!("/api/datasets/{name}/revision/")) {
-            let siblings: Vec<Value> = files.iter().map(|(f, _)| serde_json::json!({"rfilename": f})).collect();
-            let info = serde_json::json!({"sha": COMMIT, "siblings": siblings, "private": false}).to_string();
-            return send("200 OK".into(), info.as_bytes());
-        }
-        for (file, bytes) in files {
-            if path == format!("/datasets/{name}/resolve/{COMMIT}/{file}") {
-                return send(format!("200 OK\r\nX-Repo-Commit: {COMMIT}\r\nETag: \"{}\"", sha256(bytes)), bytes);
-            }
-        }
-    }
-    send("404 Not Found\r\nX-Error-Code: RepoNotFound".into(), b"");
 }
 
 const RECIPE: &str = r#"edition 2026
@@ -131,23 +89,12 @@ eval last_word() of llama on lambada.test as lambada_accuracy
 
 #[test]
 fn sets_of_the_hub_by_name_from_a_server_and_then_from_the_cache() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let (sets, log) = (Arc::new(sets()), Arc::new(Mutex::new(Vec::new())));
-    {
-        let log = log.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (sets, log) = (sets.clone(), log.clone());
-                std::thread::spawn(move || answer(stream, &sets, &log));
-            }
-        });
-    }
+    let hub = Hub::start(sets(), Faults::default());
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.prune"), RECIPE.replace("QA", &golden("squad").display().to_string())).unwrap();
     let metrics = |out: &str, offline: &str| -> Value {
         let done = prunectl(dir.path(), &["run", "a.prune", "--out", out, "-q"])
-            .env("HF_ENDPOINT", &endpoint)
+            .env("HF_ENDPOINT", &hub.endpoint)
             .env("HF_HUB_CACHE", dir.path().join("hub"))
             .env("HF_HUB_OFFLINE", offline)
             .output()
@@ -163,13 +110,13 @@ fn sets_of_the_hub_by_name_from_a_server_and_then_from_the_cache() {
     let near = |name: &str, of: &str| (first[name]["value"].as_f64().unwrap() - expected["v1"][of].as_f64().unwrap()).abs() < 1e-7;
     assert!(near("em", "exact_match") && near("f1", "f1"), "{first}");
     assert!(first["wiki_perplexity"]["value"].as_f64().unwrap() > 1.0 && first["c4_perplexity"]["value"].as_f64().unwrap() > 1.0);
-    let asked = log.lock().unwrap().clone();
+    let asked = hub.log();
     assert!(!asked.iter().any(|l| l.contains("00001-of-01024")), "only what is needed: {asked:?}");
     let lock = std::fs::read_to_string(dir.path().join("one/recipe.lock")).unwrap();
     assert!(lock.contains(&format!("hf:rajpurkar/squad@{COMMIT}/plain_text/validation-00000-of-00001.parquet")), "{lock}");
     // The second time the network is not needed, and the figures are the same.
     assert_eq!(metrics("two", "1"), first);
-    assert_eq!(log.lock().unwrap().len(), asked.len());
+    assert_eq!(hub.log().len(), asked.len());
 }
 
 #[test]
@@ -204,4 +151,36 @@ fn a_question_answering_model_is_pruned_trained_and_saved() {
     std::fs::write(dir.path().join("a.prune"), recipe).unwrap();
     let out = run(dir.path(), &["run", "a.prune", "-q"]);
     assert_eq!((out.status.code(), stdout(&out).trim()), (Some(0), "out/squad"), "{}", stderr(&out));
+}
+
+/// Benchmarks of multiple choice in their own columns: `acc` and `acc_norm` of lm-evaluation-harness on the same documents
+/// (`tests/golden/make_harness.py`), and the log-likelihood of the right options, which would tell a prompt that is a blank longer.
+#[test]
+fn multiple_choice_equals_lm_evaluation_harness() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected: Value = serde_json::from_slice(&std::fs::read(golden("harness/expected.json")).unwrap()).unwrap();
+    let model = golden("harness").display().to_string();
+    for form in ["arc", "blimp", "hellaswag", "mmlu", "piqa", "winogrande"] {
+        let data = format!("jsonl(\"{}\", form = {form})", golden(&format!("harness/{form}.jsonl")).display());
+        let metrics = ["--metric", "choice", "--metric", "choice(length = characters)"];
+        let out = run(dir.path(), &[&["eval", &model, "--data", &data], &metrics[..], &["--json", "-q"]].concat());
+        assert_eq!(out.status.code(), Some(0), "{form}: {}", stderr(&out));
+        let found: Value = serde_json::from_str(&stdout(&out)).unwrap();
+        let (acc, norm) = (&found["metrics"]["choice"], &found["metrics"]["choice_2"]);
+        println!(
+            "{form}: acc {}, acc_norm {}, log-likelihood {}; the harness: {}",
+            acc["value"], norm["value"], acc["details"]["log-likelihood"], expected[form]
+        );
+        assert_eq!((&acc["value"], &norm["value"]), (&expected[form]["acc"], &expected[form]["acc_norm"]), "{form}");
+        let (a, b) = (acc["details"]["log-likelihood"].as_f64().unwrap(), expected[form]["log_likelihood"].as_f64().unwrap());
+        // f32 in another order.
+        assert!((a / b - 1.0).abs() < 1e-5, "{form}: {a}, the harness has {b}");
+        assert_eq!(acc["examples"], 40);
+        assert_eq!(acc["protocol"].as_str().unwrap().contains("partial evaluation"), form == "winogrande");
+    }
+    // A set without answers, and columns of another form.
+    let data = format!("jsonl(\"{}\", form = winogrande)", golden("harness/mmlu.jsonl").display());
+    let out = run(dir.path(), &["eval", &model, "--data", &data, "--metric", "choice", "-q"]);
+    assert_eq!(out.status.code(), Some(2), "{}", stderr(&out));
+    assert!(stderr(&out).contains("mmlu.jsonl") && stderr(&out).contains("line 1: no field `sentence`"), "{}", stderr(&out));
 }

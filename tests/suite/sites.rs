@@ -198,8 +198,8 @@ fn every_site_of_every_family_by_recipe() {
             }
         }
     }
-    let Some(python) = crate::support::python("transformers reads every site of every family") else { return };
-    let results = crate::support::ask(&python, "check_logits.py", folder.path(), &asked);
+    let Some(python) = prunectl_testkit::python("transformers reads every site of every family") else { return };
+    let results = prunectl_testkit::ask(&python, "check_logits.py", folder.path(), &asked);
     let mut wrong = Vec::new();
     for (name, result) in names.iter().zip(&results) {
         let complete = result["missing"].as_array().is_some_and(Vec::is_empty);

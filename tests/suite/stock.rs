@@ -356,7 +356,7 @@ fn expected(case: &Case, path: &Path) {
 
 #[test]
 fn transformers_loads_what_the_table_says() {
-    let Some(python) = crate::support::python("transformers loads what save writes") else { return };
+    let Some(python) = prunectl_testkit::python("transformers loads what save writes") else { return };
     let folder = tempfile::tempdir().unwrap();
     let cases = cases(folder.path());
     let mut asked = Vec::new();
@@ -375,7 +375,7 @@ fn transformers_loads_what_the_table_says() {
             );
         }
     }
-    let results = crate::support::ask(&python, "check_logits.py", folder.path(), &asked);
+    let results = prunectl_testkit::ask(&python, "check_logits.py", folder.path(), &asked);
     assert_eq!(results.len(), cases.len() * 2);
     let mut wrong = Vec::new();
     for (i, result) in results.iter().enumerate() {

@@ -117,7 +117,7 @@ fn spelled(folder: &Path, config: &str) -> tempfile::TempDir {
 
 #[test]
 fn random_models_of_every_family_equal_transformers() {
-    let Some(python) = crate::support::python("random models of every family equal transformers") else { return };
+    let Some(python) = prunectl_testkit::python("random models of every family equal transformers") else { return };
     let seeds = std::env::var("PRUNECTL_VARIANTS").unwrap_or_else(|_| SEED.to_owned());
     let folder = tempfile::tempdir().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/make_variants.py");

@@ -91,8 +91,8 @@ fn vllms_blocks_say_what_they_can() {
             asked.push(json!({"name": name, "dir": saved.dir, "expected": expected}));
         }
     }
-    let Some(python) = crate::support::python("an independent reader of vLLM's blocks") else { return };
-    let results = crate::support::ask(&python, "check_blocks.py", folder.path(), &asked);
+    let Some(python) = prunectl_testkit::python("an independent reader of vLLM's blocks") else { return };
+    let results = prunectl_testkit::ask(&python, "check_blocks.py", folder.path(), &asked);
     let right = |r: &Value| r["difference"].as_f64().is_some_and(|d| d < TOLERANCE) && r["missing"].as_array().is_some_and(Vec::is_empty);
     println!("vLLM's blocks, by a reader that follows its source (unverified by running vLLM):");
     results.iter().for_each(|result| println!("{result}"));

@@ -52,6 +52,8 @@ pub struct Question {
     pub options: Vec<Continuation>,
     /// The right one.
     pub answer: usize,
+    /// Whether the options are contexts with one continuation in common (partial evaluation) instead of continuations of one context.
+    pub partial: bool,
 }
 
 /// A context with one continuation, in tokens.

@@ -152,6 +152,26 @@ impl Compute {
     }
 }
 
+impl Cli {
+    /// Whether results are wanted as JSON.
+    pub fn json(&self) -> bool {
+        self.globals.json
+    }
+}
+
+/// Tells an error on stderr, and on stdout as JSON where that is wanted. Returns the exit status.
+pub fn tell(error: &crate::error::Error, json: bool) -> u8 {
+    let text = error.to_string();
+    let status = error.exit_status();
+    if json {
+        // Where stdout is closed nobody listens; the status still tells.
+        let _ = commands::print_json(&serde_json::json!({"error": text.trim_end(), "status": status}));
+    }
+    // Rendered diagnostics begin with their own `error[…]`.
+    eprintln!("{}{}", if text.starts_with("error") { "" } else { "error: " }, text.trim_end());
+    status
+}
+
 /// Status of a command that did what it was asked.
 pub const DONE: Result<u8> = Ok(EXIT_DONE);
 

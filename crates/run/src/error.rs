@@ -243,10 +243,9 @@ impl Error {
 /// The system's words, with the way out where there is a usual one.
 fn explain_io(e: &io::Error) -> String {
     match e.kind() {
-        io::ErrorKind::StorageFull => {
-            "the disk is full; free some space and go on with `prunectl resume`, or choose another --out".to_owned()
+        _ if crate::files::no_room(e) => {
+            format!("no room on the disk ({e}); free some space and go on with `prunectl resume`, or choose another --out")
         }
-        io::ErrorKind::QuotaExceeded => "the disk quota is used up; free some space and go on with `prunectl resume`".to_owned(),
         io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose another place".to_owned(),
         io::ErrorKind::PermissionDenied => format!("permission denied ({e})"),
         io::ErrorKind::NotFound => "there is no such file or folder".to_owned(),
@@ -273,6 +272,6 @@ mod tests {
     fn full_disk_names_the_way_out() {
         let e = Error::io("write", "runs/x-1/metrics.json")(io::Error::from(io::ErrorKind::StorageFull));
         assert_eq!(e.exit_status(), EXIT_ENVIRONMENT);
-        assert!(e.to_string().contains("disk is full") && e.to_string().contains("prunectl resume"), "{e}");
+        assert!(e.to_string().contains("no room on the disk") && e.to_string().contains("prunectl resume"), "{e}");
     }
 }

@@ -8,6 +8,12 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
+/// Whether a write failed for want of room: a full disk, a used-up quota, a limit on a file's size.
+pub fn no_room(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// What a name ends in while its content is being written. A run directory may hold one after a crash; nothing ever reads it.
 pub const PARTIAL: &str = ".partial";
 

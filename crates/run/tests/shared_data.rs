@@ -13,15 +13,8 @@ use prunectl_run::hub::Door;
 use prunectl_run::tokenizer::Tokenizer;
 
 fn shared(test: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
-    let folder = std::env::var_os("PRUNECTL_SHARED").map_or(beside, PathBuf::from);
-    if folder.join("models").is_dir() {
-        return Some(folder);
-    }
-    let required = std::env::var("PRUNECTL_REQUIRE").is_ok_and(|r| r.split(',').any(|w| w == "shared"));
-    assert!(!required, "PRUNECTL_REQUIRE=shared, and {} has no models", folder.display());
-    eprintln!("skipped {test}: {} has no models (set PRUNECTL_SHARED)", folder.display());
-    None
+    // Models, data and golden figures are used.
+    prunectl_testkit::shared("models", test).and_then(|dir| dir.parent().map(Into::into))
 }
 
 fn json(path: &Path) -> serde_json::Value {

@@ -10,13 +10,8 @@ use crate::golden::OpenGates;
 use crate::pack::*;
 
 fn shared() -> Option<PathBuf> {
-    let dir = std::env::var_os("PRUNECTL_SHARED").map(PathBuf::from).filter(|dir| dir.is_dir());
-    if dir.is_none() {
-        let required = std::env::var("PRUNECTL_REQUIRE").is_ok_and(|list| list.split(',').any(|word| word == "shared"));
-        assert!(!required, "PRUNECTL_REQUIRE=shared, but PRUNECTL_SHARED names no folder");
-        println!("skipped: PRUNECTL_SHARED names no folder with models/ and golden/");
-    }
-    dir
+    // Both folders are used.
+    prunectl_testkit::shared("models", "real models").and_then(|dir| dir.parent().map(Into::into))
 }
 
 fn tensors(path: PathBuf) -> Tensors {

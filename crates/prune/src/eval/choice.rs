@@ -152,10 +152,16 @@ impl Metric for Choice {
             Length::Characters => " divided by the option's characters",
             Length::Bytes => " divided by the option's UTF-8 bytes",
         };
+        let summed = match questions.iter().all(|q| q.partial) {
+            true => "what stands behind the option (partial evaluation)",
+            false => "its tokens behind the question and a blank",
+        };
         let protocol = format!(
-            "share of questions whose right option has the highest log-likelihood{length}, summed over its tokens behind the question and a blank, the first of equals; no examples in front (zero-shot)"
+            "share of questions whose right option has the highest log-likelihood{length}, summed over {summed}, the first of equals; no examples in front (zero-shot)"
         );
-        Ok(share(right.collect(), scored_tokens(questions), protocol))
+        let of_right: f64 = questions.iter().zip(&said).filter_map(|(q, s)| s.get(q.answer)).map(|s| s.log_likelihood).sum();
+        let details = [("log-likelihood".to_owned(), of_right / questions.len() as f64)].into();
+        Ok(Measured { details, ..share(right.collect(), scored_tokens(questions), protocol) })
     }
 }
 
@@ -208,7 +214,8 @@ pub(super) const CHOICE: Entry<dyn Metric> = Entry {
         )],
         "Multiple choice by log-likelihood (ARC, HellaSwag, PIQA, WinoGrande, MMLU): the share of questions whose right option is the likeliest. The data names the \
          options in `choices`; `label` is the right one's number from 0, its letter, or its text. Without `label` the first option is right, and without a text the \
-         options stand alone behind the tokenizer's BOS (or EOS): minimal pairs (BLiMP).\n\n\
+         options stand alone behind the tokenizer's BOS (or EOS): minimal pairs (BLiMP). `form = mmlu` (or another benchmark) in the data statement reads the \
+         benchmark's own columns and makes the harness's prompt of them; WinoGrande's options fill the sentence's blank, and what stands behind it is scored.\n\n\
          ```prune\ndata pairs = jsonl(\"wug.jsonl\", choices = [\"sentence_good\", \"sentence_bad\"])\neval choice() of m on pairs as grammar\n```",
     ))),
     build: Some(choice),
@@ -234,7 +241,7 @@ mod tests {
 
     #[test]
     fn lengths_decide_between_a_long_and_a_short_option() {
-        let question = Question { options: vec![option(2, 8), option(8, 9)], answer: 1 };
+        let question = Question { options: vec![option(2, 8), option(8, 9)], answer: 1, partial: false };
         let said = [-3.0, -6.0].map(|log_likelihood| Said { log_likelihood, greedy: false });
         let best = |length| Choice { length }.best(&question, &said);
         // −3 against −6; −1.5 against −0.75; −0.375 against −0.667.

@@ -1,29 +1,14 @@
 //! Perplexity against transformers' NLL of each token, on a real model that is not part of this project.
 
-use std::path::PathBuf;
-
 use crate::common::golden;
 use candle_core::Device;
 use prunectl_model::LoadOptions;
 use prunectl_prune::{Inputs, METRICS, TokenStream};
 use prunectl_recipe::plan::{Unit, Value};
 
-/// The folder of real models: `PRUNECTL_SHARED`, or `shared` beside the repository.
-fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("PRUNECTL_SHARED").map(PathBuf::from);
-    let root = root.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared"));
-    let found = Some(root.join(path)).filter(|p| p.exists());
-    if found.is_none() {
-        let required = std::env::var("PRUNECTL_REQUIRE").is_ok_and(|r| r.split(',').any(|w| w == "shared"));
-        assert!(!required, "PRUNECTL_REQUIRE names `shared`, but {path} is not under {}", root.display());
-        println!("skipped: {path} is not under {}; set PRUNECTL_SHARED", root.display());
-    }
-    found
-}
-
 #[test]
 fn nll_of_every_protocol() {
-    let Some(dir) = shared("models/stories260k") else { return };
+    let Some(dir) = prunectl_testkit::shared("models/stories260k", "nll_of_every_protocol") else { return };
     let model = prunectl_model::load(&dir, &LoadOptions::default()).unwrap();
     let tensors = candle_core::safetensors::load(golden("ppl/nll.safetensors"), &Device::Cpu).unwrap();
     let ids = |name: &str| -> Vec<Vec<u32>> {

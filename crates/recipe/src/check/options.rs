@@ -58,6 +58,11 @@ pub(super) const HUB_DATA_FIELDS: &[Param] = &[
     ),
     option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes."),
     option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
+    option(
+        "form",
+        Ty::OneOf(&["arc", "blimp", "hellaswag", "mmlu", "piqa", "winogrande"]),
+        "A benchmark of multiple choice in its own columns: prompt, options and the right one are made as lm-evaluation-harness makes them.",
+    ),
     option("messages", Ty::Column, "Column of the turns of a conversation."),
     option(
         "answers",
@@ -108,6 +113,11 @@ pub(super) const ROW_FIELDS: &[Param] = &[
     ),
     option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes."),
     option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
+    option(
+        "form",
+        Ty::OneOf(&["arc", "blimp", "hellaswag", "mmlu", "piqa", "winogrande"]),
+        "A benchmark of multiple choice in its own columns: prompt, options and the right one are made as lm-evaluation-harness makes them.",
+    ),
     option("messages", Ty::Column, "Column of the turns of a conversation."),
     option(
         "answers",

@@ -69,7 +69,7 @@ impl Doctor {
         text += &format!("cache     {}{}\n", hub.cache.display(), if hub.cache.is_dir() { "" } else { " (not there yet)" });
         text += &format!(
             "token     {token}{}\n",
-            if hub.token.is_some() { "" } else { " (HF_TOKEN, or `huggingface-cli login`, for gated repositories)" }
+            if hub.token.is_some() { "" } else { " (HF_TOKEN, or `hf auth login`, for gated repositories)" }
         );
         for (what, path, free) in &disks {
             let free = free.map_or_else(|| "unknown".to_owned(), |b| format!("{:.1} GiB free", b as f64 / (1u64 << 30) as f64));

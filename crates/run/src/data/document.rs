@@ -13,6 +13,8 @@ pub struct Document {
     pub label: Option<Label>,
     /// Continuations to choose from, in the order of the file.
     pub choices: Vec<String>,
+    /// What is scored behind each of `choices`, which then are contexts; `None` where the choices themselves are scored behind `text`.
+    pub ending: Option<String>,
     /// The turns of a conversation: a JSON list.
     pub messages: Option<String>,
     /// The right answers to the question `text` about the context `pair`; empty where the context has none, `None` where the data has no

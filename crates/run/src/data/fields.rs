@@ -4,6 +4,7 @@ use prunectl_recipe::catalogue::Args;
 use prunectl_recipe::plan::{DataDecl, Value};
 
 use super::error::DataError;
+use super::forms::{FORMS, Form};
 
 /// A column of a csv file, or a field of a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub(crate) struct Fields {
     pub(crate) labels: Vec<String>,
     /// `choices = ["ending0", "ending1"]`, or `["endings"]`, a column with a list.
     pub(crate) choices: Vec<Column>,
+    /// `form = mmlu`: the columns are those of this benchmark.
+    pub(crate) form: Option<Form>,
     /// `messages = "conversation"`.
     pub(crate) messages: Option<Column>,
     /// `answers = "answers"`.
@@ -75,6 +78,14 @@ impl Fields {
             label: of.column("label")?,
             labels: of.names("labels")?,
             choices: of.columns("choices")?,
+            form: match of.word("form")? {
+                None => None,
+                Some(name) => {
+                    let known = FORMS.iter().find(|(n, _)| *n == name);
+                    let all = || FORMS.map(|(n, _)| n).join(", ");
+                    Some(known.ok_or_else(|| wrong("form", format!("`{name}`"), &format!("one of {}", all())))?.1)
+                }
+            },
             messages: of.column("messages")?,
             answers: of.column("answers")?,
             header: of.flag("header")?,

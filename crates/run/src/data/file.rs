@@ -109,9 +109,9 @@ impl RawFile {
         let temp = |error| DataError::Io { path: std::env::temp_dir(), error };
         let file = tempfile::tempfile().map_err(temp)?;
         // An error that names no side is the packed file's: a disk that is full says so.
-        let wrong = |error: std::io::Error| match error.kind() {
-            std::io::ErrorKind::StorageFull => temp(error),
-            _ => DataError::WrongFile {
+        let wrong = |error: std::io::Error| match crate::files::no_room(&error) {
+            true => temp(error),
+            false => DataError::WrongFile {
                 path: self.path.clone(),
                 found: format!("a file that can't be unpacked ({error})"),
                 expected: "a whole one".into(),

@@ -10,6 +10,7 @@ use super::document::{Answer, Document, Label};
 use super::error::{BadRows, DataError, Place};
 use super::fields::{Column, Corrupt, Fields, Layout};
 use super::file::{FileRecord, RawFile, utf8};
+use super::forms::Form;
 
 /// A row longer than this is taken for a file of another format.
 const LARGEST_ROW_BYTES: u64 = 1 << 30;
@@ -25,7 +26,7 @@ struct RowSpan {
 
 #[derive(Debug)]
 enum Format {
-    Json(Layout<String>),
+    Json { layout: Layout<String>, form: Option<Form> },
     Delimited { layout: Layout<usize>, separator: u8, quoting: bool },
 }
 
@@ -107,7 +108,7 @@ impl LineTable {
                 bad.add(u64::from(number), format!("byte {at} of the file is not UTF-8"));
                 continue;
             }
-            let object = match serde_json::from_slice::<serde_json::Value>(content) {
+            let object = match serde_json::from_slice::<serde_json::Value>(content.trim_ascii_end()) {
                 Ok(serde_json::Value::Object(object)) => object,
                 Ok(_) => {
                     bad.add(u64::from(number), "not a JSON object".into());
@@ -120,12 +121,13 @@ impl LineTable {
             };
             let layout = match &layout {
                 Some(l) => l,
+                None if fields.form.is_some() => layout.insert(Layout::empty()),
                 None => {
                     let names: Vec<String> = object.keys().cloned().collect();
                     layout.insert(json_layout(path, fields, &names)?)
                 }
             };
-            match json_document(layout, &object) {
+            match json_document(layout, fields.form, &object) {
                 Ok(document) => {
                     labels.push(interner.intern(document.label));
                     rows.push(RowSpan { offset: start, bytes: (end - start) as u32, line: number });
@@ -135,7 +137,7 @@ impl LineTable {
         }
         let record = file.record(scan);
         let layout = layout.unwrap_or_else(Layout::empty);
-        Self { file, format: Format::Json(layout), rows, labels, skipped: bad, record }.checked(fields)
+        Self { file, format: Format::Json { layout, form: fields.form }, rows, labels, skipped: bad, record }.checked(fields)
     }
 
     /// Opens a csv or tsv file.
@@ -248,9 +250,9 @@ impl LineTable {
         let bytes = self.file.read(span.offset, span.bytes as usize)?;
         let label = self.labels.get(row).cloned().flatten();
         match &self.format {
-            Format::Json(layout) => {
+            Format::Json { layout, form } => {
                 let object: serde_json::Map<_, _> = serde_json::from_slice(&bytes).map_err(|_| changed())?;
-                let document = json_document(layout, &object).map_err(|_| changed())?;
+                let document = json_document(layout, *form, &object).map_err(|_| changed())?;
                 Ok(Document { label, ..document })
             }
             Format::Delimited { layout, separator, quoting } => {
@@ -264,7 +266,7 @@ impl LineTable {
                     label,
                     choices: layout.choices.iter().map(|i| cell(*i)).collect::<Result<_, _>>()?,
                     messages: layout.messages.map(cell).transpose()?,
-                    answers: None,
+                    ..Document::default()
                 })
             }
         }
@@ -299,7 +301,14 @@ fn json_layout(path: &Path, fields: &Fields, names: &[String]) -> Result<Layout<
     layout.map(name)
 }
 
-fn json_document(layout: &Layout<String>, object: &serde_json::Map<String, serde_json::Value>) -> Result<Document, String> {
+fn json_document(
+    layout: &Layout<String>,
+    form: Option<Form>,
+    object: &serde_json::Map<String, serde_json::Value>,
+) -> Result<Document, String> {
+    if let Some(form) = form {
+        return form.document(object);
+    }
     // `choices.text` is a field of a field, unless a field has that very name.
     let get = |name: &str| {
         object.get(name).or_else(|| {
@@ -347,6 +356,7 @@ fn json_document(layout: &Layout<String>, object: &serde_json::Map<String, serde
         pair: layout.pair.as_deref().map(text).transpose()?,
         label,
         choices,
+        ending: None,
         messages,
     })
 }

@@ -12,6 +12,7 @@ mod draw;
 mod error;
 mod fields;
 mod file;
+mod forms;
 mod hub;
 mod labels;
 mod lines;

@@ -58,19 +58,20 @@ impl Dataset {
                     Some(RowRef::Stored { table, .. }) => selection.table(*table).map_or(&[], |t| &t.label_names),
                     _ => &[],
                 };
-                let (context, options, answer) = match ask {
+                // Each option as the context that it is asked behind and what is scored.
+                let (options, answer): (Vec<(String, String)>, usize) = match ask {
                     Ask::LastWord => {
                         let i = document.text.rfind(' ').filter(|i| *i > 0).ok_or_else(|| DataError::Empty {
                             what: place().to_string(),
                             hint: "its text has no word behind a blank".into(),
                         })?;
                         let (context, word) = document.text.split_at(i);
-                        (context.to_owned(), vec![word.to_owned()], 0)
+                        (vec![(context.to_owned(), word.to_owned())], 0)
                     }
                     Ask::Choices => {
                         if document.choices.len() < 2 {
                             let expected =
-                                "two at least: say which columns hold them (`choices = [\"…\", \"…\"]`, or `[\"…\"]` for one with a list)";
+                                "two at least: say which columns hold them (`choices = [\"…\", \"…\"]`, or `[\"…\"]` for one with a list), or which benchmark's they are (`form = mmlu`)";
                             let found = format!("{} options", document.choices.len());
                             return Err(DataError::Mixed { what: place().to_string(), found, expected: expected.into() });
                         }
@@ -79,15 +80,18 @@ impl Dataset {
                             found: document.label.as_ref().map_or_else(|| "none".into(), ToString::to_string),
                             expected: format!("the right option: 0 to {}, its letter, or its text", document.choices.len() - 1),
                         })?;
-                        let options = document.choices.iter().map(|c| format!("{DELIMITER}{c}")).collect();
-                        (document.text.clone(), options, answer)
+                        let asked = |choice: &String| match &document.ending {
+                            Some(ending) => (choice.clone(), format!("{DELIMITER}{ending}")),
+                            None => (document.text.clone(), format!("{DELIMITER}{choice}")),
+                        };
+                        (document.choices.iter().map(asked).collect(), answer)
                     }
                 };
                 let mut cut = false;
                 let mut made = Vec::with_capacity(options.len());
-                for (i, option) in options.iter().enumerate() {
+                for (i, (context, option)) in options.iter().enumerate() {
                     let shown = document.choices.get(i).unwrap_or(option);
-                    let (mut ids, mut from) = tokens(tokenizer, &context, option)?;
+                    let (mut ids, mut from) = tokens(tokenizer, context, option)?;
                     if ids.len() <= from {
                         let found = format!("option {i} has no token of its own");
                         return Err(DataError::Mixed { what: place().to_string(), found, expected: "text".into() });
@@ -101,7 +105,7 @@ impl Dataset {
                     }
                     made.push(Continuation { ids, from, characters: shown.chars().count(), bytes: shown.len() });
                 }
-                Ok((Question { options: made, answer }, cut))
+                Ok((Question { options: made, answer, partial: document.ending.is_some() }, cut))
             })
             .collect();
         let mut out = Vec::with_capacity(made.len());

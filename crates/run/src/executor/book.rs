@@ -54,6 +54,27 @@ pub struct Row {
     pub higher_is_better: Option<bool>,
 }
 
+#[cfg(test)]
+impl Row {
+    /// A figure of the model `m`, for tests; what they care about they set.
+    pub(crate) fn sample(name: &str, metric: &str, value: f64) -> Self {
+        let recorded = Recorded {
+            metric: metric.into(),
+            value,
+            stderr: None,
+            protocol: String::new(),
+            tokens: None,
+            examples: None,
+            device: "cpu".into(),
+            model: "m".into(),
+            data: None,
+            dense: false,
+            details: BTreeMap::new(),
+        };
+        Self { name: name.into(), call: format!("{metric}()"), recorded, higher_is_better: Some(true) }
+    }
+}
+
 /// One `expect`.
 #[derive(Debug, Clone)]
 pub struct Expected {

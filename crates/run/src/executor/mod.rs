@@ -327,8 +327,14 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Adds the data files that a step opened to the lock.
+    /// Adds the data files that a step opened to the lock, and tells what of them was left out.
     fn lock_data(&mut self) -> Result<()> {
+        for (path, bad) in self.data.skipped() {
+            let message = format!("{}: {bad}\n  left out, as `corrupt = skip` says", path.display());
+            if !self.book.warnings.contains(&message) {
+                self.warn(message);
+            }
+        }
         if self.lock.data(&self.data.files(), "the run began")? {
             self.write_lock()?;
         }

@@ -118,24 +118,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::executor::book::Recorded;
 
     fn row(name: &str, metric: &str, value: f64, details: &[f64]) -> Row {
-        let recorded = Recorded {
-            metric: metric.into(),
-            value,
-            stderr: None,
-            protocol: String::new(),
-            tokens: None,
-            examples: None,
-            device: "cpu".into(),
-            model: "m".into(),
-            data: None,
-            dense: false,
-            details: VOTERS.iter().zip(details).map(|(n, v)| ((*n).to_owned(), *v)).collect(),
-        };
-        let higher_is_better = Some(metric == ZERO_COST);
-        Row { name: name.into(), call: String::new(), recorded, higher_is_better }
+        let mut row = Row::sample(name, metric, value);
+        row.higher_is_better = Some(metric == ZERO_COST);
+        row.recorded.details = VOTERS.iter().zip(details).map(|(n, v)| ((*n).to_owned(), *v)).collect();
+        row
     }
 
     /// Three cells with losses 3, 1, 2: a proxy of 10, 30, 20 ranks them the same way, one of 30, 10, 20 the other way round. The

@@ -136,23 +136,11 @@ fn masked(state: &ModelState) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::executor::book::Recorded;
 
     fn row(name: &str, metric: &str, dense: bool, value: f64) -> Row {
-        let recorded = Recorded {
-            metric: metric.into(),
-            value,
-            stderr: None,
-            protocol: String::new(),
-            tokens: None,
-            examples: None,
-            device: "cpu".into(),
-            model: "m".into(),
-            data: Some("d.test".into()),
-            dense,
-            details: Default::default(),
-        };
-        Row { name: name.into(), call: format!("{metric}()"), recorded, higher_is_better: Some(true) }
+        let mut row = Row::sample(name, metric, value);
+        row.recorded.dense = dense;
+        row
     }
 
     #[test]

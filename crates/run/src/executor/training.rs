@@ -105,6 +105,9 @@ impl Executor<'_> {
         let ran = trainer.run(&mut data, &mut observer);
         observer.bar.finish_and_clear();
         ran.map_err(|e| stopped(e, watch.meta.as_ref()))?;
+        for note in data.notes() {
+            self.options.ui.note(note);
+        }
         let mut model = alone(trainer.model()?);
         let mut decisions = trainer.decisions();
         if let Some(best) = best {

@@ -1,85 +1,72 @@
-//! The Hub over HTTP: look-ups, and downloads that go on where they stopped, are verified, and share Python's cache with its locks.
+//! The Hub over HTTP: look-ups, with Python's cache as it lies on the disk. Bytes of files: [`super::download`].
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sha1::Digest as _;
-use ureq::http::{Response, Uri, header};
+use serde::Deserialize;
+use ureq::http::{HeaderName, Response, Uri, header};
+
+use super::download::link;
 
 use super::{Fetched, Hub, HubEnv, HubError, Listing, RepoId, Watch, safe_relative};
 
-/// Tries of a request before its failure is reported; a try that brought bytes starts the count again.
-const TRIES: u32 = 5;
+/// Tries of a request before its failure is reported; a try that brought new bytes starts the count again.
+pub(super) const TRIES: u32 = 5;
 /// Tries of a look-up that nobody answers: without a network the cache is asked soon.
 const LOOK_UPS: u32 = 2;
 /// Downloads at once, as in the Python library.
 const AT_ONCE: usize = 8;
-/// Redirects within the Hub (a renamed repository) before we give up.
+/// Redirects of one request (a renamed repository, a mirror, a store) before we give up.
 const REDIRECTS: usize = 5;
 /// The longest answer that is not a file.
 const MAX_LISTING_BYTES: u64 = 256 << 20;
-const CHUNK_BYTES: usize = 1 << 20;
+/// With more files than this a description's list of them may be cut short; the tree has all.
+const LISTED_WHOLE: usize = 1000;
+/// Pages of a tree before we give up.
+const MAX_PAGES: usize = 10_000;
 
 /// A client of one Hub and one cache.
 #[derive(Debug)]
 pub struct Client {
-    env: HubEnv,
+    pub(super) env: HubEnv,
     agent: ureq::Agent,
-    first_wait: Duration,
 }
 
 /// What the Hub says of a file before it is fetched.
-struct Meta {
-    commit: String,
-    etag: String,
-    size: Option<u64>,
+pub(super) struct Meta {
+    pub(super) commit: String,
+    pub(super) etag: String,
+    pub(super) size: Option<u64>,
     /// Where its bytes are; another host's for large files.
-    location: String,
+    pub(super) location: String,
 }
 
-/// The entity tag's hash, where it is one.
-enum Hash {
-    Sha256(sha2::Sha256),
-    /// Git's hash of a blob: sha1 over `blob <size>\0` and the bytes.
-    Git(sha1::Sha1),
-    None,
+/// The parts of a repository's description that are needed.
+#[derive(Deserialize)]
+struct Description {
+    sha: String,
+    siblings: Option<Vec<Sibling>>,
 }
 
-impl Hash {
-    fn new(etag: &str, size: u64) -> Self {
-        match (etag.len(), etag.bytes().all(|b| b.is_ascii_hexdigit())) {
-            (64, true) => Self::Sha256(sha2::Sha256::default()),
-            (40, true) => {
-                let mut h = sha1::Sha1::default();
-                h.update(format!("blob {size}\0"));
-                Self::Git(h)
-            }
-            _ => Self::None,
-        }
-    }
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(h) => h.update(bytes),
-            Self::Git(h) => h.update(bytes),
-            Self::None => {}
-        }
-    }
-    fn finish(self) -> Option<(&'static str, String)> {
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        match self {
-            Self::Sha256(h) => Some(("sha256", hex(&h.finalize()))),
-            Self::Git(h) => Some(("git sha1", hex(&h.finalize()))),
-            Self::None => None,
-        }
-    }
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+/// An entry of a repository's tree.
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
 }
 
 /// What to do after a failed try.
-enum Failure {
+pub(super) enum Failure {
     Final(HubError),
     /// Worth another try, after this wait if the server named one; `progress` when bytes had come.
     Again {
@@ -90,28 +77,65 @@ enum Failure {
     },
 }
 
+impl Failure {
+    /// No status, no bytes.
+    pub(super) fn again(reason: impl Into<String>) -> Self {
+        Self::Again { reason: reason.into(), status: None, wait: None, progress: false }
+    }
+}
+
 impl From<HubError> for Failure {
     fn from(e: HubError) -> Self {
         Self::Final(e)
     }
 }
 
-fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> HubError + '_ {
+pub(super) fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> HubError + '_ {
     move |source| HubError::Disk { path: path.to_owned(), source }
 }
 
 /// A URL without its query, which may hold a signature.
-fn shown(url: &str) -> String {
+pub(super) fn shown(url: &str) -> String {
     url.split(['?', '#']).next().unwrap_or_default().to_owned()
 }
 
-fn origin(url: &str) -> Option<(String, String)> {
+pub(super) fn origin(url: &str) -> Option<(String, String)> {
     let uri: Uri = url.parse().ok()?;
     Some((uri.scheme_str()?.to_ascii_lowercase(), uri.authority()?.as_str().rsplit('@').next()?.to_ascii_lowercase()))
 }
 
-fn text<'a, B>(response: &'a Response<B>, name: &str) -> Option<&'a str> {
+pub(super) fn text<'a, B>(response: &'a Response<B>, name: &str) -> Option<&'a str> {
     response.headers().get(name).and_then(|v| v.to_str().ok())
+}
+
+/// The address that a redirect names, which may be relative (RFC 9110, 10.2.2).
+fn resolved(from: &str, to: &str) -> Option<String> {
+    if origin(to).is_some() {
+        return Some(to.to_owned());
+    }
+    let (scheme, host) = origin(from)?;
+    if let Some(rest) = to.strip_prefix("//") {
+        return Some(format!("{scheme}://{rest}"));
+    }
+    if to.starts_with('/') {
+        return Some(format!("{scheme}://{host}{to}"));
+    }
+    let path: Uri = from.parse().ok()?;
+    let folder = path.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+    Some(format!("{scheme}://{host}{folder}/{to}"))
+}
+
+/// The next page of a list: `<…>; rel="next"` in a `Link` header.
+fn next_page(link: &str) -> Option<&str> {
+    link.split(',').find_map(|one| {
+        let (address, rest) = one.trim().strip_prefix('<')?.split_once('>')?;
+        rest.split(';').any(|p| matches!(p.trim(), "rel=\"next\"" | "rel=next")).then_some(address)
+    })
+}
+
+/// What a server says about when to come again.
+pub(super) fn retry_after<B>(response: &Response<B>) -> Option<Duration> {
+    text(response, "retry-after").and_then(|s| s.trim().parse().ok()).map(|s: u64| Duration::from_secs(s.min(300)))
 }
 
 /// An entity tag as a file name: weak mark and quotes off; refused if it could name anything but a file in `blobs/`.
@@ -123,6 +147,17 @@ fn clean_etag(raw: &str) -> Option<String> {
 
 fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Whether a body is a web page.
+fn is_page(body: &[u8]) -> bool {
+    let start = body.trim_ascii_start();
+    let tag = start.get(..14).unwrap_or(start).to_ascii_lowercase();
+    tag.starts_with(b"<!doctype html") || tag.starts_with(b"<html")
+}
+
+pub(super) fn login_page(what: &str) -> String {
+    format!("a web page where a {what} was asked for: does this network, or a proxy, want you to log in first?")
 }
 
 impl Client {
@@ -137,29 +172,23 @@ impl Client {
             .timeout_per_read(Some(env.download_timeout))
             .user_agent(concat!("prunectl/", env!("CARGO_PKG_VERSION")))
             .build();
-        Self { env, agent: config.new_agent(), first_wait: Duration::from_secs(1) }
-    }
-
-    #[cfg(test)]
-    pub(super) fn impatient(mut self) -> Self {
-        self.first_wait = Duration::from_millis(10);
-        self
+        Self { env, agent: config.new_agent() }
     }
 
     fn login(&self) -> &'static str {
         if self.env.token.is_some() {
-            "check that the token in HF_TOKEN (or saved by `huggingface-cli login`) may read it"
+            "check that the token in HF_TOKEN (or saved by `hf auth login`) may read it"
         } else {
-            "set HF_TOKEN or run `huggingface-cli login` (no token was found)"
+            "set HF_TOKEN or run `hf auth login` (no token was found)"
         }
     }
 
-    fn protocol(&self, url: &str, what: impl Into<String>) -> HubError {
+    pub(super) fn protocol(&self, url: &str, what: impl Into<String>) -> HubError {
         HubError::Protocol { url: shown(url), what: what.into(), endpoint: self.env.endpoint.clone() }
     }
 
     /// One request, redirects not followed. The token goes to the Hub's own host only.
-    fn ask(&self, method: &str, url: &str, range: Option<&str>) -> Result<Response<ureq::Body>, Failure> {
+    fn ask(&self, method: &str, url: &str, headers: &[(HeaderName, &str)]) -> Result<Response<ureq::Body>, Failure> {
         let mut request = ureq::http::Request::builder().method(method).uri(url).header(header::ACCEPT_ENCODING, "identity");
         if let Some(token) = &self.env.token
             && origin(url).is_some()
@@ -167,11 +196,31 @@ impl Client {
         {
             request = request.header(header::AUTHORIZATION, token.bearer());
         }
-        if let Some(range) = range {
-            request = request.header(header::RANGE, range);
+        for (name, value) in headers {
+            request = request.header(name, *value);
         }
         let request = request.body(()).map_err(|e| self.protocol(url, format!("an address that is none ({e})")))?;
-        self.agent.run(request).map_err(|e| Failure::Again { reason: e.to_string(), status: None, wait: None, progress: false })
+        self.agent.run(request).map_err(|e| Failure::again(e.to_string()))
+    }
+
+    /// A request and the redirects that answer it, to an answer that is none or that is `enough`; with the address that gave it.
+    pub(super) fn follow(
+        &self,
+        method: &str,
+        url: &str,
+        headers: &[(HeaderName, &str)],
+        enough: impl Fn(&Response<ureq::Body>) -> bool,
+    ) -> Result<(String, Response<ureq::Body>), Failure> {
+        let mut at = url.to_owned();
+        for _ in 0..=REDIRECTS {
+            let response = self.ask(method, &at, headers)?;
+            if !response.status().is_redirection() || enough(&response) {
+                return Ok((at, response));
+            }
+            let to = text(&response, "location").and_then(|to| resolved(&at, to));
+            at = to.ok_or_else(|| self.protocol(&at, "a redirect that leads nowhere"))?;
+        }
+        Err(self.protocol(url, format!("more than {REDIRECTS} redirects, perhaps in a circle")).into())
     }
 
     /// Refusals of the Hub that no later try will cure, and those that one may.
@@ -192,8 +241,12 @@ impl Client {
             return Failure::Final(error);
         }
         if status == 429 || status == 408 || status >= 500 {
-            let wait = text(response, "retry-after").and_then(|s| s.trim().parse().ok()).map(|s: u64| Duration::from_secs(s.min(300)));
-            return Failure::Again { reason: format!("status {status}"), status: Some(status), wait, progress: false };
+            return Failure::Again {
+                reason: format!("status {status}"),
+                status: Some(status),
+                wait: retry_after(response),
+                progress: false,
+            };
         }
         let advice = match status {
             401 | 403 => self.login(),
@@ -203,7 +256,7 @@ impl Client {
     }
 
     /// Tries until success, a final failure, or [`TRIES`] failures in a row without a byte of progress (`unanswered` of them if no server answers).
-    fn persist<T>(
+    pub(super) fn persist<T>(
         &self,
         url: &str,
         label: &str,
@@ -211,14 +264,14 @@ impl Client {
         watch: &dyn Watch,
         mut attempt: impl FnMut() -> Result<T, Failure>,
     ) -> Result<T, HubError> {
-        let (mut failures, mut wait) = (0, self.first_wait);
+        let (mut failures, mut wait) = (0, self.env.first_wait);
         loop {
             match attempt() {
                 Ok(value) => return Ok(value),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Again { reason, status, wait: told, progress }) => {
                     if progress {
-                        (failures, wait) = (0, self.first_wait);
+                        (failures, wait) = (0, self.env.first_wait);
                     }
                     failures += 1;
                     if failures >= if status.is_none() { unanswered } else { TRIES } {
@@ -274,92 +327,88 @@ impl Client {
             }
         }
         files.sort();
-        if files.is_empty() { Err(offline()) } else { Ok(Listing { commit, files }) }
+        if files.is_empty() { Err(offline()) } else { Ok(Listing { commit, files, stale: None }) }
     }
 
     fn online_listing(&self, repo: &RepoId) -> Result<Listing, HubError> {
         let url = format!("{}/api/{}", self.env.endpoint, repo.repo().api_url());
-        self.persist(&url, &repo.name, LOOK_UPS, &(), || {
-            let mut at = url.clone();
-            let mut response = self.ask("GET", &at, None)?;
-            for _ in 0..REDIRECTS {
-                match self.inner_redirect(&at, &response) {
-                    Some(next) => {
-                        at = next;
-                        response = self.ask("GET", &at, None)?;
-                    }
-                    None => break,
-                }
-            }
-            if !response.status().is_success() {
-                return Err(self.refuse(repo, None, &at, &response));
-            }
-            let mut body = Vec::new();
-            response.body_mut().with_config().limit(MAX_LISTING_BYTES).reader().read_to_end(&mut body).map_err(|e| Failure::Again {
-                reason: e.to_string(),
-                status: None,
-                wait: None,
-                progress: false,
-            })?;
-            let info: hf_hub::api::RepoInfo =
-                serde_json::from_slice(&body).map_err(|e| self.protocol(&at, format!("no repository description ({e})")))?;
-            if !is_commit(&info.sha) {
-                return Err(self.protocol(&at, "no commit").into());
-            }
-            let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
-            match files.iter().find(|f| safe_relative(f).is_none()) {
-                Some(bad) => Err(self.protocol(&at, format!("the file name {bad:?}, which leaves the cache")).into()),
-                None => Ok(Listing { commit: info.sha, files }),
-            }
-        })
-    }
-
-    /// Where a redirect within the Hub leads; `None` for a redirect to another host, and for no redirect.
-    fn inner_redirect<B>(&self, from: &str, response: &Response<B>) -> Option<String> {
-        let to = text(response, "location").filter(|_| response.status().is_redirection())?;
-        if let Some(path) = to.strip_prefix('/') {
-            let (scheme, host) = origin(from)?;
-            return Some(format!("{scheme}://{host}/{path}"));
+        let (about, at, _): (Description, _, _) =
+            self.persist(&url, &repo.name, LOOK_UPS, &(), || self.described(repo, &url, "repository description"))?;
+        if !is_commit(&about.sha) {
+            return Err(self.protocol(&at, "no commit"));
         }
-        (origin(to).is_some() && origin(to) == origin(from)).then(|| to.to_owned())
+        let listed: Vec<String> = about.siblings.unwrap_or_default().into_iter().map(|s| s.rfilename).collect();
+        let files = if listed.is_empty() || listed.len() > LISTED_WHOLE { self.tree(repo, &about.sha)? } else { listed };
+        match files.iter().find(|f| safe_relative(f).is_none()) {
+            Some(bad) => Err(self.protocol(&at, format!("the file name {bad:?}, which leaves the cache"))),
+            None => Ok(Listing { commit: about.sha, files, stale: None }),
+        }
     }
 
-    fn meta(&self, repo: &RepoId, commit: &str, file: &str) -> Result<Meta, Failure> {
+    /// Every file of a commit, page by page.
+    fn tree(&self, repo: &RepoId, commit: &str) -> Result<Vec<String>, HubError> {
+        let mut url = format!("{}/api/{}/{}/tree/{commit}?recursive=true", self.env.endpoint, repo.kind.plural(), repo.name);
+        let mut files = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let (page, at, next): (Vec<Entry>, _, _) =
+                self.persist(&url, &repo.name, TRIES, &(), || self.described(repo, &url, "list of files"))?;
+            files.extend(page.into_iter().filter(|e| e.kind == "file").map(|e| e.path));
+            let Some(next) = next else { return Ok(files) };
+            // The next page is asked for with the token, so it must be the Hub's.
+            if origin(&next).is_none() || origin(&next) != origin(&at) {
+                return Err(self.protocol(&at, "a list of files that goes on at another host"));
+            }
+            url = next;
+        }
+        Err(self.protocol(&url, format!("a list of files of more than {MAX_PAGES} pages")))
+    }
+
+    /// An answer in JSON, the address that gave it, and that of the next page.
+    fn described<T: serde::de::DeserializeOwned>(
+        &self,
+        repo: &RepoId,
+        url: &str,
+        what: &str,
+    ) -> Result<(T, String, Option<String>), Failure> {
+        let (at, mut response) = self.follow("GET", url, &[], |_| false)?;
+        if !response.status().is_success() {
+            return Err(self.refuse(repo, None, &at, &response));
+        }
+        let next = text(&response, "link").and_then(next_page).and_then(|to| resolved(&at, to));
+        let mut body = Vec::new();
+        let read = response.body_mut().with_config().limit(MAX_LISTING_BYTES).reader().read_to_end(&mut body);
+        read.map_err(|e| Failure::again(e.to_string()))?;
+        match serde_json::from_slice(&body) {
+            Ok(found) => Ok((found, at, next)),
+            Err(_) if is_page(&body) => Err(self.protocol(&at, login_page(what)).into()),
+            Err(e) => Err(self.protocol(&at, format!("no {what} ({e})")).into()),
+        }
+    }
+
+    pub(super) fn meta(&self, repo: &RepoId, commit: &str, file: &str) -> Result<Meta, Failure> {
         let escaped: String = file
             .bytes()
             .map(|b| if b.is_ascii_alphanumeric() || b"-_.~/".contains(&b) { (b as char).to_string() } else { format!("%{b:02X}") })
             .collect();
-        let mut url = format!("{}/{}/resolve/{commit}/{escaped}", self.env.endpoint, repo.repo().url());
-        let mut seen = None;
-        for _ in 0..REDIRECTS {
-            let response = self.ask("HEAD", &url, None)?;
-            let inner = self.inner_redirect(&url, &response);
-            // A file's own headers come with the redirect to its bytes, even if those are on this host.
-            let has_tag = text(&response, "x-linked-etag").is_some();
-            match inner {
-                Some(next) if !has_tag => url = next,
-                _ => {
-                    seen = Some(response);
-                    break;
-                }
-            }
-        }
-        let response = seen.ok_or_else(|| self.protocol(&url, "more redirects than a Hub makes"))?;
+        let url = format!("{}/{}/resolve/{commit}/{escaped}", self.env.endpoint, repo.repo().url());
+        // A file's own headers come with the redirect to its bytes; redirects without them lead to another Hub or another name.
+        let (url, response) = self.follow("HEAD", &url, &[], |r| text(r, "x-linked-etag").is_some())?;
         if !response.status().is_success() && !response.status().is_redirection() {
             return Err(self.refuse(repo, Some(file), &url, &response));
         }
-        let commit = text(&response, "x-repo-commit").filter(|c| is_commit(c)).ok_or_else(|| self.protocol(&url, "no X-Repo-Commit"))?;
+        let page = text(&response, "content-type").is_some_and(|t| t.starts_with("text/html"));
+        let no_commit = || match page {
+            true => login_page("commit of a file (X-Repo-Commit)"),
+            false => "no X-Repo-Commit".to_owned(),
+        };
+        let commit = text(&response, "x-repo-commit").filter(|c| is_commit(c)).ok_or_else(|| self.protocol(&url, no_commit()))?;
         let raw = text(&response, "x-linked-etag").or_else(|| text(&response, "etag")).ok_or_else(|| self.protocol(&url, "no ETag"))?;
         let etag = clean_etag(raw).ok_or_else(|| self.protocol(&url, format!("the ETag {raw:?}, which is no file name")))?;
         let size = text(&response, "x-linked-size")
             .or_else(|| text(&response, "content-length").filter(|_| response.status().is_success()))
             .and_then(|s| s.trim().parse().ok());
-        let location = match text(&response, "location").filter(|_| response.status().is_redirection()) {
-            Some(path) if path.starts_with('/') => self.inner_redirect(&url, &response).unwrap_or_else(|| url.clone()),
-            Some(away) => away.to_owned(),
-            None => url.clone(),
-        };
-        Ok(Meta { commit: commit.to_owned(), etag, size, location })
+        let away = text(&response, "location").filter(|_| response.status().is_redirection()).and_then(|to| resolved(&url, to));
+        Ok(Meta { commit: commit.to_owned(), etag, size, location: away.unwrap_or_else(|| url.clone()) })
     }
 
     fn one(&self, repo: &RepoId, commit: &str, file: &str, watch: &dyn Watch) -> Result<Fetched, HubError> {
@@ -385,6 +434,7 @@ impl Client {
         }
         let blob = folder.join("blobs").join(&meta.etag);
         let lock = self.env.cache.join(".locks").join(repo.repo().folder_name()).join(format!("{}.lock", meta.etag));
+        Self::stays_inside(&folder, &pointer)?;
         for below in [&blob, &lock, &pointer] {
             let parent = below.parent().unwrap_or(&folder);
             fs::create_dir_all(parent).map_err(disk(parent))?;
@@ -398,6 +448,12 @@ impl Client {
         drop(guard);
         let etag = blob.file_name().map(|n| n.to_string_lossy().into_owned());
         Ok(Fetched { name: file.to_owned(), path: pointer, etag })
+    }
+
+    /// Refuses folders of a snapshot that are links: what is written below them would leave the cache.
+    fn stays_inside(folder: &Path, pointer: &Path) -> Result<(), HubError> {
+        let linked = pointer.ancestors().skip(1).take_while(|p| *p != folder).find(|p| p.is_symlink());
+        linked.map_or(Ok(()), |path| Err(HubError::Link { path: path.to_owned(), to: fs::read_link(path).unwrap_or_default() }))
     }
 
     /// The folder of a commit's files.
@@ -418,196 +474,18 @@ impl Client {
         self.persist(&url, file, TRIES, &(), || {
             let meta = self.meta(repo, commit, file)?;
             let range = format!("bytes=0-{}", length.saturating_sub(1));
-            let mut at = meta.location;
-            let mut response = self.ask("GET", &at, Some(&range))?;
-            for _ in 0..REDIRECTS {
-                let Some(to) = text(&response, "location").filter(|_| response.status().is_redirection()) else { break };
-                at = if to.starts_with('/') { self.inner_redirect(&at, &response).unwrap_or_default() } else { to.to_owned() };
-                response = self.ask("GET", &at, Some(&range))?;
-            }
+            let (at, mut response) = self.follow("GET", &meta.location, &[(header::RANGE, &range)], |_| false)?;
             if !response.status().is_success() {
                 return Err(self.refuse(repo, Some(file), &at, &response));
             }
             let mut body = Vec::new();
             let read = response.body_mut().with_config().limit(u64::MAX).reader().take(length).read_to_end(&mut body);
-            read.map_err(|e| Failure::Again { reason: e.to_string(), status: None, wait: None, progress: false })?;
+            read.map_err(|e| Failure::again(e.to_string()))?;
             if (body.len() as u64) < length && meta.size.is_none_or(|size| size >= length) {
-                let reason = format!("{} of {length} bytes came", body.len());
-                return Err(Failure::Again { reason, status: None, wait: None, progress: false });
+                return Err(Failure::again(format!("{} of {length} bytes came", body.len())));
             }
             Ok(body)
         })
-    }
-
-    /// Brings a blob's bytes: what `<etag>.incomplete` holds is kept and gone on from, the whole is verified, then renamed.
-    fn bytes(&self, repo: &RepoId, commit: &str, file: &str, mut meta: Meta, blob: &Path, watch: &dyn Watch) -> Result<(), HubError> {
-        let part = blob.with_file_name(format!("{}.incomplete", meta.etag));
-        let label = format!("{}/{file}", repo.name);
-        for last in [false, true] {
-            let shown_at = meta.location.clone();
-            self.persist(&shown_at, &label, TRIES, watch, || {
-                let outcome = self.some_bytes(&meta, &part, &label, watch);
-                if let Err(Failure::Final(HubError::Status { status: 401 | 403 | 404 | 410, .. })) = outcome
-                    && origin(&meta.location) != origin(&self.env.endpoint)
-                {
-                    // A signed address that has expired: ask the Hub for a new one.
-                    meta = self.meta(repo, commit, file)?;
-                    return Err(Failure::Again { reason: "the file's address expired".into(), status: None, wait: None, progress: false });
-                }
-                outcome
-            })?;
-            match self.verify(&meta, &part)? {
-                None => {
-                    File::open(&part).and_then(|f| f.sync_all()).map_err(disk(&part))?;
-                    return fs::rename(&part, blob).map_err(disk(blob));
-                }
-                Some((what, found, expected)) => {
-                    fs::remove_file(&part).map_err(disk(&part))?;
-                    if last {
-                        return Err(HubError::Damaged { repo: repo.name.clone(), file: file.to_owned(), what, found, expected });
-                    }
-                    watch.retry(&label, &format!("{what} is wrong, starting again"), Duration::ZERO);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn some_bytes(&self, meta: &Meta, part: &Path, label: &str, watch: &dyn Watch) -> Result<(), Failure> {
-        let mut out = OpenOptions::new().create(true).truncate(false).write(true).open(part).map_err(disk(part))?;
-        let mut have = out.seek(SeekFrom::End(0)).map_err(disk(part))?;
-        if let Some(size) = meta.size {
-            if have == size {
-                return Ok(());
-            }
-            if have > size {
-                out.set_len(0).map_err(disk(part))?;
-                have = 0;
-            }
-        }
-        let url = &meta.location;
-        let range = (have > 0).then(|| format!("bytes={have}-"));
-        let mut response = self.ask("GET", url, range.as_deref())?;
-        let mut at = url.clone();
-        for _ in 0..REDIRECTS {
-            let Some(to) = text(&response, "location").filter(|_| response.status().is_redirection()) else { break };
-            at = if to.starts_with('/') { self.inner_redirect(&at, &response).unwrap_or_default() } else { to.to_owned() };
-            response = self.ask("GET", &at, range.as_deref())?;
-        }
-        let status = response.status().as_u16();
-        let starts_at = match status {
-            206 => {
-                let range = text(&response, "content-range").unwrap_or_default();
-                range.trim_start_matches("bytes ").split('-').next().and_then(|s| s.trim().parse::<u64>().ok())
-            }
-            200 => Some(0),
-            416 => {
-                out.set_len(0).map_err(disk(part))?;
-                return Err(self.protocol(url, format!("that the file ends at byte {have}, and had announced more")).into());
-            }
-            429 | 408 | 500.. => {
-                let wait = text(&response, "retry-after").and_then(|s| s.trim().parse().ok()).map(|s: u64| Duration::from_secs(s.min(300)));
-                return Err(Failure::Again { reason: format!("status {status}"), status: Some(status), wait, progress: false });
-            }
-            _ => {
-                return Err(HubError::Status {
-                    url: shown(&at),
-                    status,
-                    tries: 1,
-                    advice: "the file's address is refused: run again for a new one",
-                }
-                .into());
-            }
-        };
-        if starts_at != Some(have) {
-            // The server ignored the range or answered another one: begin again rather than glue the wrong ends together.
-            out.set_len(0).map_err(disk(part))?;
-            have = 0;
-            if starts_at != Some(0) {
-                return Err(Failure::Again {
-                    reason: "the answer begins somewhere else".into(),
-                    status: None,
-                    wait: None,
-                    progress: false,
-                });
-            }
-        }
-        out.seek(SeekFrom::Start(have)).map_err(disk(part))?;
-        let started = have;
-        let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            let again = |reason: String, have: u64| Failure::Again { reason, status: None, wait: None, progress: have > started };
-            let n = body.read(&mut chunk).map_err(|e| again(e.to_string(), have))?;
-            if n == 0 {
-                break;
-            }
-            out.write_all(&chunk[..n]).map_err(disk(part))?;
-            have += n as u64;
-            watch.bytes(label, have, meta.size.unwrap_or(have));
-            if meta.size.is_some_and(|size| have > size) {
-                break;
-            }
-        }
-        match meta.size {
-            Some(size) if have < size => Err(Failure::Again {
-                reason: format!("the body ended at {have} of {size} bytes"),
-                status: None,
-                wait: None,
-                progress: have > started,
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// What differs from what the Hub announced, as (what, found, expected).
-    fn verify(&self, meta: &Meta, part: &Path) -> Result<Option<(&'static str, String, String)>, HubError> {
-        let mut file = File::open(part).map_err(disk(part))?;
-        let size = file.metadata().map_err(disk(part))?.len();
-        if let Some(expected) = meta.size.filter(|s| *s != size) {
-            return Ok(Some(("size", size.to_string(), expected.to_string())));
-        }
-        let mut hash = Hash::new(&meta.etag, size);
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            let n = file.read(&mut chunk).map_err(disk(part))?;
-            if n == 0 {
-                break;
-            }
-            hash.update(&chunk[..n]);
-        }
-        Ok(hash.finish().filter(|(_, found)| !found.eq_ignore_ascii_case(&meta.etag)).map(|(what, found)| (what, found, meta.etag.clone())))
-    }
-}
-
-/// `snapshots/<commit>/<name>` → `../../blobs/<etag>`; a copy where there are no symbolic links.
-fn link(blob: &Path, pointer: &Path, relative: &Path) -> Result<(), HubError> {
-    if pointer.exists() {
-        return Ok(());
-    }
-    let mut target = PathBuf::new();
-    for _ in 0..relative.components().count() + 1 {
-        target.push("..");
-    }
-    target.push("blobs");
-    target.push(blob.file_name().unwrap_or_default());
-    // A dangling link of an interrupted run would be in the way.
-    match fs::remove_file(pointer) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(disk(pointer)(e)),
-        _ => {}
-    }
-    #[cfg(unix)]
-    let made = std::os::unix::fs::symlink(&target, pointer);
-    #[cfg(not(unix))]
-    let made: std::io::Result<()> = Err(std::io::ErrorKind::Unsupported.into());
-    match made {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(_) => {
-            let part = pointer.with_extension("prunectl-part");
-            fs::copy(blob, &part).map_err(disk(&part))?;
-            fs::rename(&part, pointer).map_err(disk(pointer))
-        }
     }
 }
 
@@ -617,8 +495,13 @@ impl Hub for Client {
             return self.cached_listing(repo);
         }
         match self.online_listing(repo) {
-            // As the Python library: without an answer the cache is used, if it knows the revision.
-            Err(error @ HubError::Network { .. }) => self.cached_listing(repo).map_err(|_| error),
+            // As the Python library: where the Hub does not answer, or not us, the cache is used if it knows the revision.
+            Err(error @ (HubError::Network { .. } | HubError::Status { .. } | HubError::Gated { .. } | HubError::RepoNotFound { .. })) => {
+                match self.cached_listing(repo) {
+                    Ok(listing) => Ok(Listing { stale: Some(error.to_string()), ..listing }),
+                    Err(_) => Err(error),
+                }
+            }
             Err(error) => Err(error),
             Ok(listing) => {
                 if repo.revision != listing.commit {

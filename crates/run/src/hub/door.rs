@@ -37,8 +37,8 @@ const MAX_HEADER_BYTES: u64 = 100 << 20;
 pub enum Headers {
     /// In the cache, weights and all.
     Cached(PathBuf),
-    /// In a folder of this process: weight files end after their headers.
-    Stubs(tempfile::TempDir),
+    /// In a folder of this command: weight files end after their headers.
+    Stubs(Arc<tempfile::TempDir>),
 }
 
 impl Headers {
@@ -51,8 +51,10 @@ impl Headers {
     }
 }
 
-/// What was looked up, by whether it is a data set, name and revision.
-type Listings = BTreeMap<(bool, String, String), Listing>;
+/// Whether it is a data set, name and revision.
+type Key = (bool, String, String);
+/// What was looked up.
+type Listings = BTreeMap<Key, Listing>;
 
 /// The Hub for one command. Clones share what was looked up.
 #[derive(Debug, Clone)]
@@ -60,6 +62,11 @@ pub struct Door {
     client: Arc<Client>,
     ui: Option<Ui>,
     listings: Arc<Mutex<Listings>>,
+    stubs: Arc<Mutex<BTreeMap<Key, Arc<tempfile::TempDir>>>>,
+}
+
+fn key(repo: &RepoId) -> Key {
+    (repo.kind == Kind::Dataset, repo.name.clone(), repo.revision.clone())
 }
 
 impl Door {
@@ -68,23 +75,26 @@ impl Door {
         let mut env = HubEnv::read();
         env.offline |= offline;
         let ui = Ui { bars: ui.bars && env.progress, ..ui };
-        Self { client: Arc::new(Client::new(env)), ui: Some(ui), listings: Arc::default() }
+        Self { client: Arc::new(Client::new(env)), ui: Some(ui), listings: Arc::default(), stubs: Arc::default() }
     }
 
     /// Only what the cache has, and silent.
     pub fn cache_only() -> Self {
         let mut env = HubEnv::read();
         env.offline = true;
-        Self { client: Arc::new(Client::new(env)), ui: None, listings: Arc::default() }
+        Self { client: Arc::new(Client::new(env)), ui: None, listings: Arc::default(), stubs: Arc::default() }
     }
 
     fn listing(&self, repo: &RepoId) -> Result<Listing, HubError> {
-        let key = (repo.kind == Kind::Dataset, repo.name.clone(), repo.revision.clone());
+        let key = key(repo);
         let known = |door: &Self| door.listings.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         if let Some(listing) = known(self) {
             return Ok(listing);
         }
         let found = self.client.list(repo)?;
+        if let (Some(why), Some(ui)) = (&found.stale, self.ui) {
+            ui.note(format!("{}: using what the cache has: {why}", repo.name));
+        }
         self.listings.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
         Ok(found)
     }
@@ -170,6 +180,9 @@ impl Door {
         if weights.iter().all(|name| snapshot.join(name).is_file()) {
             return Ok(Headers::Cached(snapshot));
         }
+        if let Some(known) = self.stubs.lock().unwrap_or_else(PoisonError::into_inner).get(&key(&repo)) {
+            return Ok(Headers::Stubs(known.clone()));
+        }
         let temp = std::env::temp_dir();
         let dir = tempfile::Builder::new().prefix("prunectl-").tempdir().map_err(|source| HubError::Disk { path: temp, source })?;
         let write = |name: &str, bytes: &[u8]| {
@@ -191,6 +204,8 @@ impl Door {
             }
             write(name, &self.client.prefix(&repo, &listing.commit, name, 8 + length)?)?;
         }
+        let dir = Arc::new(dir);
+        self.stubs.lock().unwrap_or_else(PoisonError::into_inner).insert(key(&repo), dir.clone());
         Ok(Headers::Stubs(dir))
     }
 }

@@ -43,6 +43,8 @@ pub struct HubEnv {
     pub etag_timeout: Duration,
     /// `HF_HUB_DOWNLOAD_TIMEOUT`: the longest silence in a body.
     pub download_timeout: Duration,
+    /// The wait before the second try of a request, doubled before each one after it. No variable sets it.
+    pub first_wait: Duration,
 }
 
 /// The public Hub.
@@ -89,14 +91,14 @@ impl HubEnv {
         Self::from_vars(&|name| std::env::var(name).ok(), &home)
     }
 
-    /// Reads the environment that `get` gives; an empty variable counts as set only where Python counts it.
+    /// Reads the environment that `get` gives. For paths an empty variable counts, as in Python: it means the working directory.
     pub fn from_vars(get: &dyn Fn(&str) -> Option<String>, home: &Path) -> Self {
         let set = |name: &str| get(name).filter(|v| !v.is_empty());
         let path = |text: String| expand(&text, get, home);
-        let cache_home = set("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), path);
-        let hf_home = set("HF_HOME").map_or_else(|| cache_home.join("huggingface"), path);
-        let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map_or_else(|| hf_home.join("hub"), path);
-        let token_path = set("HF_TOKEN_PATH").map_or_else(|| hf_home.join("token"), path);
+        let cache_home = get("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), path);
+        let hf_home = get("HF_HOME").map_or_else(|| cache_home.join("huggingface"), path);
+        let cache = get("HF_HUB_CACHE").or_else(|| get("HUGGINGFACE_HUB_CACHE")).map_or_else(|| hf_home.join("hub"), path);
+        let token_path = get("HF_TOKEN_PATH").map_or_else(|| hf_home.join("token"), path);
         let token = if set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|v| is_true(&v)) {
             None
         } else {
@@ -106,7 +108,8 @@ impl HubEnv {
                 .and_then(Token::new)
                 .or_else(|| std::fs::read_to_string(&token_path).ok().as_deref().and_then(Token::new))
         };
-        let seconds = |name: &str| set(name).and_then(|v| v.trim().parse().ok()).map_or(Duration::from_secs(10), Duration::from_secs);
+        // Zero means the default, as in Python.
+        let seconds = |name: &str| Duration::from_secs(set(name).and_then(|v| v.trim().parse().ok()).filter(|s| *s > 0).unwrap_or(10));
         Self {
             cache,
             token,
@@ -115,6 +118,7 @@ impl HubEnv {
             progress: !set("HF_HUB_DISABLE_PROGRESS_BARS").is_some_and(|v| is_true(&v)),
             etag_timeout: seconds("HF_HUB_ETAG_TIMEOUT"),
             download_timeout: seconds("HF_HUB_DOWNLOAD_TIMEOUT"),
+            first_wait: Duration::from_secs(1),
         }
     }
 }

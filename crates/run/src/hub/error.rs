@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub enum HubError {
     /// Offline, and the cache lacks it.
     #[error(
-        "`{what}` is not in the cache {cache} and the network is off (--offline, HF_HUB_OFFLINE): run once online, or `huggingface-cli download {repo}` where there is a network and copy the cache"
+        "`{what}` is not in the cache {cache} and the network is off (--offline, HF_HUB_OFFLINE): run once online, or `hf download {repo}` where there is a network and copy the cache"
     )]
     Offline {
         /// A repository or one of its files.
@@ -125,6 +125,14 @@ pub enum HubError {
         /// What is wrong with it.
         what: String,
     },
+    /// A folder of the cache that leads out of it.
+    #[error("{} is a link to {}, so files below it would be written outside the cache: remove the link", path.display(), to.display())]
+    Link {
+        /// The folder.
+        path: PathBuf,
+        /// Where it leads.
+        to: PathBuf,
+    },
     /// A repository name that can't be one.
     #[error("`{0}` is not a repository name: expected `name` or `org/name`, of letters, digits, `-`, `_` and `.`")]
     BadRepo(String),
@@ -140,8 +148,8 @@ pub enum HubError {
 
 fn hint(source: &std::io::Error) -> &'static str {
     match source.kind() {
-        std::io::ErrorKind::StorageFull => {
-            " (the disk is full: free some space or set HF_HUB_CACHE to another disk; the download goes on where it stopped)"
+        _ if crate::files::no_room(source) => {
+            " (no room on the disk: free some space or set HF_HUB_CACHE to another disk; the download goes on where it stopped)"
         }
         std::io::ErrorKind::PermissionDenied => " (set HF_HUB_CACHE to a folder that you may write)",
         _ => "",

@@ -6,10 +6,9 @@
 
 mod client;
 mod door;
+mod download;
 mod env;
 mod error;
-#[cfg(test)]
-mod loopback;
 
 use std::path::{Component, Path, PathBuf};
 
@@ -36,6 +35,16 @@ pub enum Kind {
     Model,
     /// A data set.
     Dataset,
+}
+
+impl Kind {
+    /// As the Hub's API spells it.
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
 }
 
 impl RepoId {
@@ -83,6 +92,8 @@ pub struct Listing {
     pub commit: String,
     /// Its files, relative, in the Hub's order. Offline: those that the cache has.
     pub files: Vec<String>,
+    /// Why the cache was asked though the network is on: what the Hub said. The files are those that the cache has.
+    pub stale: Option<String>,
 }
 
 /// One downloaded file.

@@ -29,7 +29,7 @@ pub enum SaveError {
         target: PathBuf,
     },
     /// No room.
-    #[error("the disk is full: could not {doing} {}; free some space, or save to another disk", .path.display())]
+    #[error("no room on the disk: could not {doing} {}; free some space, or save to another disk", .path.display())]
     DiskFull {
         /// What was being done.
         doing: &'static str,
@@ -122,11 +122,9 @@ pub enum SaveError {
 impl SaveError {
     /// Sorts out a full disk.
     pub fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                Self::DiskFull { doing, path: path.into() }
-            }
-            _ => Self::Io { doing, path: path.into(), source },
+        match crate::files::no_room(&source) {
+            true => Self::DiskFull { doing, path: path.into() },
+            false => Self::Io { doing, path: path.into(), source },
         }
     }
 

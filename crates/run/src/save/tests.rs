@@ -174,7 +174,7 @@ fn padding_knows_masked_units_from_missing_ones() {
 fn a_full_disk_says_so() {
     let full = std::io::Error::from_raw_os_error(28);
     let error = SaveError::io("write", Path::new("model.safetensors"), full).at(Path::new("out/m/model.safetensors")).to_string();
-    assert_eq!(error, "the disk is full: could not write out/m/model.safetensors; free some space, or save to another disk");
+    assert_eq!(error, "no room on the disk: could not write out/m/model.safetensors; free some space, or save to another disk");
 }
 
 #[test]

@@ -61,9 +61,9 @@ impl Repo {
 /// What must be asked for before a fault ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// Requests for the bytes of files, to the Hub or to the store.
+    /// Requests for large files, to the store.
     Bytes,
-    /// Look-ups and `HEAD`s.
+    /// Look-ups and `HEAD`s, to the Hub.
     Facts,
 }
 
@@ -127,6 +127,8 @@ struct State {
 pub struct Hub {
     /// What `HF_ENDPOINT` must be.
     pub endpoint: String,
+    /// Where large files lie.
+    pub store: String,
     state: Arc<State>,
     /// Until they are dropped.
     _servers: Vec<Server>,
@@ -170,7 +172,7 @@ impl Hub {
             Server::start(move |request| state.hub(request, &store_at))
         };
         if !state.faults.moved {
-            return Self { endpoint: main.url(), state, _servers: vec![store, main] };
+            return Self { endpoint: main.url(), store: store_at, state, _servers: vec![store, main] };
         }
         let mirror = {
             let (state, to) = (state.clone(), main.url());
@@ -179,7 +181,7 @@ impl Hub {
                 Reply::new(308, "").with("Location", format!("{to}{}", request.path))
             })
         };
-        Self { endpoint: mirror.url(), state, _servers: vec![store, main, mirror] }
+        Self { endpoint: mirror.url(), store: store_at, state, _servers: vec![store, main, mirror] }
     }
 
     /// What was asked for: `WHO METHOD PATH range=… if-range=… auth=…`, in order.
@@ -234,11 +236,12 @@ impl State {
     fn hub(&self, request: &Request, store: &str) -> Reply {
         self.note("hub", request);
         let path = request.path.split('?').next().unwrap_or_default();
-        let is_bytes = request.method == "GET" && path.contains("/resolve/");
-        let (kind, count) = if is_bytes { (Wanted::Bytes, &self.bytes) } else { (Wanted::Facts, &self.facts) };
-        let n = count.fetch_add(1, Ordering::Relaxed) + 1;
-        if let Some(reply) = self.in_place_of_an_answer(kind, n, request) {
-            return reply;
+        let small_file = request.method == "GET" && path.contains("/resolve/");
+        if !small_file {
+            let n = self.facts.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some(reply) = self.in_place_of_an_answer(Wanted::Facts, n, request) {
+                return reply;
+            }
         }
         if let Some((status, code)) = self.faults.refuse {
             return Reply::new(status, "").with("X-Error-Code", code);
