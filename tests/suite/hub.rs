@@ -475,7 +475,7 @@ fn pythons_library_and_the_program_share_a_cache() {
     let before = server.log().len();
     for what in ["snapshot", "file", "offline"] {
         let path = PathBuf::from(asks(&ours, what));
-        assert_eq!(fs::canonicalize(path).unwrap(), fs::canonicalize(&got_in(&ours)).unwrap(), "{what}");
+        assert_eq!(fs::canonicalize(path).unwrap(), fs::canonicalize(got_in(&ours)).unwrap(), "{what}");
     }
     let asked = server.log().split_off(before);
     assert!(!asked.iter().any(|l| l.contains(" GET ") && l.contains("/resolve/") || l.starts_with("store")), "{asked:?}");
