@@ -192,3 +192,26 @@ fn sequential_scores_can_not_be_reused_and_dense_ones_can() {
     assert_eq!(sequential.status.code(), Some(1));
     assert!(stderr(&sequential).contains("block by block on pruned inputs: they hold for 50% alone"), "{}", stderr(&sequential));
 }
+
+/// What the analyses of a model say is drawn: curves by layer, and a square for each pair of states.
+#[test]
+fn analyses_are_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = "edition 2026\nmodel m = init(\"builtin:tiny-bert\", seed = 3)\ndata  d = builtin(\"tales\")\nlet few = d.train.take(4)\n\
+                  eval cka() of m on few as alike\neval cosine() of m on few as turns\neval sensitivity(amounts = [20%, 60%]) of m on few as curves\n";
+    std::fs::write(dir.path().join("a.prune"), recipe).unwrap();
+    let done = run(dir.path(), &["run", "a.prune", "-q", "--out", "a"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let report = std::fs::read_to_string(dir.path().join("a/report.html")).unwrap();
+    for said in [
+        "How alike the states between blocks are",
+        "alike: cka()",
+        "turns: cosine()",
+        "output of block 3",
+        "Sensitivity of each layer",
+        "curves: attention.heads of one layer gone",
+        "curves: mlp.neurons of one layer gone",
+    ] {
+        assert!(report.contains(said), "{said}");
+    }
+}

@@ -194,9 +194,12 @@ fn hull(points: &[(f64, f64, usize)]) -> Vec<(f64, f64, usize)> {
     out
 }
 
+fn met(values: &[f64]) -> bool {
+    values.iter().all(|v| *v <= 1.0)
+}
+
 /// The least n in `0..=last` that is met, supposing that what is met stays met; with what was measured there.
 fn least(last: usize, mut measure: impl FnMut(usize) -> Result<Vec<f64>>) -> Result<Met> {
-    let met = |values: &[f64]| values.iter().all(|v| *v <= 1.0);
     let first = measure(0)?;
     if met(&first) {
         return Ok(Met::After(0, first));
@@ -259,7 +262,7 @@ pub(crate) fn one_by_one(
     Ok((dense, out))
 }
 
-/// Meets limits with the least removed along the path of least loss. The model is not changed. `request.amount` and `request.scope` are not
+/// Meets limits, given with their metrics' names, with the least removed along the path of least loss. The model is not changed. `request.amount` and `request.scope` are not
 /// read.
 ///
 /// # Errors
@@ -268,13 +271,24 @@ pub fn to_limits(
     model: &Transformer,
     scores: &Scores,
     request: &Request<'_>,
-    limits: &mut Limits<'_>,
+    (names, limits): (&[&str], &mut Limits<'_>),
     data: &mut dyn Batches,
     progress: &dyn Progress,
 ) -> Result<Bounded> {
     let shape = Shape::of(model, request.sites)?;
     let chains = chains(scores, request, &shape)?;
     let search = Search { model, removed: request.removed, shape: &shape, chains: &chains };
+    // What can't be met at all is said before anything is measured on data.
+    let never = |values: &[f64]| PruneError::Invalid {
+        what: "a bound",
+        found: format!("{} with everything gone that may go", shares(names, values)),
+        expected: "at most 100% of each limit: select more, or loosen `at_least`, `protect` or the bound".into(),
+    };
+    let everything = chains.iter().map(|(key, chain)| (*key, chain.len())).collect();
+    let least_there_is = search.measured(&everything, limits)?;
+    if !met(&least_there_is) {
+        return Err(never(&least_there_is));
+    }
     let measured = search.curves(data, progress)?;
     let path = search.path(&measured);
     let first = |n: usize| {
@@ -284,13 +298,7 @@ pub fn to_limits(
     };
     let (n, reached) = match least(path.len(), |n| search.measured(&first(n), limits))? {
         Met::After(n, reached) => (n, reached),
-        Met::Never(values) => {
-            return Err(PruneError::Invalid {
-                what: "a bound",
-                found: format!("{} of the limits with everything gone that may go", shares(&values)),
-                expected: "at most 100% of each: select more, or loosen `at_least`, `protect` or the bound".into(),
-            });
-        }
+        Met::Never(values) => return Err(never(&values)),
     };
     let taken = first(n);
     // The baseline: the same share of every site.
@@ -305,8 +313,8 @@ pub fn to_limits(
     Ok(Bounded { decision: search.decision(&taken), curves: measured.into_iter().map(|m| m.curve).collect(), reached, losses })
 }
 
-fn shares(values: &[f64]) -> String {
-    values.iter().map(|v| format!("{:.1}%", v * 100.0)).collect::<Vec<_>>().join(" and ")
+fn shares(names: &[&str], values: &[f64]) -> String {
+    names.iter().zip(values).map(|(name, v)| format!("{name} at {:.1}% of its limit", v * 100.0)).collect::<Vec<_>>().join(" and ")
 }
 
 /// `to { layers = 24, neurons = 4608 }`: exactly so many of each kind stay, in every selected layer, the highest scores.

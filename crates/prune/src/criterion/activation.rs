@@ -163,4 +163,14 @@ mod tests {
         }
         println!("golden 12_adaptive_activation (attention): worst relative error {worst:.1e}");
     }
+
+    /// Two neurons over three tokens, the last one padding: mean squares of (1, 3) and (−2, 0).
+    #[test]
+    fn by_hand() {
+        let key = Key::of(SiteKind::Neurons, 0);
+        let mut powers = Powers { p: 2.0, sums: [(key, (vec![0.0; 2], 1))].into(), real: Some(vec![1, 1, 0]), tokens: 2.0 };
+        let x = Tensor::new(&[[[1f32, -2.0], [3.0, 0.0], [9.0, 9.0]]], &Device::Cpu).unwrap();
+        powers.see(0, Point::Intermediate, &x).unwrap();
+        assert_eq!(powers.sums[&key].0, [10.0, 4.0]);
+    }
 }

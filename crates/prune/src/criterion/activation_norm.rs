@@ -121,3 +121,23 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     ))),
     build: Some(build),
 };
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::criterion::by_hand::holding;
+
+    /// Neurons of two examples of two tokens: the norms of (3, 4) and (0, 0), and of (1, 0) and (0, 2) with the second token padding.
+    #[test]
+    fn by_hand() {
+        let (model, _) = holding(&[&[1.0]]);
+        let key = Key::of(SiteKind::Neurons, 0);
+        let keep = Tensor::new(&[[[1f64], [1.0]], [[1.0], [0.0]]], &Device::Cpu).unwrap();
+        let mut norms = Norms { sums: [(key, vec![0.0; 2])].into(), model: &model, keep: Some(keep) };
+        let x = Tensor::new(&[[[3f32, 0.0], [4.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]]], &Device::Cpu).unwrap();
+        norms.see(0, Point::Intermediate, &x).unwrap();
+        assert_eq!(norms.sums[&key], [6.0, 0.0]);
+    }
+}

@@ -84,3 +84,18 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     ))),
     build: Some(build),
 };
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// (1, 0) turned by 90°, by nothing, and against a vector of zeros.
+    #[test]
+    fn by_hand() {
+        let x = Tensor::new(&[[1f32, 0.0], [1.0, 0.0], [1.0, 0.0]], &Device::Cpu).unwrap();
+        let y = Tensor::new(&[[0f32, 2.0], [3.0, 0.0], [0.0, 0.0]], &Device::Cpu).unwrap();
+        assert_eq!(cosines(&x, &y).unwrap(), [0.0, 1.0, 0.5]);
+    }
+}

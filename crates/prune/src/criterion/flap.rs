@@ -440,4 +440,20 @@ mod tests {
         }
         println!("golden 13_flap: worst relative error {:.1e} ({})", check.worst.0, check.worst.1);
     }
+
+    /// Inputs (1, 5) and (3, 5): variances 2 and 0, means 2 and 5; of the weights the columns' squares are 5 and 1.
+    #[test]
+    fn by_hand() {
+        use crate::criterion::by_hand::{SLOT, holding};
+        let (model, _) = holding(&[&[1.0, 1.0], &[2.0, 0.0]]);
+        let mut stats: Inputs<Moments> = Inputs::new(true, None);
+        stats.begin(&Batch::new(Tensor::zeros((1, 2), DType::U32, &Device::Cpu).unwrap())).unwrap();
+        stats.see(0, Point::AttentionInput, &Tensor::new(&[[[1f32, 5.0], [3.0, 5.0]]], &Device::Cpu).unwrap()).unwrap();
+        let x = stats.get(SLOT).unwrap();
+        let flap = |measure| Flap { measure, bias: true, reference: false };
+        assert_eq!(flap(Measure::Plain).metric(&model, SLOT, x).unwrap(), [2.0, 0.0]);
+        assert_eq!(flap(Measure::Weighted).metric(&model, SLOT, x).unwrap(), [10.0, 0.0]);
+        assert_eq!(flap(Measure::Plain).means(x), [2.0, 5.0]);
+        assert_eq!(mean_and_deviation(&[10.0, 0.0]), (5.0, 50f64.sqrt()));
+    }
 }

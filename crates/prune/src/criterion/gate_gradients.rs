@@ -200,3 +200,22 @@ fn shares(of: Of, g: &Tensor, width: usize, group: usize) -> Result<Vec<f64>> {
     }
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// Gradients (1, −2) and (−3, 2) of two examples: means of absolute values (over two) 4 and 4 before dividing, absolute values of the
+    /// sums 2 and 0, squares 10 and 8; of both as one group the sums −1 and −1 come first.
+    #[test]
+    fn by_hand() {
+        let g = Tensor::new(&[[1f64, -2.0], [-3.0, 2.0]], &Device::Cpu).unwrap();
+        assert_eq!(shares(Of::Example, &g, 2, 1).unwrap(), [4.0, 4.0]);
+        assert_eq!(shares(Of::Batch, &g, 2, 1).unwrap(), [2.0, 0.0]);
+        assert_eq!(shares(Of::Square, &g, 2, 1).unwrap(), [10.0, 8.0]);
+        assert_eq!(shares(Of::Example, &g, 1, 2).unwrap(), [2.0]);
+        assert_eq!(shares(Of::Square, &g, 1, 2).unwrap(), [2.0]);
+    }
+}

@@ -97,3 +97,19 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     ))),
     build: Some(build),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Heads of 4 entries, two a group: a group saves its keys, values and two heads' outputs; a gated neuron two activations.
+    #[test]
+    fn activations_by_hand() {
+        let d = LayerDims { q_heads: 4, kv_heads: 2, head_dim: 4, ffn: 6, ..LayerDims::default() };
+        assert_eq!(activations(Key::of(SiteKind::KvGroups, 0), &d, true), 16);
+        assert_eq!(activations(Key::of(SiteKind::Heads, 0), &d, true), 4);
+        assert_eq!((activations(Key::of(SiteKind::Neurons, 0), &d, true), activations(Key::of(SiteKind::Neurons, 0), &d, false)), (2, 1));
+        let alone = LayerDims { kv_heads: 4, ..d };
+        assert_eq!(activations(Key::of(SiteKind::Heads, 0), &alone, true), 12);
+    }
+}

@@ -172,4 +172,13 @@ mod tests {
         }
         println!("golden 12_hrank: ranks exact, worst error of a singular value {worst:.1e}");
     }
+
+    #[test]
+    fn by_hand() {
+        assert_eq!(rank(&[vec![1.0, 2.0], vec![2.0, 4.0]], 1e-3), 1.0);
+        assert_eq!(rank(&[vec![1.0, 0.0], vec![0.0, 0.5]], 1e-3), 2.0);
+        // A third of the largest, and nothing at all.
+        assert_eq!(rank(&[vec![3.0, 0.0], vec![0.0, 1.0]], 0.5), 1.0);
+        assert_eq!(rank(&[vec![0.0, 0.0]], 1e-3), 0.0);
+    }
 }

@@ -117,3 +117,18 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     ))),
     build: Some(build),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::site::Key;
+
+    #[test]
+    fn a_layer_is_divided_by_its_norm_by_hand() {
+        let key = |layer| Key::of(SiteKind::Heads, layer);
+        let mut scores = Scores { sites: [(key(0), vec![3.0, -4.0]), (key(1), vec![0.0, 0.0])].into(), ..Scores::default() };
+        normalize(&mut scores);
+        assert_eq!(scores.sites[&key(0)], [0.6, -0.8]);
+        assert_eq!(scores.sites[&key(1)], [0.0, 0.0]);
+    }
+}

@@ -9,7 +9,7 @@ use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::Criterion;
-use super::weight_gradients::{Curvature, gradients};
+use super::weight_gradients::{Curvature, Gradients, gradients};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::groups::{Fold, same, slots, sums};
@@ -48,7 +48,12 @@ impl Criterion for LossModel {
 
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
         let slots = slots(model, sites)?;
-        let gradients = gradients(self.name, self.curvature, model, &slots, data, progress)?;
+        self.of(model, sites, &gradients(self.name, self.curvature, model, &slots, data, progress)?)
+    }
+}
+
+impl LossModel {
+    fn of(&self, model: &Transformer, sites: &Sites, gradients: &Gradients) -> Result<Scores> {
         let change = |slot: &str| -> Result<Tensor> {
             Ok(match self.kind {
                 Kind::Damage => gradients.half_curvature(model, slot)?,
@@ -114,3 +119,25 @@ pub(super) const LOSS_MODEL: Entry<dyn Criterion> = Entry {
     ))),
     build: Some(build_loss_model),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::criterion::by_hand::{SLOT, holding, numbers, tensor};
+
+    /// w = (2, −1), g = (½, 3), h = (4, 2): ½·h·w² = (8, 1), g·w = (1, −3); with λ = 2 the penalty adds w² = (4, 1).
+    #[test]
+    fn by_hand() {
+        let (model, sites) = holding(&[&[2.0, -1.0]]);
+        let one = |row: &[f32]| [(SLOT.to_owned(), tensor(&[row]))].into();
+        let gradients = Gradients { mean: one(&[0.5, 3.0]), squares: one(&[4.0, 2.0]) };
+        let of = |kind, penalty| {
+            let method = LossModel { name: "loss_model", kind, curvature: Curvature::Fisher, penalty };
+            numbers(&method.of(&model, &sites, &gradients).unwrap().weights[SLOT])
+        };
+        assert_eq!(of(Kind::Damage, 0.0), [8.0, 1.0]);
+        assert_eq!(of(Kind::Linear, 0.0), [1.0, 3.0]);
+        assert_eq!(of(Kind::Quadratic, 0.0), [7.0, 4.0]);
+        assert_eq!(of(Kind::Quadratic, 2.0), [11.0, 5.0]);
+    }
+}

@@ -88,3 +88,24 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     )),
     build: Some(build),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::criterion::by_hand::{SLOT, holding, numbers};
+
+    /// Entries 3 and −4: ℓ1 7, ℓ2 5 rooted; the means over two entries 3.5 and √12.5; the reference divides the sum of squares by members.
+    #[test]
+    fn by_hand() {
+        let of = |squares, mean, reference, sum| {
+            let group = GroupSum { sum, entries: 2, members: 5 };
+            Magnitude { squares, mean, reference }.unit(&group, 1)
+        };
+        assert_eq!((of(false, false, false, 7.0), of(true, false, false, 25.0)), (7.0, 5.0));
+        assert_eq!((of(false, true, false, 7.0), of(true, true, false, 25.0)), (3.5, 12.5f64.sqrt()));
+        assert_eq!((of(true, false, true, 25.0), of(true, true, true, 25.0)), (25.0, 5.0));
+        let (model, sites) = holding(&[&[3.0, -4.0]]);
+        let scores = plain().score(&model, &sites, &mut crate::data::InMemory::default(), &()).unwrap();
+        assert_eq!(numbers(&scores.weights[SLOT]), [3.0, 4.0]);
+    }
+}

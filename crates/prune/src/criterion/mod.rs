@@ -5,6 +5,8 @@ mod activation_norm;
 mod adaptive;
 mod block_influence;
 mod blocks;
+#[cfg(test)]
+mod by_hand;
 mod experts;
 mod fisher;
 mod flap;

@@ -67,3 +67,17 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     )),
     build: Some(build),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_draws_its_own_stream_in_zero_to_one() {
+        let one = draw(0, "layers.0.mlp.neurons", 64);
+        assert!(one.iter().all(|x| (0.0..1.0).contains(x)));
+        assert_eq!(one, draw(0, "layers.0.mlp.neurons", 64));
+        assert_ne!(one, draw(0, "layers.1.mlp.neurons", 64));
+        assert_ne!(one, draw(1, "layers.0.mlp.neurons", 64));
+    }
+}

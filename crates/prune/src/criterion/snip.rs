@@ -8,7 +8,7 @@ use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry};
 
 use super::Criterion;
-use super::weight_gradients::{Curvature, gradients};
+use super::weight_gradients::{Curvature, Gradients, gradients};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::groups::{Fold, same, slots, sums};
@@ -26,17 +26,20 @@ impl Criterion for Snip {
     }
 
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
-        let gradients = gradients(NAME, Curvature::None, model, &slots(model, sites)?, data, progress)?;
-        let entries = |slot: &str| gradients.times_weight(model, slot);
-        let mut out = Scores::default();
-        for (key, sums) in sums(model, sites, Fold { entry: f64::abs, line: same }, &entries)? {
-            out.sites.insert(key, sums.iter().map(|g| g.sum as f32).collect());
-        }
-        for slot in &sites.weights {
-            out.weights.insert(slot.clone(), entries(slot)?.abs()?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?);
-        }
-        out.checked(NAME)
+        of(model, sites, &gradients(NAME, Curvature::None, model, &slots(model, sites)?, data, progress)?)
     }
+}
+
+fn of(model: &Transformer, sites: &Sites, gradients: &Gradients) -> Result<Scores> {
+    let entries = |slot: &str| gradients.times_weight(model, slot);
+    let mut out = Scores::default();
+    for (key, sums) in sums(model, sites, Fold { entry: f64::abs, line: same }, &entries)? {
+        out.sites.insert(key, sums.iter().map(|g| g.sum as f32).collect());
+    }
+    for slot in &sites.weights {
+        out.weights.insert(slot.clone(), entries(slot)?.abs()?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?);
+    }
+    out.checked(NAME)
 }
 
 fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
@@ -55,3 +58,18 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     ))),
     build: Some(build),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::criterion::by_hand::{SLOT, holding, numbers, tensor};
+
+    #[test]
+    fn by_hand() {
+        let (model, sites) = holding(&[&[2.0, -1.0]]);
+        let gradients = Gradients { mean: [(SLOT.to_owned(), tensor(&[&[0.5, 3.0]]))].into(), ..Gradients::default() };
+        assert_eq!(numbers(&of(&model, &sites, &gradients).unwrap().weights[SLOT]), [1.0, 3.0]);
+        // A weight that the loss does not depend on.
+        assert_eq!(numbers(&of(&model, &sites, &Gradients::default()).unwrap().weights[SLOT]), [0.0, 0.0]);
+    }
+}

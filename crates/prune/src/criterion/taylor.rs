@@ -9,7 +9,7 @@ use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::Criterion;
-use super::weight_gradients::{Curvature, gradients};
+use super::weight_gradients::{Curvature, Gradients, gradients};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::groups::{Fold, head_dim, same, slots, sums};
@@ -33,7 +33,12 @@ impl Criterion for Taylor {
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
         let slots = slots(model, sites)?;
         let curvature = if self.second { Curvature::Fisher } else { Curvature::None };
-        let gradients = gradients(NAME, curvature, model, &slots, data, progress)?;
+        self.of(model, sites, &gradients(NAME, curvature, model, &slots, data, progress)?)
+    }
+}
+
+impl Taylor {
+    fn of(&self, model: &Transformer, sites: &Sites, gradients: &Gradients) -> Result<Scores> {
         // g·w, or g·w − ½·F·w²; zero where the loss does not depend on the weight.
         let entries = |slot: &str| -> Result<Tensor> {
             let w = model.params().require(slot)?;
@@ -99,3 +104,23 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     ))),
     build: Some(build),
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::criterion::by_hand::{SLOT, holding, numbers, tensor};
+
+    /// w = (2, −1), g = (½, 3), F = (4, 2): g·w = (1, −3); less ½·F·w² = (8, 1) that is (−7, −4).
+    #[test]
+    fn by_hand() {
+        let (model, sites) = holding(&[&[2.0, -1.0]]);
+        let mut gradients = Gradients { mean: [(SLOT.to_owned(), tensor(&[&[0.5, 3.0]]))].into(), ..Gradients::default() };
+        let of = |gradients: &Gradients| {
+            let method = Taylor { second: true, element: false, reference: false };
+            numbers(&method.of(&model, &sites, gradients).unwrap().weights[SLOT])
+        };
+        assert_eq!(of(&gradients), [1.0, 3.0]);
+        gradients.squares.insert(SLOT.to_owned(), tensor(&[&[4.0, 2.0]]));
+        assert_eq!(of(&gradients), [7.0, 4.0]);
+    }
+}

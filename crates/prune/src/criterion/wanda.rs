@@ -204,4 +204,20 @@ mod tests {
             assert_eq!(flat(&ours.weights[SLOT]), flat(&expected[&format!("mask.{name}")]), "{name}");
         }
     }
+
+    /// Inputs (3, 0) and (4, 1): norms 5 and 1. The reference divides their squares by two sequences.
+    #[test]
+    fn by_hand() {
+        use crate::criterion::by_hand::{holding, numbers};
+        let (model, sites) = holding(&[&[1.0, -2.0], &[3.0, 0.0]]);
+        let mut stats = InputSquares::new(true, None);
+        for row in [[3f32, 0.0], [4.0, 1.0]] {
+            stats.begin(&Batch::new(Tensor::zeros((1, 1), DType::U32, &Device::Cpu).unwrap())).unwrap();
+            stats.see(0, Point::AttentionInput, &Tensor::new(&[[row]], &Device::Cpu).unwrap()).unwrap();
+        }
+        let of = |reference| numbers(&Wanda { reference }.scores(&model, &sites, &stats).unwrap().weights[SLOT]);
+        assert_eq!(of(false), [5.0, 2.0, 15.0, 0.0]);
+        let root = 2f32.sqrt();
+        assert!(of(true).iter().zip([5.0 / root, 2.0 / root, 15.0 / root, 0.0]).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
 }

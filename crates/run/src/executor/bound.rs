@@ -58,10 +58,11 @@ impl Executor<'_> {
             }
         };
         let progress = self.progress("sensitivity");
+        let names: Vec<&str> = known.iter().map(|k| k.name.as_str()).collect();
         let mut measure = |model: &Transformer| {
             known.iter().map(|k| Ok(value(&*k.metric, model)? / k.most)).collect::<prunectl_prune::Result<Vec<f64>>>()
         };
-        let found = to_limits(&state.model, scores, request, &mut measure, data, &progress)?;
+        let found = to_limits(&state.model, scores, request, (&names, &mut measure), data, &progress)?;
         surgery::mask(&mut state.model, &mut state.removed, &found.decision)?;
         let (dense, pruned, uniform) = found.losses;
         for (limit, share) in known.iter().zip(&found.reached) {

@@ -5,6 +5,7 @@
 
 mod adapters;
 mod adopt;
+mod analyses;
 mod book;
 mod bound;
 mod imitation;

@@ -7,6 +7,7 @@ use prunectl_recipe::catalogue::SiteKind;
 use crate::compare::Comparison;
 use crate::error::Result;
 use crate::executor::Executor;
+use crate::executor::analyses;
 use crate::executor::book::{Row, Scored, plain_name, unit_of};
 use crate::report::{
     Chart, Expectation, FigureUnit, FloorTable, HeatRow, Heatmap, Histogram, MetricRow, ProxyRow, RankTable, ReportData, SavedModel,
@@ -52,7 +53,13 @@ impl Executor<'_> {
             shapes: self.shapes(),
             histograms: self.histograms()?,
             sweeps: book.sweeps.iter().map(|s| self.sweep_table(s)).collect(),
-            sensitivity: book.bounds.iter().filter_map(|(name, how)| sensitivity(name, how)).collect(),
+            sensitivity: book
+                .bounds
+                .iter()
+                .filter_map(|(name, how)| sensitivity(name, how))
+                .chain(book.rows.iter().flat_map(analyses::curves))
+                .collect(),
+            alike: book.rows.iter().filter_map(analyses::alike).collect(),
             curves: book.curves.iter().flat_map(charts).chain(book.recovered.iter().filter_map(fitted)).collect(),
             saves: book
                 .saves

@@ -1,4 +1,4 @@
-//! Criteria beside one another: a matrix of rank correlations, and who beats chance.
+//! Criteria beside one another: a matrix of rank correlations, and who beats chance. States beside one another: how alike they are.
 
 use std::fmt::Write as _;
 
@@ -21,27 +21,8 @@ fn rho(value: Option<f64>) -> String {
 /// The section's body.
 pub(super) fn compared(h: &mut Html, ranks: &[RankTable], floors: &[FloorTable]) {
     for (i, one) in ranks.iter().enumerate() {
-        h.el("h3", "", &one.title);
-        h.within("figure", "", |h| {
-            h.raw(&drawing(one, &format!("ranks{i}")));
-            h.el(
-                "figcaption",
-                "",
-                "Spearman's rank correlation: 1 if both put all units in the same order. The stronger the colour, the closer to 1; negative ones are grey.",
-            );
-        });
-        let heads: Vec<String> = std::iter::once(String::new()).chain(one.names.iter().map(|n| format!("#{n}"))).collect();
-        let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
-        h.table("", "Rank correlation over all units", &heads, |h| {
-            for (name, row) in one.names.iter().zip(&one.rho) {
-                h.within("tr", if one.exact.as_ref() == Some(name) { "class=\"changed\"" } else { "" }, |h| {
-                    h.el("th", "scope=\"row\"", name);
-                    for value in row {
-                        h.number(&rho(*value));
-                    }
-                });
-            }
-        });
+        let explained = "Spearman's rank correlation: 1 if both put all units in the same order. The stronger the colour, the closer to 1; negative ones are grey.";
+        matrix(h, one, &format!("ranks{i}"), explained, "Rank correlation over all units");
     }
     for floor in floors {
         let caption = format!("{} over {}, the scores of random()", floor.metric, floor.floor);
@@ -56,13 +37,43 @@ pub(super) fn compared(h: &mut Html, ranks: &[RankTable], floors: &[FloorTable])
     }
 }
 
+/// The body of the section on states between blocks.
+pub(super) fn alike(h: &mut Html, tables: &[RankTable]) {
+    for (i, one) in tables.iter().enumerate() {
+        let explained =
+            "A block whose output is much like its input does little. The stronger the colour, the closer to 1; negative ones are grey.";
+        matrix(h, one, &format!("alike{i}"), explained, "How alike two states are");
+    }
+}
+
+/// A drawing, and under it its numbers.
+fn matrix(h: &mut Html, one: &RankTable, id: &str, explained: &str, caption: &str) {
+    h.el("h3", "", &one.title);
+    h.within("figure", "", |h| {
+        h.raw(&drawing(one, id));
+        h.el("figcaption", "", explained);
+    });
+    let heads: Vec<String> = std::iter::once(String::new()).chain(one.names.iter().map(|n| format!("#{n}"))).collect();
+    let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+    h.table("", caption, &heads, |h| {
+        for (name, row) in one.names.iter().zip(&one.rho) {
+            h.within("tr", if one.exact.as_ref() == Some(name) { "class=\"changed\"" } else { "" }, |h| {
+                h.el("th", "scope=\"row\"", name);
+                for value in row {
+                    h.number(&rho(*value));
+                }
+            });
+        }
+    });
+}
+
 fn drawing(table: &RankTable, id: &str) -> String {
     let n = table.names.len() as f64;
     let (width, height) = (NAMES + SIDE * n + 4.0, SIDE * n + 4.0);
     let mut out = String::new();
     let _ = write!(
         out,
-        "<svg viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\"><title id=\"{id}-t\">{}</title><desc id=\"{id}-d\">A square for each pair of {} scores, in the order of the table below.</desc>",
+        "<svg viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" height=\"{height:.0}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\"><title id=\"{id}-t\">{}</title><desc id=\"{id}-d\">A square for each pair of {}, in the order of the table below.</desc>",
         escape(&table.title),
         table.names.len(),
     );

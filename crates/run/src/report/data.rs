@@ -35,6 +35,9 @@ pub struct ReportData {
     /// Loss against units gone, one layer at a time.
     #[serde(default)]
     pub sensitivity: Vec<Chart>,
+    /// How alike the states between blocks are: one table a measure.
+    #[serde(default)]
+    pub alike: Vec<RankTable>,
     /// Training and validation curves.
     pub curves: Vec<Chart>,
     /// Every `save`.
@@ -215,11 +218,11 @@ impl Histogram {
 pub struct RankTable {
     /// `48 units of attention.heads`.
     pub title: String,
-    /// The scores' names.
+    /// The scores' names, or the states'.
     pub names: Vec<String>,
     /// The exact measure among them.
     pub exact: Option<String>,
-    /// Spearman's ρ, one row and one column a name; `None`: nothing to compare.
+    /// Spearman's ρ, or how alike two states are, one row and one column a name; `None`: nothing to compare.
     pub rho: Vec<Vec<Option<f64>>>,
 }
 

@@ -83,6 +83,7 @@ fn sections(data: &ReportData) -> Vec<Section> {
     });
     add(!data.sweeps.is_empty(), "sweeps", "Sweeps", |h, d| sweeps(h, &d.sweeps));
     add(!data.sensitivity.is_empty(), "sensitivity", "Sensitivity of each layer", |h, d| curves(h, &d.sensitivity, "sense"));
+    add(!data.alike.is_empty(), "alike", "How alike the states between blocks are", |h, d| super::compared::alike(h, &d.alike));
     add(!data.curves.is_empty(), "curves", "Training", |h, d| curves(h, &d.curves, "curve"));
     add(!data.histograms.is_empty(), "weights", "Weights", |h, d| histograms(h, &d.histograms));
     add(!data.saves.is_empty(), "saved", "Saved", |h, d| saves(h, &d.saves));

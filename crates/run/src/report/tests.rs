@@ -66,6 +66,7 @@ fn sample(text: &str) -> ReportData {
         rows: vec![(format!("exact{text}"), 0.031_25, 7, 8)],
     };
     ReportData {
+        alike: vec![rank.clone()],
         ranks: vec![rank],
         floors: vec![floor],
         sensitivity: vec![Chart {
