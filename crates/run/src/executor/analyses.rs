@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use crate::executor::book::Row;
 use crate::report::{Chart, RankTable, Series};
 
+/// Shares gone and the loss then, by layer.
+type ByLayer = BTreeMap<usize, Vec<(f64, f64)>>;
+
 /// The loss of the model with a share of one layer's units masked, one chart for each kind of unit, from `eval sensitivity(…)`.
 pub(super) fn curves(row: &Row) -> Vec<Chart> {
     if row.recorded.metric != "sensitivity" {
@@ -12,12 +15,12 @@ pub(super) fn curves(row: &Row) -> Vec<Chart> {
     }
     let details = &row.recorded.details;
     // By kind of unit and layer; a layer's key is `layers.3.mlp.neurons 30%`.
-    let mut kinds: BTreeMap<&str, BTreeMap<usize, Vec<(f64, f64)>>> = BTreeMap::new();
+    let mut kinds: BTreeMap<&str, ByLayer> = BTreeMap::new();
     for (name, loss) in details {
         let Some((layer, kind, share)) = point(name) else { continue };
         kinds.entry(kind).or_default().entry(layer).or_default().push((share, *loss));
     }
-    let of_kind = |(kind, layers): (&str, BTreeMap<usize, Vec<(f64, f64)>>)| {
+    let of_kind = |(kind, layers): (&str, ByLayer)| {
         let series = layers.into_iter().map(|(layer, mut points)| {
             points.extend(details.get("dense").map(|loss| (0.0, *loss)));
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
