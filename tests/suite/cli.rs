@@ -170,18 +170,8 @@ fn bad_input_gets_one_clear_message_and_leaves_nothing() {
 }
 
 #[test]
-fn steps_that_this_build_does_not_carry_out_are_refused_before_anything_is_loaded() {
+fn what_is_not_in_the_cache_is_said_before_anything_else_happens() {
     let dir = tempfile::tempdir().unwrap();
-    let setting = "edition 2026\nmodel m = builtin(\"tiny-llama\")\ndata d = builtin(\"tales\")\nlet calib = d.train.take(8)\n";
-    let (statements, word) = ("prune m.hidden by 20% using slice(on = calib)\n", "slice");
-    fs::write(dir.path().join("later.prune"), format!("{setting}{statements}")).unwrap();
-    let out = run(dir.path(), &["run", "later.prune"]);
-    assert_eq!(out.status.code(), Some(1), "{word}: {}", stderr(&out));
-    assert!(stderr(&out).contains(word) && stderr(&out).contains("P0414"), "{word}: {}", stderr(&out));
-    assert!(!dir.path().join("runs").exists(), "{word}");
-    assert_eq!(run(dir.path(), &["check", "later.prune"]).status.code(), Some(0), "{word}");
-    assert_eq!(run(dir.path(), &["plan", "later.prune"]).status.code(), Some(0), "{word}");
-    // What a model needs from the Hub is said before anything else happens, where there is no network.
     let path = root().join("recipes/bert_adapters_mnli.prune");
     refused(dir.path(), &["run", path.to_str().unwrap()], 2, &["google-bert/bert-base-uncased", "offline"]);
     assert_eq!(run(dir.path(), &["check", path.to_str().unwrap()]).status.code(), Some(0));
