@@ -16,13 +16,14 @@ use crate::{kill, kill_training};
 
 /// A file that is wrong, and words that must be in what is said of it.
 fn broken() -> Vec<(&'static str, &'static str, Vec<u8>, &'static [&'static str])> {
-    let parquet = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/sets/sst2.parquet")).unwrap();
+    let golden = |name: &str| fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)).unwrap();
+    let (parquet, promises) = (golden("sets/sst2.parquet"), golden("parquet/promises.parquet"));
     let half = parquet[..parquet.len() / 2].to_vec();
     let mut flipped = parquet.clone();
     for byte in flipped.iter_mut().skip(40).step_by(61) {
         *byte ^= 0x55;
     }
-    let mut gzip = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/sets/c4-train.00000-of-01024.json.gz")).unwrap();
+    let mut gzip = golden("sets/c4-train.00000-of-01024.json.gz");
     gzip.truncate(gzip.len() - 12);
     vec![
         ("a csv row with too few cells", "d.csv", b"text,label\nthe fox was happy,1\nalone\n".to_vec(), &["d.csv", "line 3"]),
@@ -43,6 +44,7 @@ fn broken() -> Vec<(&'static str, &'static str, Vec<u8>, &'static [&'static str]
         ),
         ("a gzip file that is cut", "d.jsonl.gz", gzip, &["d.jsonl.gz", "unpacked"]),
         ("a parquet file that is cut", "d.parquet", half, &["d.parquet"]),
+        ("a parquet page that promises too many values", "d.parquet", promises, &["d.parquet", "lengths are for more"]),
         ("a parquet file with changed bytes", "d.parquet", flipped, &["d.parquet"]),
         ("an empty file", "d.csv", Vec::new(), &["d.csv", "no bytes"]),
     ]

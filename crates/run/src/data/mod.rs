@@ -7,6 +7,7 @@
 mod answers;
 mod batch;
 mod chat;
+mod delta;
 mod document;
 mod draw;
 mod error;

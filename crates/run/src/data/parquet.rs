@@ -21,6 +21,9 @@ pub(super) fn to_lines(file: &File, shown: &Path, out: &mut impl Write) -> Resul
         let broken = |e: parquet::errors::ParquetError| wrong(format!("a parquet file that can't be read ({e})"));
         let file = file.try_clone().map_err(|error| DataError::Io { path: shown.to_owned(), error })?;
         let reader = SerializedFileReader::new(file).map_err(broken)?;
+        if let Some(why) = super::delta::wrong(&reader).map_err(broken)? {
+            return Err(wrong(format!("a parquet file with {why}")));
+        }
         for (number, row) in reader.get_row_iter(None).map_err(broken)?.enumerate() {
             let row = row.map_err(|e| wrong(format!("a parquet file whose row {} can't be read ({e})", number + 1)))?;
             let mut line = object(row).to_string();
