@@ -30,6 +30,7 @@ mod recipes;
 mod recovery;
 mod sets;
 mod sites;
+mod slice;
 mod stock;
 mod streaming;
 mod variants;

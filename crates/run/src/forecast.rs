@@ -9,7 +9,7 @@ mod shapes;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use prunectl_model::{Blueprint, Facts as ModelFile, LayerDims, cost};
+use prunectl_model::{Blueprint, Facts as ModelFile, Head, LayerDims, cost};
 use prunectl_prune::{CRITERIA, CURVE_POINTS, Key, Sites, build, site};
 use prunectl_recipe::Sources;
 use prunectl_recipe::catalogue::SiteKind;
@@ -190,6 +190,8 @@ struct Sim {
     vague: bool,
     /// Whether masked units have been taken out since the last prune.
     compacted: bool,
+    /// A head that shared the table of embeddings has a matrix of its own.
+    untied: bool,
     /// It is saved in the original shape only.
     padded: bool,
     /// Bytes of memory that batches are made for.
@@ -215,6 +217,7 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door, memory: Option<u64>)
                     ranges: BTreeMap::new(),
                     vague: false,
                     compacted: false,
+                    untied: false,
                     padded: padded.contains(&decl.name),
                     budget,
                 };
@@ -464,6 +467,11 @@ fn prune_notes(prune: &Prune, sims: &mut BTreeMap<String, Sim>, sources: &Source
         });
     }
     if let CriterionRef::Method(m) = &prune.criterion {
+        let tied = matches!(sim.file.blueprint.head, Head::Tokens { tied: true, .. });
+        if tied && build(CRITERIA, &m.name, &m.args).is_ok_and(|criterion| criterion.unties_head()) {
+            sim.untied = true;
+            notes.push("the head gets a matrix of its own".to_owned());
+        }
         notes.push(format!("using {}", sources.slice(m.span).split_whitespace().collect::<Vec<_>>().join(" ")));
     }
     let mut passes = passes(&prune.criterion, &sites, prune.rescore, total_removed);

@@ -113,6 +113,11 @@ pub trait Criterion: Send + Sync {
         false
     }
 
+    /// Whether pruning with it gives a head that shares the table of embeddings a matrix of its own.
+    fn unties_head(&self) -> bool {
+        false
+    }
+
     /// Whether pruning with it changes weights that stay: such a step can't be done again from its decision alone.
     fn updates_weights(&self) -> bool {
         false

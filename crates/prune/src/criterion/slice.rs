@@ -302,6 +302,10 @@ impl Criterion for SliceGpt {
         Some(self)
     }
 
+    fn unties_head(&self) -> bool {
+        true
+    }
+
     fn updates_weights(&self) -> bool {
         true
     }

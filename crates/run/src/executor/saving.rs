@@ -63,6 +63,16 @@ impl Executor<'_> {
             _ => None,
         };
         let state = &self.state.model(model)?.without_adapters()?;
+        let blocked = state.model.blocked();
+        if !blocked.hidden.is_empty() {
+            return Err(Error::Refused {
+                what: format!(
+                    "{} channels of the residual stream of `{model}` are masked, and a file of zeros can't say that norms leave them out",
+                    blocked.hidden.len()
+                ),
+                remedy: format!("write `compact {model}` before the `save`"),
+            });
+        }
         let record = self.record_of(state, layout);
         let card = CardFacts {
             title: String::new(),

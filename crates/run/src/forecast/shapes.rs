@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use prunectl_model::{Blueprint, LayerDims, SiteKind as ModelKind, site::shrink};
+use prunectl_model::{Blueprint, Head, LayerDims, SiteKind as ModelKind, site::shrink};
 use prunectl_prune::{Key, site};
 use prunectl_recipe::catalogue::SiteKind;
 
@@ -50,13 +50,19 @@ fn one_layer(blueprint: &Blueprint, d: &LayerDims) -> u64 {
 
 /// The blueprint with the residual stream as wide as it will be.
 fn narrowed(sim: &Sim) -> Blueprint {
-    let blueprint = &sim.file.blueprint;
+    let mut blueprint = sim.file.blueprint.clone();
+    if let (true, Head::Tokens { tied, .. }) = (sim.untied, &mut blueprint.head) {
+        *tied = false;
+    }
     let gone = sim.whole_gone(SiteKind::Hidden);
     if !sim.compacted || gone == 0 {
-        return blueprint.clone();
+        return blueprint;
     }
     let kept: Vec<usize> = (0..blueprint.hidden.saturating_sub(gone)).collect();
-    shrink(blueprint, &sim.file.dims, ModelKind::Hidden, None, &kept).map_or_else(|_| blueprint.clone(), |(narrow, _)| narrow)
+    match shrink(&blueprint, &sim.file.dims, ModelKind::Hidden, None, &kept) {
+        Ok((narrow, _)) => narrow,
+        Err(_) => blueprint,
+    }
 }
 
 /// Counts inside the layers, whole layers left where they are.
