@@ -165,7 +165,7 @@ def falcon(d):
     kv = d.of(*(k for k in range(1, heads + 1) if heads % k == 0)) if grouped else None
     return T.FalconConfig(
         hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=layers, ffn_hidden_size=ffn, new_decoder_architecture=grouped,
-        num_kv_heads=kv, multi_query=d.of(True, False), parallel_attn=d.of(True, True, False), bias=d.of(True, False), alibi=False,
+        num_kv_heads=kv, multi_query=d.of(True, False), parallel_attn=grouped or d.of(True, False), bias=d.of(True, False), alibi=False,
         num_ln_in_parallel_attn=d.of(None, 1, 2) if grouped else None, activation=d.of("gelu", "gelu", "relu"),
         rope_parameters=dict(rope_type="default", rope_theta=d.of(100.0, 10000.0)), **more,
     )  # fmt: skip
@@ -345,6 +345,9 @@ def make(family, seed, out):
     config = build(d)
     if head == "ForSequenceClassification":
         config.num_labels = d.of(1, 2, 3, 5)
+        if family == "opt":
+            # A classifier behind the projection is refused by name.
+            config.word_embed_proj_dim = config.hidden_size
     config.architectures = [stem + head]
     cls = getattr(T, stem + head)
     dtype = d.of(torch.float32, torch.float32, torch.bfloat16)

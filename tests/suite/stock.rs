@@ -398,3 +398,43 @@ fn transformers_loads_what_the_table_says() {
     }
     assert!(wrong.is_empty(), "{} of {} are not as the table says:\n{}", wrong.len(), results.len(), wrong.join("\n"));
 }
+
+/// A width of the residual stream that Falcon's config class takes with no number of heads: the table says so, and what would be legal.
+#[test]
+fn a_falcon_of_an_odd_width_is_for_no_stock_loader() {
+    let folder = tempfile::tempdir().unwrap();
+    let dense = prunectl_model::load(&crate::families::golden("families/falcon"), &LoadOptions::default()).unwrap();
+    let mut asked = Vec::new();
+    for width in [63, 62] {
+        let kept: Vec<usize> = (0..width).collect();
+        let model = dense.keep_units(SiteKind::Hidden, None, &kept).unwrap();
+        let saved = save(&model, &folder.path().join(width.to_string()), Layout::Compact, &record(&dense, None));
+        let verdict = &saved.loaders.iter().find(|l| l.loader == Loader::Transformers).unwrap().verdict;
+        match verdict {
+            Verdict::Refused { reason, .. } if width == 63 => {
+                assert!(reason.contains("hidden size such as 63") && reason.contains("keep 62 or 64 channels (`align = 2`)"), "{reason}");
+            }
+            Verdict::RemoteCode { .. } if width == 62 => {}
+            other => panic!("{width}: {other:?}"),
+        }
+        let answers = folder.path().join(format!("{width}.safetensors"));
+        let batch = probe();
+        let whole = |t: &Tensor| t.to_dtype(DType::I64).unwrap();
+        let tensors = std::collections::HashMap::from([
+            ("input_ids".to_owned(), whole(&batch.input_ids)),
+            ("attention_mask".to_owned(), whole(batch.keep.as_ref().unwrap())),
+            ("logits".to_owned(), logits(&model, &batch)),
+        ]);
+        candle_core::safetensors::save(&tensors, &answers).unwrap();
+        for trust in [false, true] {
+            let name = format!("{width} {trust}");
+            asked.push(json!({"name": name, "dir": saved.dir, "expected": answers, "auto_class": "AutoModelForCausalLM", "trust_remote_code": trust}));
+        }
+    }
+    let Some(python) = crate::support::python("a Falcon of an odd width") else { return };
+    for result in crate::support::ask(&python, "check_logits.py", folder.path(), &asked) {
+        let loads = result["name"] == "62 true";
+        assert_eq!(result["loaded"], loads, "{result}");
+        assert!(!loads || result["difference"].as_f64().unwrap() < TOLERANCE, "{result}");
+    }
+}

@@ -248,21 +248,39 @@ fn first_not_finite(dtype: DType, bytes: &[u8]) -> Option<(usize, f64)> {
 }
 
 fn no_weights(dir: &Path) -> ModelError {
-    let others: Vec<String> = std::fs::read_dir(dir)
+    let mut others: Vec<String> = std::fs::read_dir(dir)
         .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
         .unwrap_or_default();
-    let pickled = others.iter().find(|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"));
-    let (found, hint) = match pickled {
-        Some(name) => (
+    others.sort();
+    let ends = |ends: &'static [&'static str]| others.iter().find(|name| ends.iter().any(|end| name.ends_with(end)));
+    let convert = |argument: &str| {
+        let class = class_of(dir).unwrap_or_else(|| "AutoModelForCausalLM".to_owned());
+        let place = dir.display();
+        format!(
+            "python -c \"from transformers import {class} as M; M.from_pretrained('{place}'{argument}).save_pretrained('{place}', safe_serialization=True)\""
+        )
+    };
+    let (found, hint) = if let Some(name) = ends(&[".bin", ".bin.index.json", ".pt", ".pth"]) {
+        (format!("`{name}`"), format!("pickled files can run code and are not read; convert it once: {}", convert("")))
+    } else if let Some(name) = ends(&[".gguf"]) {
+        let argument = format!(", gguf_file='{name}'");
+        (
             format!("`{name}`"),
-            format!(
-                "pickled files can run code and are not read; convert it once: python -c \"from transformers import AutoModelForCausalLM as M; \
-                 M.from_pretrained('{0}').save_pretrained('{0}', safe_serialization=True)\" (with the Auto class of your task)",
-                dir.display()
-            ),
-        ),
-        None if others.is_empty() => ("no files".into(), format!("expected `{SINGLE}` or `{INDEX}`")),
-        None => (others.join(", "), format!("expected `{SINGLE}` or `{INDEX}`")),
+            format!("GGUF is what `export` writes, not what is read; prune the original, or unpack it once: {}", convert(&argument)),
+        )
+    } else if let Some(name) = ends(&[".h5", ".msgpack"]) {
+        let hint = "weights of TensorFlow and Flax are not read; transformers 4 converts them (`from_tf=True` or `from_flax=True`, then `save_pretrained`)";
+        (format!("`{name}`"), hint.to_owned())
+    } else {
+        let found = if others.is_empty() { "no files".to_owned() } else { others.join(", ") };
+        (found, format!("expected `{SINGLE}` or `{INDEX}`"))
     };
     ModelError::NoWeights { path: dir.to_owned(), found, hint }
+}
+
+/// transformers' class that the folder's config names.
+fn class_of(dir: &Path) -> Option<String> {
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).ok()?).ok()?;
+    let class = config.get("architectures")?.get(0)?.as_str()?;
+    class.chars().all(|c| c.is_ascii_alphanumeric()).then(|| class.to_owned())
 }

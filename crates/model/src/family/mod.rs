@@ -128,13 +128,32 @@ pub(crate) fn resolve(path: &Path, config: &Value, task: Option<Task>, has_tenso
     let family = FAMILIES.iter().find(|f| f.model_types.contains(&model_type));
     refuse(&fields, model_type, family)?;
     let Some(family) = family else {
-        return Err(fields.unsupported(format!("model_type `{model_type}`"), format!("these are: {}", known_types())));
+        let what = match mechanism(model_type) {
+            Some(mechanism) => format!("model_type `{model_type}`, {mechanism},"),
+            None => format!("model_type `{model_type}`"),
+        };
+        return Err(fields.unsupported(what, format!("these are: {}", known_types())));
     };
     let task = choose_task(&fields, family, task)?;
     let (mut blueprint, mut dims) = (family.read)(&Source { fields, task, has_tensor })?;
     read_own(&fields, &mut blueprint, &mut dims)?;
     check_sizes(&fields, family, &blueprint, &dims)?;
     Ok(Resolved { family, model_type: model_type.to_owned(), task, blueprint, dims })
+}
+
+/// What well-known models are made of that this network has not, by parts of their `model_type`.
+const MECHANISMS: &[(&[&str], &str)] = &[
+    (&["mamba", "rwkv", "jamba", "zamba", "bamba", "recurrent_gemma", "falcon_h1", "xlstm", "lfm2"], "which has state-space layers (SSM)"),
+    (&["deepseek_v2", "deepseek_v3", "minicpm3", "kimi"], "which has multi-head latent attention (MLA)"),
+    (&["t5", "bart", "pegasus", "marian", "m2m_100", "prophetnet", "blenderbot", "whisper"], "an encoder-decoder"),
+    (&["gemma3n", "llava", "_vl", "mllama", "paligemma", "idefics", "clip", "vit"], "which sees images"),
+];
+
+fn mechanism(model_type: &str) -> Option<&'static str> {
+    if model_type == "gemma3" {
+        return Some("which sees images (its language model alone, saved as `gemma3_text`, is read)");
+    }
+    MECHANISMS.iter().find(|(parts, _)| parts.iter().any(|part| model_type.contains(part))).map(|(_, what)| *what)
 }
 
 fn known_types() -> String {

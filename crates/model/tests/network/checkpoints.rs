@@ -75,6 +75,10 @@ fn configs_that_make_no_sense_are_refused_by_field() {
         ("model_type", Value::Null, &["model_type", "found null"]),
         ("kv_lora_rank", json!(512), &["multi-head latent attention, MLA", "kv_lora_rank"]),
         ("ssm_cfg", json!({}), &["state-space layer, SSM", "ssm_cfg"]),
+        ("model_type", json!("mamba2"), &["`mamba2`", "state-space layers (SSM)", "these are: bert"]),
+        ("model_type", json!("deepseek_v3"), &["`deepseek_v3`", "latent attention (MLA)"]),
+        ("model_type", json!("t5"), &["`t5`", "an encoder-decoder"]),
+        ("model_type", json!("gemma3"), &["sees images", "`gemma3_text`"]),
         ("auto_map", json!({"AutoModelForCausalLM": "modeling_x.Mine"}), &["remote code", "modeling_x.Mine"]),
         ("quantization_config", json!({"quant_method": "gptq"}), &["quantised", "quantization_config"]),
         ("rope_parameters", json!({"rope_type": "yarn", "factor": 2.0}), &["rotary scaling `yarn`", "llama3"]),
@@ -209,8 +213,19 @@ fn headers_of_noise_never_panic() {
 fn folders_without_safetensors_say_how_to_get_them() {
     let dir = folder("llama", "config.json");
     std::fs::rename(dir.path().join("model.safetensors"), dir.path().join("pytorch_model.bin")).unwrap();
-    refused(dir.path(), &["pytorch_model.bin", "save_pretrained", "safe_serialization"]);
-    std::fs::remove_file(dir.path().join("pytorch_model.bin")).unwrap();
+    refused(dir.path(), &["pytorch_model.bin", "import LlamaForCausalLM as M", "save_pretrained", "safe_serialization"]);
+    for (name, says) in [
+        ("pytorch_model.bin.index.json", &["pickled files", "import LlamaForCausalLM as M"][..]),
+        ("model.gguf", &["gguf_file='model.gguf'"]),
+        ("tf_model.h5", &["from_tf=True"]),
+    ] {
+        for old in ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf"] {
+            let _ = std::fs::remove_file(dir.path().join(old));
+        }
+        std::fs::write(dir.path().join(name), "{}").unwrap();
+        refused(dir.path(), &[&[name], says].concat());
+    }
+    std::fs::remove_file(dir.path().join("tf_model.h5")).unwrap();
     refused(dir.path(), &["model.safetensors", "model.safetensors.index.json"]);
 }
 

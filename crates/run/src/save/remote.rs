@@ -35,7 +35,13 @@ fn auto_class(task: Task) -> &'static str {
 pub(super) fn obstacle(model: &Transformer) -> Option<String> {
     let hidden = model.blueprint().hidden;
     let odd = model.origin().model_type == FALCON && !hidden.is_multiple_of(2);
-    odd.then(|| format!("its config refuses a hidden size such as {hidden}, which leaves no even width for any number of heads"))
+    odd.then(|| {
+        let (below, above) = (hidden - 1, hidden + 1);
+        format!(
+            "its config refuses a hidden size such as {hidden}, which leaves no even width for any number of heads: \
+             keep {below} or {above} channels (`align = 2`)"
+        )
+    })
 }
 
 /// The Python file.
