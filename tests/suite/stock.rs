@@ -431,8 +431,8 @@ fn a_falcon_of_an_odd_width_is_for_no_stock_loader() {
             asked.push(json!({"name": name, "dir": saved.dir, "expected": answers, "auto_class": "AutoModelForCausalLM", "trust_remote_code": trust}));
         }
     }
-    let Some(python) = crate::support::python("a Falcon of an odd width") else { return };
-    for result in crate::support::ask(&python, "check_logits.py", folder.path(), &asked) {
+    let Some(python) = prunectl_testkit::python("a Falcon of an odd width") else { return };
+    for result in prunectl_testkit::ask(&python, "check_logits.py", folder.path(), &asked) {
         let loads = result["name"] == "62 true";
         assert_eq!(result["loaded"], loads, "{result}");
         assert!(!loads || result["difference"].as_f64().unwrap() < TOLERANCE, "{result}");
