@@ -90,6 +90,41 @@ fn advice_where_it_is_needed() {
     }
 }
 
+/// Steps of a finished training, from the last point of its curve in the journal.
+fn steps(dir: &Path, name: &str) -> f64 {
+    let journal = fs::read_to_string(dir.join("run/journal.jsonl")).unwrap();
+    let line = journal.lines().find(|l| l.contains(&format!("\"{name}\"")) && l.contains("\"loss\"")).unwrap().to_owned();
+    let event: Value = serde_json::from_str(&line).unwrap();
+    event["result"]["loss"].as_array().unwrap().last().unwrap()[0].as_f64().unwrap()
+}
+
+/// A metric that stands still stops the training; before the last units went it does not.
+#[test]
+fn a_training_stops_when_nothing_gets_better() {
+    for (prune, last) in [
+        ("", 9.0..10.0),
+        ("prune m.layers[*].mlp.neurons by cubic(0% -> 20%, during = 0%..60%) using magnitude() { every = 3 steps }", 24.0..30.0),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = format!(
+            "edition 2026
+model m = builtin(\"tiny-bert\")
+data d = builtin(\"tales\")
+train m on d.train for 30 steps {{
+    batch     = 2
+    optimizer = sgd(lr = 0)
+    stop      = stale(val, after = 2)
+    {prune}
+    eval loss() of m on d.validation.take(8) as val {{ every = 3 steps }}
+}}
+"
+        );
+        let (_, said) = metrics(dir.path(), &recipe);
+        assert!(said.contains("has not improved for 2 evaluations"), "{said}");
+        assert!(last.contains(&steps(dir.path(), "train-1")), "{said}");
+    }
+}
+
 /// Scratch-B takes the steps that make its FLOPs those of the whole model's training: 4 · (FLOPs of the whole / FLOPs of the rest).
 #[test]
 fn a_pruned_shape_from_scratch() {
@@ -113,13 +148,8 @@ train m on text for 4 steps { ..setup  flops_of = dense }
     let ratio = value("whole") / value("rest");
     assert!(ratio > 1.3, "{ratio}");
     assert!(said.contains(&format!("train-2: as many FLOPs as `m` would take, {ratio:.3} times the length")), "{said}");
-    let journal = fs::read_to_string(dir.path().join("run/journal.jsonl")).unwrap();
-    let steps = |name: &str| {
-        let line = journal.lines().find(|l| l.contains(&format!("\"{name}\"")) && l.contains("\"loss\"")).unwrap().to_owned();
-        let event: Value = serde_json::from_str(&line).unwrap();
-        event["result"]["loss"].as_array().unwrap().last().unwrap()[0].as_f64().unwrap()
-    };
-    assert_eq!((steps("train-1"), steps("train-2")), (4.0, (4.0 * ratio).round()));
+    let (even, budget) = (steps(dir.path(), "train-1"), steps(dir.path(), "train-2"));
+    assert_eq!((even, budget), (4.0, (4.0 * ratio).round()));
 }
 
 /// `init`: removed weights stand at their first values, whatever trains; `sign`: kept ones are ± one number in each matrix.

@@ -23,6 +23,7 @@ pub const BUILTINS: &[(&str, &str)] = &[
     ("llama_neurons_study", include_str!("../../../recipes/llama_neurons_study.prune")),
     ("llama_tickets", include_str!("../../../recipes/llama_tickets.prune")),
     ("reconstruct_study", include_str!("../../../recipes/reconstruct_study.prune")),
+    ("scores_study", include_str!("../../../recipes/scores_study.prune")),
     ("scratch_study", include_str!("../../../recipes/scratch_study.prune")),
     ("shapes_study", include_str!("../../../recipes/shapes_study.prune")),
 ];

@@ -3,8 +3,9 @@
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind, Ty};
 
 use super::Criterion;
+use super::movement::SCORES_LR;
 use crate::learned::InTrain;
-use crate::learned::gum::Gum;
+use crate::learned::gum::{Follow, Gum};
 use crate::optimizer::schedule;
 use crate::row::{criterion, learns, param, runs, within};
 
@@ -13,7 +14,11 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
         lr: schedule(args, "lr")?,
         uniqueness: args.float("uniqueness")?,
         penalty: schedule(args, "penalty")?,
-        follow: args.word("follow")? == "sparsity",
+        follow: match args.word("follow")? {
+            "kept" => Follow::Kept,
+            "nothing" => Follow::Nothing,
+            _ => Follow::Removed,
+        },
         memory: args.float("memory")?,
     })))
 }
@@ -24,13 +29,13 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), eq. 3-5",
         &[
             within(param("uniqueness", Ty::Float, "0.5", "λ_u: weight of similarity inside the regulariser."), 0.0, 1e6),
-            within(param("penalty", Ty::Scheduled, "1e-2", "λ(t) of mean |σ(S)·(1 + λ_u·u)|."), 0.0, 1e6),
-            within(param("lr", Ty::Scheduled, "1e-2", "Learning rate of the scores."), 0.0, 1e6),
+            within(param("penalty", Ty::Scheduled, "2", "λ(t) of mean |σ(S)·(1 + λ_u·u)|."), 0.0, 1e6),
+            within(param("lr", Ty::Scheduled, "1e-2", SCORES_LR), 0.0, 1e6),
             param(
                 "follow",
-                Ty::OneOf(&["sparsity", "nothing"]),
+                Ty::OneOf(&["sparsity", "kept", "nothing"]),
                 "sparsity",
-                "Whether λ(t) is multiplied by the share removed now over that removed in the end.",
+                "What multiplies λ(t): the share removed now over that removed in the end; the share kept now over that kept in the end, as in the authors' code; or nothing.",
             ),
             within(param("memory", Ty::Float, "0.999", "Weight of the newest batch in the running cosines."), 0.0, 1.0),
         ],

@@ -29,12 +29,16 @@ fn learned_scores(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgErr
     Ok(Box::new(InTrain(ScoreLearner { name: "learned_scores", lr: schedule(args, "lr")?, granularity, bar: Bar::Hard, penalty })))
 }
 
+/// The page's line of every `lr` of scores.
+pub(super) const SCORES_LR: &str = "Learning rate of the scores, a constant or a schedule. The authors' one scheduler moves it with the weights' rate: \
+     `linear(0 -> 1e-2, for = 5%) then linear(1e-2 -> 0)`.";
+
 pub(super) const MOVEMENT: Entry<dyn Criterion> = Entry {
     spec: runs(learns(criterion(
         "movement",
         "Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning (2020), eq. 3-5",
         &[
-            within(param("lr", Ty::Scheduled, "1e-2", "Learning rate of the scores."), 0.0, 1e6),
+            within(param("lr", Ty::Scheduled, "1e-2", SCORES_LR), 0.0, 1e6),
             param("kind", Ty::OneOf(&["hard", "soft"]), "hard", "Keep the top scores, or those with σ(S) > τ."),
             within(param("penalty", Ty::Scheduled, "0", "λ of soft movement's mean σ(S)."), 0.0, 1e6),
             within(param("threshold", Ty::Scheduled, "0.1", "τ of soft movement."), 0.0, 1.0),
@@ -55,7 +59,7 @@ pub(super) const LEARNED_SCORES: Entry<dyn Criterion> = Entry {
         "learned_scores",
         "Lagunas et al., Block Pruning For Faster Transformers (2021), eq. 3",
         &[
-            within(param("lr", Ty::Scheduled, "1e-2", "Learning rate of the scores."), 0.0, 1e6),
+            within(param("lr", Ty::Scheduled, "1e-2", SCORES_LR), 0.0, 1e6),
             param(
                 "granularity",
                 Ty::OneOf(&["weight", "block", "row", "column", "head", "neuron"]),

@@ -3,8 +3,9 @@
 //! Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), sec. 5:
 //! `u_j = Σ_{k≠j} |cos(h_j, h_k)| / (N·v)` with v the share kept, `L += λ(t)·mean |σ(S)·(1 + λ_u·u)|`, one global top-v. As in the authors'
 //! code, cosines come from running sums (`(1 − m)·old + m·new`, the first `m·new`), 1e-6 is added to the product of two norms, and a step's
-//! regulariser uses the u of the step before (0 at first). λ(t): here λ times the share removed now over the share removed in the end;
-//! `follow = nothing` leaves λ alone. Where we deviate: a masked neuron is cut at `down` alone, so its activations and its score's gradient
+//! regulariser uses the u of the step before (0 at first). λ(t): here λ times the share removed now over the share removed in the end; their
+//! code multiplies by the share kept over that kept in the end (`follow = kept`), so that λ(t) falls. As there, λ is 2 where nothing else
+//! is said. Where we deviate: a masked neuron is cut at `down` alone, so its activations and its score's gradient
 //! stay alive; the authors mask both matrices, and a neuron without a bias could not come back.
 
 use std::collections::BTreeMap;
@@ -22,6 +23,17 @@ const EPSILON: f64 = 1e-6;
 /// Neurons whose cosines with all others are held at once.
 const TILE: usize = 256;
 
+/// What λ(t) follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Follow {
+    /// The share removed now over that removed in the end: from 0 to λ.
+    Removed,
+    /// The share kept now over that kept in the end, as in the authors' code: down to λ.
+    Kept,
+    /// λ alone.
+    Nothing,
+}
+
 /// GUM.
 pub(crate) struct Gum {
     pub lr: Schedule,
@@ -29,8 +41,8 @@ pub(crate) struct Gum {
     pub uniqueness: f64,
     /// λ(t).
     pub penalty: Schedule,
-    /// Whether λ(t) grows with the share removed.
-    pub follow: bool,
+    /// What λ(t) is multiplied by.
+    pub follow: Follow,
     /// m: the weight of the newest batch.
     pub memory: f64,
 }
@@ -48,7 +60,11 @@ fn multipliers(key: Key) -> String {
 impl Gum {
     fn weight(&self, moment: &Moment<'_>) -> f64 {
         let lambda = moment.value(&self.penalty);
-        if self.follow && moment.finally > 0.0 { lambda * moment.removed / moment.finally } else { lambda }
+        match self.follow {
+            Follow::Removed if moment.finally > 0.0 => lambda * moment.removed / moment.finally,
+            Follow::Kept if moment.finally < 1.0 => lambda * (1.0 - moment.removed) / (1.0 - moment.finally),
+            _ => lambda,
+        }
     }
 }
 

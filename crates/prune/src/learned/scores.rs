@@ -4,7 +4,8 @@
 //! Lagunas et al., Block Pruning For Faster Transformers (2021), sec. 3: one score for a block, row or column, its gradient the sum over the
 //! entries. On heads, groups and neurons one score stands for the unit, its gradient the sum over the unit's group.
 //! Our amount is the share removed, theirs the share kept; blocks, rows and columns are counted, not their entries. Soft: as theirs, half a
-//! percent of every matrix stays whatever the bar.
+//! percent of every matrix stays whatever the bar. In their code one scheduler moves the rates of weights and scores; here the scores' rate is
+//! what the recipe says, a constant or a schedule of its own.
 
 use std::collections::BTreeMap;
 

@@ -340,7 +340,7 @@ impl TrainObserver<'_, '_, '_> {
             *self.best = Some(trained);
         }
         if let Some(stop) = &self.train.stop
-            && stop.args.word("metric").is_ok_and(|n| plain_name(n) == eval.name)
+            && matches!(stop.args.get("metric"), Some(Value::Name(n) | Value::Word(n) | Value::Text(n)) if plain_name(n) == eval.name)
         {
             let lowest = eval.built.higher_is_better() != Some(true);
             if better(value, self.watch.stale.0, lowest) {
