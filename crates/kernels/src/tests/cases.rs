@@ -27,7 +27,7 @@ pub struct Masking {
 pub fn attention_case(name: &str, [b, hq, hkv, sq, sk, d]: [usize; 6], masking: Masking, softcap: Option<f64>) -> Case {
     let scale = 1.0 / (d as f64).sqrt();
     let run = move |t: &[Tensor], fused: bool| {
-        let keep = masking.keep.as_ref().map(|k| Tensor::new(k.clone(), &Device::Cpu)).transpose()?;
+        let keep = masking.keep.as_ref().map(|k| Tensor::new(k.clone(), t[0].device())).transpose()?;
         let mask = AttnMask { causal: masking.causal, window: masking.window, key_keep: keep.as_ref() };
         let op = if fused { crate::attention } else { plain::attention };
         op(&t[0], &t[1], &t[2], &mask, scale, softcap)
@@ -62,7 +62,8 @@ fn rope_case(style: RopeStyle, [b, h, s, d]: [usize; 4], rotary: usize, tables: 
     let angles = super::random(&[tables, s, rotary / 2], 7);
     let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
     let run = move |t: &[Tensor], fused: bool| {
-        let (cos, sin) = (cos.to_dtype(t[0].dtype())?, sin.to_dtype(t[0].dtype())?);
+        let like = |table: &Tensor| table.to_dtype(t[0].dtype())?.to_device(t[0].device());
+        let (cos, sin) = (like(&cos)?, like(&sin)?);
         let op = if fused { crate::rope } else { plain::rope };
         op(&t[0], &cos, &sin, style, rotary)
     };
@@ -71,8 +72,8 @@ fn rope_case(style: RopeStyle, [b, h, s, d]: [usize; 4], rotary: usize, tables: 
     case(name, &[&[b, h, s, d]], move |t| run(t, true), move |t| other(t, false))
 }
 
-fn targets(n: usize, v: usize) -> Tensor {
-    Tensor::from_iter((0..n).map(|i| (i * 5 % v) as u32), &Device::Cpu).unwrap()
+fn targets(n: usize, v: usize, device: &Device) -> Tensor {
+    Tensor::from_iter((0..n).map(|i| (i * 5 % v) as u32), device).unwrap()
 }
 
 /// Each kernel at `n` rows of width `d`.
@@ -95,8 +96,8 @@ fn row_cases(n: usize, d: usize) -> Vec<Case> {
         case(
             "cross_entropy",
             &[x],
-            move |t| crate::cross_entropy(&t[0], &targets(n, d)),
-            move |t| plain::cross_entropy(&t[0], &targets(n, d)),
+            move |t| crate::cross_entropy(&t[0], &targets(n, d, t[0].device())),
+            move |t| plain::cross_entropy(&t[0], &targets(n, d, t[0].device())),
         ),
         case("kl_div", &[x, x], |t| crate::kl_div(&t[0], &t[1], 1.7), |t| plain::kl_div(&t[0], &t[1], 1.7)),
         case(

@@ -1,7 +1,8 @@
-//! Every kernel against candle's own operations, finite differences, other thread counts and hostile input.
+//! Every kernel against candle's own operations, finite differences, other thread counts, other devices and hostile input.
 
 mod agreement;
 mod cases;
+mod devices;
 mod edges;
 mod threads;
 
@@ -37,14 +38,14 @@ pub fn tensors(vars: &[Var]) -> Vec<Tensor> {
 /// The result, and the gradient of Σ result · (random weights) with respect to each argument.
 pub fn value_and_gradients(op: &Op, vars: &[Var]) -> Result<(Tensor, Vec<Tensor>)> {
     let y = op(&tensors(vars))?;
-    let weights = random(y.dims(), 99).to_dtype(y.dtype())?;
+    let weights = random(y.dims(), 99).to_dtype(y.dtype())?.to_device(y.device())?;
     let store = (&y * weights)?.sum_all()?.backward()?;
     let gradients = vars.iter().map(|v| store.get(v).cloned().unwrap_or(v.zeros_like().unwrap())).collect();
     Ok((y.detach(), gradients))
 }
 
 pub fn flat(x: &Tensor) -> Vec<f64> {
-    x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    x.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Largest |a − b| / (1 + |b|); shapes must be equal and NaN nowhere.
