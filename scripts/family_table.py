@@ -69,7 +69,8 @@ def main():
     loader = None
     tests = ["families::", "candle::", "llama_cpp_runs_every", "vllm::", "sites::", "--test-threads=1"]
     for line in run("-p", "prunectl", "--test", "suite", "--", *tests):
-        words = line.split()
+        # The first line that a test prints stands behind its name.
+        words = line.rpartition(" ... ")[2].split()
         if len(words) == 4 and words[0] in ("site", "read"):
             note(words[1], words[2] if words[0] == "site" else "transformers", float(words[3]))
             continue
