@@ -189,3 +189,16 @@ prune m.layers[*].linears.weights by 60% using supermask(kind = large_final, ini
         assert!(seen >= 4, "{:?}", last.keys());
     }
 }
+
+/// A constant amount that the loss does not bear at once is whole with the last update.
+#[test]
+fn what_a_tolerance_holds_back_goes_in_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, said) = metrics(
+        dir.path(),
+        "edition 2026\nmodel m = builtin(\"tiny-llama\")\ndata d = builtin(\"tales\")\n\
+         train m on d.train.pack(64 tokens) for 7 steps {\n    batch = 2\n    optimizer = sgd(lr = 1e-3)\n    \
+         prune m.layers[*].mlp.neurons by 98% using lobster(lambda = 1e-4, tolerance = 0%) { every = 3 steps }\n}\n",
+    );
+    assert!(said.contains("674 of 688 neurons are masked"), "{said}");
+}

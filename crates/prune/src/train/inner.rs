@@ -270,7 +270,8 @@ impl Trainer<'_> {
         let grows = match (&prune.amount, inner.asked) {
             (_, None) => asked != Some(0.0),
             (Amount::Scheduled { .. }, Some(before)) => asked.is_some_and(|a| a > before),
-            (_, Some(_)) => false,
+            // As much as the loss allowed; the rest goes later, at the latest with the last update.
+            (_, Some(before)) => prune.shrinks().is_some() && asked.is_some_and(|a| a > before),
         };
         if !grows {
             return Ok(());
