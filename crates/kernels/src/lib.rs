@@ -15,6 +15,7 @@ pub mod cross_entropy;
 pub mod error;
 pub mod gate;
 pub mod gated;
+pub mod gram;
 pub mod kl_div;
 pub mod layer_norm;
 pub mod linear;

@@ -2,6 +2,7 @@
 
 use crate::error::KernelError;
 use crate::real::Real;
+use crate::threads::products_stay_whole;
 use candle_core::Result;
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -73,7 +74,9 @@ pub fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>, start: Option<&[T]>)
     };
     let mut out: Vec<T> = Vec::with_capacity(rows * cols);
     let fresh = &mut out.spare_capacity_mut()[..rows * cols];
-    if rows < ROWS_PER_TASK {
+    if products_stay_whole() {
+        task(0, fresh, Parallelism::None);
+    } else if rows < ROWS_PER_TASK {
         task(0, fresh, Parallelism::Rayon(0));
     } else {
         let tasks = 2 * (rows / (2 * ROWS_PER_TASK)).clamp(1, TASK_PAIRS);

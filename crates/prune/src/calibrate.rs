@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use prunectl_kernels::gram::add_column_products;
 use prunectl_model::{Batch, ModelError, Point, Tap};
 use rayon::prelude::*;
 
@@ -13,7 +14,7 @@ pub(crate) fn real_tokens(batch: &Batch) -> candle_core::Result<Option<Tensor>> 
 }
 
 /// What is summed over the rows of a matrix's input.
-pub(crate) trait Statistic {
+pub(crate) trait Statistic: Sync {
     /// Of an input of so many columns, before any row.
     fn new(columns: usize) -> Self;
     /// Adds the rows of `[rows, columns]`; padding is rows of zeros.
@@ -61,7 +62,7 @@ impl Statistic for Moments {
 
     fn add(&mut self, x: &Tensor, rows: Rows<'_>) -> candle_core::Result<()> {
         let (n, columns) = x.dims2()?;
-        let values = x.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+        let values = host(x)?;
         let length = rows.sequence.unwrap_or(n).max(1);
         for (sequence, values) in values.chunks((length * columns).max(1)).enumerate() {
             let own = || values.chunks(columns.max(1)).enumerate().filter(|(t, _)| rows.counts(sequence * length + t)).map(|(_, row)| row);
@@ -139,9 +140,25 @@ impl Squares {
     }
 }
 
-/// XᵀX in f64: its upper triangle, in strips of rows that each begin at the diagonal.
-#[derive(Debug, Clone)]
-pub(crate) struct Gram(Vec<Tensor>);
+/// The elements of a tensor on the host, in f64, row by row.
+pub(crate) fn host(x: &Tensor) -> candle_core::Result<Vec<f64>> {
+    let x = x.flatten_all()?;
+    if x.dtype() == DType::F64 {
+        return x.to_vec1::<f64>();
+    }
+    let values = x.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    Ok(values.into_par_iter().with_min_len(VALUES_PER_TASK).map(f64::from).collect())
+}
+
+/// Values that are worth a task of their own.
+pub(crate) const VALUES_PER_TASK: usize = 16 * 1024;
+
+/// XᵀX in f64 on the host: its upper triangle, in strips of rows that each begin at the diagonal.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Gram {
+    columns: usize,
+    strips: Vec<Vec<f64>>,
+}
 
 /// Rows of a strip.
 const STRIP: usize = 192;
@@ -149,62 +166,71 @@ const STRIP: usize = 192;
 impl Gram {
     /// `[columns, columns]`; None before any row.
     pub fn whole(&self) -> candle_core::Result<Option<Tensor>> {
-        let (Some(first), Some(whole)) = (self.0.first(), self.times(1.0)?) else { return Ok(None) };
-        let n = first.dim(1)?;
-        Tensor::from_vec(whole, (n, n), first.device()).map(Some)
+        let n = self.columns;
+        self.times(1.0).map(|whole| Tensor::from_vec(whole, (n, n), &Device::Cpu)).transpose()
     }
 
     /// Number of columns.
     pub fn columns(&self) -> usize {
-        self.0.first().and_then(|strip| strip.dims().get(1).copied()).unwrap_or(0)
+        self.columns
+    }
+
+    /// Each row from the diagonal on.
+    fn rows(&self) -> impl Iterator<Item = &[f64]> {
+        self.strips.iter().zip((0..self.columns).step_by(STRIP)).flat_map(|(strip, top)| {
+            let width = self.columns - top;
+            strip.chunks(width).enumerate().filter_map(|(i, row)| row.get(i..))
+        })
     }
 
     /// The diagonal.
-    pub fn diagonal(&self) -> candle_core::Result<Vec<f64>> {
-        let mut out = Vec::with_capacity(self.columns());
-        for strip in &self.0 {
-            let rows = strip.to_vec2::<f64>()?;
-            out.extend(rows.iter().enumerate().filter_map(|(i, row)| row.get(i)));
-        }
-        Ok(out)
+    pub fn diagonal(&self) -> Vec<f64> {
+        self.rows().filter_map(|row| row.first().copied()).collect()
     }
 
     /// All of it times a factor, row by row; None before any row.
-    pub fn times(&self, factor: f64) -> candle_core::Result<Option<Vec<f64>>> {
-        let n = self.columns();
-        if self.0.is_empty() {
-            return Ok(None);
+    pub fn times(&self, factor: f64) -> Option<Vec<f64>> {
+        let n = self.columns;
+        if self.strips.is_empty() {
+            return None;
         }
         let mut whole = vec![0.0; n * n];
-        for (strip, top) in self.0.iter().zip((0..n).step_by(STRIP)) {
-            for (row, values) in (top..).zip(strip.to_vec2::<f64>()?) {
-                for (column, value) in (top..).zip(values) {
-                    for at in [row * n + column, column * n + row] {
-                        if let Some(x) = whole.get_mut(at) {
-                            *x = value * factor;
-                        }
+        for (top, row) in self.rows().enumerate() {
+            for (column, value) in (top..).zip(row) {
+                for at in [top * n + column, column * n + top] {
+                    if let Some(x) = whole.get_mut(at) {
+                        *x = value * factor;
                     }
                 }
             }
         }
-        Ok(Some(whole))
+        Some(whole)
     }
 }
 
 impl Statistic for Gram {
     fn new(_: usize) -> Self {
-        Self(Vec::new())
+        Self::default()
     }
 
     fn add(&mut self, x: &Tensor, _: Rows<'_>) -> candle_core::Result<()> {
+        let columns = x.dim(1)?;
+        if self.strips.is_empty() {
+            self.columns = columns;
+            self.strips = (0..columns).step_by(STRIP).map(|top| vec![0.0; STRIP.min(columns - top) * (columns - top)]).collect();
+        }
+        if x.device().is_cpu() {
+            let x = host(x)?;
+            return self.strips.par_iter_mut().enumerate().try_for_each(|(i, sum)| {
+                let top = i * STRIP;
+                add_column_products(sum, &x, columns, top..(top + STRIP).min(columns), top..columns)
+            });
+        }
         let x = x.to_dtype(DType::F64)?;
-        let (columns, transposed) = (x.dim(1)?, x.t()?.contiguous()?);
-        for (i, top) in (0..columns).step_by(STRIP).enumerate() {
+        let transposed = x.t()?.contiguous()?;
+        for (sum, top) in self.strips.iter_mut().zip((0..columns).step_by(STRIP)) {
             let product = transposed.narrow(0, top, STRIP.min(columns - top))?.matmul(&x.narrow(1, top, columns - top)?.contiguous()?)?;
-            match self.0.get_mut(i) {
-                Some(sum) => *sum = (&*sum + product)?,
-                None => self.0.push(product),
-            }
+            sum.iter_mut().zip(product.flatten_all()?.to_vec1::<f64>()?).for_each(|(sum, product)| *sum += product);
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ mod units;
 pub use adapter::{ADAPTERS, Adapter, adapter_slots};
 pub use bound::{Bounded, CURVE_POINTS, Limits, SensitivityCurve, to_limits, to_shape};
 pub use comparison::{Agreement, ByAmount, Margin, agreements, margin, mean_curve};
-pub use criterion::{CRITERIA, Criterion, Layerwise, Standing};
+pub use criterion::{CRITERIA, Criterion, Layerwise, Standing, TOKENS_SIDE_BY_SIDE};
 pub use data::{Asked, Batches, Continuation, Examples, InMemory, Progress, Question, TokenStream, Window};
 pub use decision::{Decision, Record, Removed, SiteRecord, UnitMap};
 pub use error::{PruneError, Result};

@@ -1,7 +1,7 @@
 //! Models that don't fit in memory: when a plan's weights stay on the disk and pass through memory block by block, and what that takes.
 
 use prunectl_model::{Facts, LayerDims};
-use prunectl_prune::{CRITERIA, build};
+use prunectl_prune::{CRITERIA, TOKENS_SIDE_BY_SIDE, build};
 use prunectl_recipe::plan::{CriterionRef, Goal, Plan, Scope, Step, StepKind};
 
 use crate::data::{AutoBatch, USUAL_TOKENS, memory_bytes};
@@ -67,7 +67,8 @@ pub fn peak(plan: &Plan, model: &Facts, memory: u64) -> u64 {
     let products = if plan.steps.iter().any(holds_products) { PRODUCTS * ENTRY_BYTES * widest * widest } else { 0 };
     // A table is read while no block is there.
     let weights = WEIGHT_BYTES * (COPIES_OF_A_BLOCK * block).max(3 * table);
-    PROCESS_BYTES + weights + products + rows.rows(memory) as u64 * rows.row_bytes()
+    let passes = rows.rows(memory).max(TOKENS_SIDE_BY_SIDE / length_of(model));
+    PROCESS_BYTES + weights + products + passes as u64 * rows.row_bytes()
 }
 
 /// Inputs of the widest linear layer.
@@ -98,10 +99,14 @@ fn holds_products(step: &Step) -> bool {
     })
 }
 
+/// Tokens of a row where the data does not say them.
+fn length_of(model: &Facts) -> usize {
+    longest_of(&model.blueprint, &model.config).clamp(1, USUAL_TOKENS)
+}
+
 /// What a batch takes in a block, without a backward pass, and in the head where something is measured.
 fn activations(model: &Facts, measured: bool) -> AutoBatch {
-    let length = longest_of(&model.blueprint, &model.config).min(USUAL_TOKENS);
-    let auto = AutoBatch::new(&model.blueprint, &model.dims, length, false, true);
+    let auto = AutoBatch::new(&model.blueprint, &model.dims, length_of(model), false, true);
     AutoBatch { vocabulary: if measured { auto.vocabulary } else { 0 }, ..auto }
 }
 

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor, Var};
+use prunectl_kernels::threads::side_by_side;
 use prunectl_model::{Batch, Gates, LayerGates, Transformer};
 use prunectl_recipe::catalogue::SiteKind;
+use rayon::prelude::*;
 
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
@@ -27,6 +29,16 @@ pub(super) enum Of {
     /// The sum of each example's part of ∂L_b/∂ξ, squared: the Group Fisher authors' code.
     SquareOfBatchMean,
 }
+
+impl Of {
+    /// Whether an example's share does not depend on the other examples of its batch.
+    fn example_by_example(self) -> bool {
+        matches!(self, Self::Example | Self::Square)
+    }
+}
+
+/// Tokens of the pieces of a batch that pass side by side.
+const TOKENS_PER_PIECE: usize = 1024;
 
 /// One score a unit; `method` names who asks.
 pub(super) fn score(
@@ -54,7 +66,7 @@ pub(super) fn score(
     data.reset()?;
     while let Some(batch) = data.next()? {
         progress.check()?;
-        if one_by_one && matches!(of, Of::Example | Of::Square) {
+        if one_by_one && of.example_by_example() {
             for row in 0..batch.size()?.0 {
                 sums.add(of, model, &batch.rows(&[row as u32])?)?;
             }
@@ -110,7 +122,35 @@ impl Sums {
         })
     }
 
+    /// Adds a batch; where its examples count one by one, pieces of it pass side by side.
     fn add(&mut self, of: Of, model: &Transformer, batch: &Batch) -> Result<()> {
+        let (examples, length) = batch.size()?;
+        let rows = (TOKENS_PER_PIECE / length.max(1)).max(1);
+        if !of.example_by_example() || rows >= examples || !model.device().is_cpu() {
+            let sums = self.of_batch(of, model, batch)?;
+            self.merge(sums);
+            return Ok(());
+        }
+        let all: Vec<u32> = (0..examples as u32).collect();
+        for sums in side_by_side(all.par_chunks(rows), |rows| self.of_batch(of, model, &batch.rows(rows)?))? {
+            self.merge(sums);
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.examples += other.examples;
+        self.tokens += other.tokens;
+        for (key, more) in other.sites {
+            if let Some(sums) = self.sites.get_mut(&key) {
+                sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+            }
+        }
+    }
+
+    /// The sums of one batch alone.
+    fn of_batch(&self, of: Of, model: &Transformer, batch: &Batch) -> Result<Self> {
+        let mut own = Self { sites: self.sites.iter().map(|(k, s)| (*k, vec![0.0; s.len()])).collect(), examples: 0, tokens: 0 };
         let mut handles = Vec::with_capacity(model.n_layers());
         for layer in 0..model.n_layers() {
             handles.push(self.gates(of, model, batch, layer)?);
@@ -128,17 +168,17 @@ impl Sums {
         let loss = model.forward_loss(batch, &Gates { layers: layers.collect(), hidden: None }, &mut ())?;
         let live = loss.per_example_count.iter().filter(|n| **n > 0).count();
         if live == 0 {
-            return Ok(());
+            return Ok(own);
         }
         // The codes behind the quirks differentiate the mean of the batch, the paper the mean of each example.
-        let total = if matches!(of, Of::Example | Of::Square) { loss.per_example_mean()?.sum_all()? } else { loss.mean()? };
+        let total = if of.example_by_example() { loss.per_example_mean()?.sum_all()? } else { loss.mean()? };
         let grads = total.backward()?;
-        self.examples += live;
-        self.tokens += match &batch.keep {
+        own.examples += live;
+        own.tokens += match &batch.keep {
             Some(keep) => keep.flatten_all()?.to_vec1::<u8>()?.iter().filter(|k| **k != 0).count(),
             None => batch.input_ids.elem_count(),
         };
-        for (key, sums) in &mut self.sites {
+        for (key, sums) in &mut own.sites {
             let layers = match key.layer {
                 Some(layer) => layer..layer + 1,
                 None => 0..model.n_layers(),
@@ -166,7 +206,7 @@ impl Sums {
                 }
             }
         }
-        Ok(())
+        Ok(own)
     }
 
     fn scores(self, of: Of, model: &Transformer) -> Scores {

@@ -34,6 +34,7 @@ mod uniqueness;
 mod wanda;
 mod weight_gradients;
 
+pub use blocks::TOKENS_SIDE_BY_SIDE;
 pub(crate) use magnitude::plain as magnitudes;
 pub(crate) use synflow::total as synaptic_flow;
 pub(crate) use weight_gradients::norms as gradient_norms;

@@ -213,7 +213,7 @@ fn directions(model: &Transformer, data: &mut dyn Batches, progress: &dyn Progre
     }
     let n = model.blueprint().hidden;
     let none = || PruneError::NoData { method: NAME, batches: done as usize };
-    let mut products = signals.products.times(1.0)?.filter(|_| signals.tokens > 0).ok_or_else(none)?;
+    let mut products = signals.products.times(1.0).filter(|_| signals.tokens > 0).ok_or_else(none)?;
     let total: f64 = products.iter().step_by(n + 1).sum();
     if layer_norm {
         // The direction of ones, along which nothing lies, comes first by force and is left out.

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 use super::{Criterion, Layerwise, blocks};
-use crate::calibrate::{Gram, Inputs, of_expert};
+use crate::calibrate::{Gram, Inputs, VALUES_PER_TASK, host, of_expert};
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
@@ -28,6 +28,8 @@ use crate::site::Sites;
 use crate::surgery;
 
 const NAME: &str = "sparsegpt";
+/// Rows that are worth a task of their own.
+const ROWS_PER_TASK: usize = 64;
 /// How often a failed factorisation is tried again, with ten times the damping.
 const RETRIES: u32 = 8;
 /// The damping of the first retry where none was asked for.
@@ -102,14 +104,14 @@ impl SparseGpt {
         factored: &mut Option<(String, Arc<Vec<f64>>)>,
         progress: &dyn Progress,
     ) -> Result<Work> {
-        let w = model.params().read(slot)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+        let w = model.params().read(slot)?;
         let (rows, columns) = w.dims2()?;
         let missing = || PruneError::Invalid {
             what: "matrix that sparsegpt prunes",
             found: slot.to_owned(),
             expected: "a projection of an attention or MLP sublayer that the data reaches".into(),
         };
-        let mut w = w.flatten_all()?.to_vec1::<f64>()?;
+        let mut w = host(&w)?;
         let keep = match removed {
             Some(keep) => keep.to_device(&Device::Cpu)?.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?,
             None => vec![1; w.len()],
@@ -124,7 +126,7 @@ impl SparseGpt {
             }
             _ => return Err(missing()),
         };
-        for (j, _) in gram.diagonal()?.iter().enumerate().filter(|(_, x)| **x == 0.0) {
+        for (j, _) in gram.diagonal().iter().enumerate().filter(|(_, x)| **x == 0.0) {
             w.iter_mut().skip(j).step_by(columns.max(1)).for_each(|w| *w = 0.0);
         }
         let upper = match factored {
@@ -132,7 +134,7 @@ impl SparseGpt {
             _ => {
                 // The last one's memory is free before the next is made.
                 *factored = None;
-                let h = gram.times(2.0 / stats.sequences.max(1) as f64)?.ok_or_else(missing)?;
+                let h = gram.times(2.0 / stats.sequences.max(1) as f64).ok_or_else(missing)?;
                 Arc::new(self.factor(h, columns, slot, progress)?)
             }
         };
@@ -184,6 +186,7 @@ impl SparseGpt {
             if let Some((index, value)) = w.iter().enumerate().find(|(_, v)| !v.is_finite()) {
                 return Err(PruneError::WeightNotFinite { method: NAME, slot: slot.clone(), index, value: *value as f32 });
             }
+            let w: Vec<f32> = w.into_par_iter().with_min_len(VALUES_PER_TASK).map(|w| w as f32).collect();
             let new = Tensor::from_vec(w, (rows, columns), &Device::Cpu)?.to_dtype(model.dtype())?.to_device(model.device())?;
             model.params_mut().set(slot.clone(), new);
             out.0.weights.insert(slot.clone(), Tensor::from_vec(keep, (rows, columns), &Device::Cpu)?);
@@ -201,20 +204,46 @@ impl Work {
     /// Writes the saliencies of columns `from..to` as they are now.
     fn rate(&mut self, from: usize, to: usize) {
         let diagonal: Vec<f64> = (from..to).map(|j| self.diagonal(j)).collect();
-        for (w, s) in self.w.chunks(self.columns.max(1)).zip(self.saliency.chunks_mut(self.columns.max(1))) {
+        let columns = self.columns.max(1);
+        self.w.par_chunks(columns).zip(self.saliency.par_chunks_mut(columns)).with_min_len(ROWS_PER_TASK).for_each(|(w, s)| {
             for ((w, s), u) in w.iter().zip(s.iter_mut()).skip(from).zip(&diagonal) {
                 *s = (w * w / (u * u)) as f32;
             }
-        }
+        });
+    }
+
+    /// Weights of columns `from..to` that are gone.
+    fn gone(&self, from: usize, to: usize) -> usize {
+        let of_row = |row: &[u8]| row.get(from..to).unwrap_or_default().iter().filter(|k| **k == 0).count();
+        self.keep.par_chunks(self.columns.max(1)).with_min_len(ROWS_PER_TASK).map(of_row).sum()
+    }
+
+    /// Saliency and place of the weights of columns `from..to`, of all or of those that are kept.
+    fn rated(&self, from: usize, to: usize, all: bool) -> Vec<(f32, usize)> {
+        let columns = self.columns.max(1);
+        let rows = self.saliency.par_chunks(columns).zip(self.keep.par_chunks(columns)).enumerate().with_min_len(ROWS_PER_TASK);
+        let of_row = |(row, (saliency, keep)): (usize, (&[f32], &[u8]))| {
+            let places = saliency.iter().zip(keep).enumerate().skip(from).take(to - from);
+            places.filter(|(_, (_, k))| all || **k != 0).map(|(j, (s, _))| (*s, row * columns + j)).collect::<Vec<_>>()
+        };
+        rows.flat_map_iter(of_row).collect()
     }
 
     fn prune(&mut self, block: usize, pick: &Pick) {
         let columns = self.columns;
+        // What stays to be chosen behind a block, and what went before it.
+        let (mut before, mut behind) = (0, self.gone(0, columns));
         for from in (0..columns).step_by(block.max(1)) {
             let to = (from + block).min(columns);
             match pick {
-                Pick::Total(total) => self.choose(from, to, Some(*total), None),
-                Pick::Reference(share) => self.choose(from, to, None, Some(share.of(self.rows * (to - from)))),
+                Pick::Total(total) => {
+                    let here = self.gone(from, to);
+                    behind -= here;
+                    let share = (*total as u128 * to as u128 / columns as u128) as usize;
+                    let more = share.min(total.saturating_sub(behind)).saturating_sub(before + here);
+                    before += here + self.choose(from, to, more);
+                }
+                Pick::Reference(share) => self.choose_reference(from, to, share.of(self.rows * (to - from))),
                 Pick::Pattern { .. } => {}
             }
             let Work { w, keep, saliency, upper, .. } = self;
@@ -247,32 +276,31 @@ impl Work {
         }
     }
 
-    /// Masks the least salient of columns `from..to`, over all rows: as many as bring the matrix to its share of `total`, those already
-    /// gone first; or `reference` and one more, with all that tie.
-    fn choose(&mut self, from: usize, to: usize, total: Option<usize>, reference: Option<usize>) {
+    /// Masks the `more` least salient of the kept weights of columns `from..to`, over all rows; how many there were.
+    fn choose(&mut self, from: usize, to: usize, more: usize) -> usize {
         self.rate(from, to);
-        let columns = self.columns.max(1);
-        let inside = |i: &usize| (from..to).contains(&(i % columns));
-        let gone = |at: &dyn Fn(usize) -> bool| self.keep.iter().enumerate().filter(|(i, k)| **k == 0 && at(i % columns)).count();
-        let rated: Vec<(f32, usize)> = (0..self.keep.len()).filter(inside).filter_map(|i| Some((*self.saliency.get(i)?, i))).collect();
-        if let Some(n) = reference {
-            let mut values: Vec<f32> = rated.iter().map(|(s, _)| *s).collect();
-            values.sort_unstable_by(f32::total_cmp);
-            let bar = values.get(n).or(values.last()).copied().unwrap_or(f32::NEG_INFINITY);
-            for (_, i) in rated.iter().filter(|(s, _)| *s <= bar) {
-                if let Some(k) = self.keep.get_mut(*i) {
-                    *k = 0;
-                }
-            }
-            return;
+        let mut open = self.rated(from, to, false);
+        let more = more.min(open.len());
+        if more < open.len() {
+            // Among equals the first place: an order without ties, so that what is chosen does not depend on how.
+            open.select_nth_unstable_by(more, |a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         }
-        let Some(total) = total else { return };
-        let (before, here, behind) = (gone(&|j| j < from), gone(&|j| inside(&j)), gone(&|j| j >= to));
-        let share = (total as u128 * to as u128 / columns as u128) as usize;
-        let more = share.min(total.saturating_sub(behind)).saturating_sub(before + here);
-        let mut open: Vec<(f32, usize)> = rated.into_iter().filter(|(_, i)| self.keep.get(*i).is_some_and(|k| *k != 0)).collect();
-        open.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         for (_, i) in open.iter().take(more) {
+            if let Some(k) = self.keep.get_mut(*i) {
+                *k = 0;
+            }
+        }
+        more
+    }
+
+    /// Masks the `n` least salient weights of columns `from..to` and one more, with all that tie.
+    fn choose_reference(&mut self, from: usize, to: usize, n: usize) {
+        self.rate(from, to);
+        let rated = self.rated(from, to, true);
+        let mut values: Vec<f32> = rated.iter().map(|(s, _)| *s).collect();
+        let Some(last) = values.len().checked_sub(1) else { return };
+        let bar = *values.select_nth_unstable_by(n.min(last), f32::total_cmp).1;
+        for (_, i) in rated.iter().filter(|(s, _)| *s <= bar) {
             if let Some(k) = self.keep.get_mut(*i) {
                 *k = 0;
             }

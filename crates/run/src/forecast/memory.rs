@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use prunectl_prune::{CRITERIA, OPTIMIZERS, build};
+use prunectl_prune::{CRITERIA, OPTIMIZERS, TOKENS_SIDE_BY_SIDE, build};
 use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, Plan, Prune, Selector, Step, StepKind, Train, Value};
 
 use super::{Sim, sites_of};
@@ -139,7 +139,10 @@ fn scoring(selector: &Selector, criterion: &CriterionRef, batch: Option<u64>, si
         let widest = streaming::widest(&sim.file);
         let squares = if criterion.updates_weights() { SQUARES * 8 * widest * widest } else { 0 };
         let held = data.map_or(0, |d| 2 * states(sim, d));
-        return Some(scores + held + squares + activations(sim, data, batch, Rows::Forward));
+        let length = data.and_then(row_tokens).unwrap_or(longest(sim)).max(1);
+        let beside = (TOKENS_SIDE_BY_SIDE as u64 / length).max(1);
+        let passes = activations(sim, data, batch, Rows::Forward).max(activations(sim, data, Some(beside), Rows::Forward));
+        return Some(scores + held + squares + passes);
     }
     let gradients = if sites.weights.is_empty() { 0 } else { 2 * weights(sim) };
     let tokens = criterion.parallel_tokens() as u64 * threads();
