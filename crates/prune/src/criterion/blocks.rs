@@ -67,7 +67,8 @@ impl Stream {
     fn pass(&mut self, model: &Transformer, layer: usize) -> Result<()> {
         let side = self.at_once(model);
         for states in self.states.chunks_mut(side) {
-            let passed = side_by_side(&*states, |(x, context)| Ok::<_, PruneError>(model.block(layer, x, context, None, &mut ())?.detach()))?;
+            let passed =
+                side_by_side(&*states, |(x, context)| Ok::<_, PruneError>(model.block(layer, x, context, None, &mut ())?.detach()))?;
             states.iter_mut().zip(passed).for_each(|((x, _), y)| *x = y);
         }
         Ok(())
