@@ -23,6 +23,7 @@ SHAPE = dict(vocab_size=72, hidden_size=32, num_hidden_layers=2, num_attention_h
 ENCODER = dict(SHAPE, max_position_embeddings=32, type_vocab_size=2, pad_token_id=0)
 DECODER = dict(SHAPE, max_position_embeddings=256, num_key_value_heads=2, pad_token_id=0, num_labels=3)
 T = transformers
+LONG = dict(rope_type="longrope", short_factor=[1.0, 1.1, 1.4, 2.0], long_factor=[1.2, 2.0, 5.0, 9.0])
 
 CASES = {
     "xlm_roberta_mlm": (T.XLMRobertaForMaskedLM, T.XLMRobertaConfig(**dict(ENCODER, max_position_embeddings=34, type_vocab_size=1, pad_token_id=1)), "tokens"),
@@ -37,6 +38,10 @@ CASES = {
     "gpt_neox_serial": (T.GPTNeoXForCausalLM, T.GPTNeoXConfig(**dict(SHAPE, max_position_embeddings=32, use_parallel_residual=False, pad_token_id=0)), "tokens"),
     "llama_linear": (T.LlamaForCausalLM, T.LlamaConfig(**dict(DECODER, rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=10000.0))), "tokens"),
     "llama_dynamic": (T.LlamaForCausalLM, T.LlamaConfig(**dict(DECODER, max_position_embeddings=12, rope_parameters=dict(rope_type="dynamic", factor=4.0, rope_theta=10000.0))), "tokens"),
+    "llama_yarn": (T.LlamaForCausalLM, T.LlamaConfig(**dict(DECODER, rope_parameters=dict(rope_type="yarn", factor=4.0, rope_theta=500.0, original_max_position_embeddings=64, beta_fast=16.0, beta_slow=2.0, attention_factor=1.3, truncate=False))), "tokens"),
+    "qwen3_yarn": (T.Qwen3ForCausalLM, T.Qwen3Config(**dict(DECODER, head_dim=12, rope_parameters=dict(rope_type="yarn", factor=8.0, rope_theta=10000.0, original_max_position_embeddings=32))), "tokens"),
+    "phi3_longrope_short": (T.Phi3ForCausalLM, T.Phi3Config(**dict(DECODER, original_max_position_embeddings=64, rope_parameters=dict(LONG, rope_theta=10000.0))), "tokens"),
+    "phi3_longrope_long": (T.Phi3ForCausalLM, T.Phi3Config(**dict(DECODER, original_max_position_embeddings=12, rope_parameters=dict(LONG, rope_theta=10000.0, partial_rotary_factor=1.0))), "tokens"),
     "qwen3_moe_mixed": (T.Qwen3MoeForCausalLM, T.Qwen3MoeConfig(**dict(DECODER, num_hidden_layers=3, head_dim=8, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, norm_topk_prob=False, mlp_only_layers=[1], decoder_sparse_step=1)), "tokens"),
 }
 

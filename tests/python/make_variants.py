@@ -53,7 +53,7 @@ class Draw:
 
     def heads(self, grouped, free=False, multiple=1):
         """Heads, key/value heads, the width of a head and the hidden size."""
-        heads = self.of(*(h for h in (2, 3, 4, 5, 6, 8, 12) if h % multiple == 0))
+        heads = self.of(*(h for h in (2, 3, 4, 5, 6, 7, 8, 9, 12) if h % multiple == 0))
         width = self.of(4, 6, 8, 10, 16)
         kv = self.of(*(k for k in range(1, heads + 1) if heads % k == 0)) if grouped else heads
         own = self.of(*(w for w in (2, 4, 6, 8, 12, 20) if w != width)) if free and self.of(True, False) else width
@@ -69,13 +69,23 @@ def encoder(d, **more):
     )  # fmt: skip
 
 
-def decoder(d, free=True, ropes=("default", "linear", "dynamic", "llama3"), **more):
+def long_rope(d, pairs):
+    rising = lambda: [1.0 + d.size(0, 40) / 10 for _ in range(pairs)]
+    return dict(rope_type="longrope", short_factor=rising(), long_factor=rising())
+
+
+def decoder(d, free=True, ropes=("default", "linear", "dynamic", "llama3", "yarn", "longrope"), **more):
     heads, kv, width, hidden = d.heads(True, free)
     rope = dict(rope_type=d.of(*ropes), rope_theta=d.of(100.0, 10000.0, 500000.0))
     if rope["rope_type"] != "default":
         rope["factor"] = d.of(2.0, 4.0, 8.0)
     if rope["rope_type"] == "llama3":
         rope.update(low_freq_factor=1.0, high_freq_factor=d.of(2.0, 4.0), original_max_position_embeddings=d.of(16, 32))
+    if rope["rope_type"] == "yarn":
+        rope.update(original_max_position_embeddings=d.of(16, 32, 64), **d.of({}, {}, dict(beta_fast=8.0, beta_slow=2.0), dict(truncate=False)))
+        rope.update(d.of({}, dict(attention_factor=1.2), dict(mscale=1.0, mscale_all_dim=0.7)))
+    if rope["rope_type"] == "longrope":
+        rope.update(long_rope(d, width // 2), original_max_position_embeddings=d.of(8, 32))
     own = dict(head_dim=width) if free else {}
     return dict(
         vocab_size=d.size(61, 140), hidden_size=hidden, num_hidden_layers=d.size(2, 4), num_attention_heads=heads,
@@ -132,12 +142,15 @@ def gpt_neo(d):
 
 def gpt_neox(d):
     heads, width, hidden, layers, ffn, more = plain(d)
-    turns = d.of(*(n for n in range(2, width + 1, 2)))
+    turns = d.of(*range(1, width + 1))  # an odd number is rounded up to pairs
     return T.GPTNeoXConfig(
         hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=layers, intermediate_size=ffn or 4 * hidden,
         max_position_embeddings=d.size(30, 70), use_parallel_residual=d.of(True, False), attention_bias=d.of(True, True, False),
         hidden_act=d.of("gelu", "gelu_new"), layer_norm_eps=d.of(1e-5, 1e-3),
-        rope_parameters=dict(rope_type="default", rope_theta=d.of(100.0, 10000.0), partial_rotary_factor=turns / width), **more,
+        rope_parameters=dict(
+            rope_theta=d.of(100.0, 10000.0), partial_rotary_factor=turns / width,
+            **d.of(dict(rope_type="default"), dict(rope_type="linear", factor=4.0)),
+        ), **more,
     )  # fmt: skip
 
 
@@ -167,7 +180,7 @@ def falcon(d):
         hidden_size=hidden, num_attention_heads=heads, num_hidden_layers=layers, ffn_hidden_size=ffn, new_decoder_architecture=grouped,
         num_kv_heads=kv, multi_query=d.of(True, False), parallel_attn=grouped or d.of(True, False), bias=d.of(True, False), alibi=False,
         num_ln_in_parallel_attn=d.of(None, 1, 2) if grouped else None, activation=d.of("gelu", "gelu", "relu"),
-        rope_parameters=dict(rope_type="default", rope_theta=d.of(100.0, 10000.0)), **more,
+        rope_parameters=dict(rope_theta=d.of(100.0, 10000.0), **d.of(dict(rope_type="default"), dict(rope_type="linear", factor=4.0))), **more,
     )  # fmt: skip
 
 
@@ -209,9 +222,12 @@ def gemma3(d):
 
 def phi3(d):
     fields = decoder(d, free=False, ropes=("default",), sliding_window=d.of(None, 4, 9))
-    width = fields["hidden_size"] // fields["num_attention_heads"]
-    fields["rope_parameters"]["partial_rotary_factor"] = d.of(*range(2, width + 1, 2)) / width
-    return T.Phi3Config(**fields, original_max_position_embeddings=fields["max_position_embeddings"])
+    width, rope = fields["hidden_size"] // fields["num_attention_heads"], fields["rope_parameters"]
+    turns = d.of(*range(2, width + 1, 2))
+    rope["partial_rotary_factor"] = turns / width
+    if d.of(True, False):
+        rope.update(long_rope(d, turns // 2))
+    return T.Phi3Config(**fields, original_max_position_embeddings=d.of(8, fields["max_position_embeddings"]))
 
 
 def mixtral(d):
@@ -282,7 +298,9 @@ def older(config):
         c["rope_theta"] = theta
         if partial is not None:
             c["partial_rotary_factor"] = partial
-    if rope["rope_type"] in ("linear", "dynamic") and kind != "gemma3_text":
+    if rope["rope_type"] == "longrope" and kind == "phi3":
+        rope.pop("original_max_position_embeddings", None)
+    if rope["rope_type"] in ("linear", "dynamic", "longrope") and kind != "gemma3_text":
         rope["type"] = rope.pop("rope_type")
     c["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
     return c
@@ -306,6 +324,9 @@ def inputs_of(d, config, head, g):
         # Some batches of decoders are padded on the left.
         where = slice(0, pads) if causal and batch % 2 else slice(seq - pads, seq)
         ids[row, where], keep[row, where] = config.pad_token_id, 0
+    if head == "ForSequenceClassification" and config.pad_token_id is not None and d.of(True, False):
+        # A decoder's class takes the last token that is no padding by its id alone.
+        ids[0, seq - 1] = config.pad_token_id
     inputs = dict(input_ids=ids, attention_mask=keep)
     if getattr(config, "type_vocab_size", 1) > 1:
         inputs["token_type_ids"] = torch.randint(0, config.type_vocab_size, (batch, seq), generator=g) * keep

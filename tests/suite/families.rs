@@ -52,6 +52,8 @@ pub const MODELS: &[&str] = &[
     "families/gemma2",
     "families/gemma3",
     "families/phi3",
+    "more/phi3_longrope_long",
+    "more/qwen3_yarn",
     "families/mixtral",
     "families/qwen3_moe",
     "more/qwen3_moe_mixed",

@@ -30,11 +30,19 @@ const PROMPT: [u32; 5] = [5, 60, 31, 47, 12];
 const NEW: usize = 3;
 
 /// Golden models of which only this test has something to say.
-const MORE: &[&str] = &["more/llama_linear", "more/llama_dynamic"];
+const MORE: &[&str] = &[
+    "more/llama_linear",
+    "more/llama_dynamic",
+    "more/llama_yarn",
+    "more/qwen3_yarn",
+    "more/phi3_longrope_short",
+    "more/phi3_longrope_long",
+];
 
 /// Random models, for what no golden one has: a golden model's config, and what is different.
 fn variants() -> Vec<(&'static str, &'static str, Value)> {
     vec![
+        ("qwen3_yarn_tied", "more/qwen3_yarn", json!({"tie_word_embeddings": true, "initializer_range": 0.2})),
         ("qwen3_tied", "families/qwen3", json!({"tie_word_embeddings": true, "initializer_range": 0.2})),
         ("falcon_two_norms", "more/falcon_grouped", json!({"bias": false, "initializer_range": 0.2})),
         ("gpt_neox_tied", "families/gpt_neox", json!({"tie_word_embeddings": true, "initializer_range": 0.2})),

@@ -81,6 +81,20 @@ impl Batch {
         })
     }
 
+    /// The place of each row's last real token that is not `pad`; where there is none, of its last real token.
+    pub fn last(&self, pad: Option<u32>) -> Result<Vec<u32>> {
+        let (b, s) = self.size()?;
+        let keep = self.host_keep()?;
+        let ids = pad.map(|_| self.input_ids.to_dtype(DType::U32)?.to_vec2::<u32>()).transpose()?;
+        let place = |row: usize| {
+            let real = |at: &usize| keep.as_ref().and_then(|k| k.get(row)?.get(*at)).is_none_or(|k| *k != 0);
+            let other = |at: &usize| ids.as_ref().and_then(|ids| ids.get(row)?.get(*at).copied()) != pad;
+            let last = (0..s).rev().find(|at| real(at) && (pad.is_none() || other(at)));
+            last.or_else(|| (0..s).rev().find(real)).unwrap_or(0) as u32
+        };
+        Ok((0..b).map(place).collect())
+    }
+
     /// Token ids on the host, row by row, each checked against the vocabulary.
     pub(crate) fn checked_ids(&self, vocab: usize) -> Result<Vec<Vec<u32>>> {
         let ids = self.input_ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
@@ -105,5 +119,22 @@ impl Batch {
         }
         let keep = keep.to_dtype(DType::U8)?.to_vec2::<u8>()?;
         Ok(keep.iter().flatten().any(|k| *k == 0).then_some(keep))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_token_is_real_and_no_padding() {
+        let ids = Tensor::new(&[[7_u32, 8, 9, 0], [0, 7, 8, 9], [0, 0, 0, 0], [7, 8, 9, 9]], &Device::Cpu).unwrap();
+        let keep = Tensor::new(&[[1_u8, 1, 1, 1], [0, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]], &Device::Cpu).unwrap();
+        let all = Batch::new(ids);
+        assert_eq!(all.last(None).unwrap(), [3, 3, 3, 3]);
+        assert_eq!(all.last(Some(0)).unwrap(), [2, 3, 3, 3]);
+        let masked = Batch { keep: Some(keep), ..all };
+        assert_eq!(masked.last(None).unwrap(), [3, 3, 1, 1]);
+        assert_eq!(masked.last(Some(0)).unwrap(), [2, 3, 1, 1]);
     }
 }

@@ -197,8 +197,10 @@ pub struct LayerSpec {
 pub struct Rotary {
     /// Base of the frequencies.
     pub theta: f64,
-    /// Leading entries of the head that turn.
+    /// Leading entries of the head that turn, an even number.
     pub dim: usize,
+    /// Entries by which the frequencies go down: `dim`, or one fewer, where a share of the head is odd.
+    pub over: usize,
     /// Which entries form pairs.
     pub pairs: Pairs,
     /// Change of the frequencies for long contexts.
@@ -244,6 +246,48 @@ pub enum RotaryScaling {
         /// Tokens of the context that the model was trained for.
         original: usize,
     },
+    /// YaRN (Peng et al., 2023, §3.2 and 3.4): pairs that turn often keep their frequency, those that turn seldom have it divided, a ramp
+    /// over the pairs between them; cos and sin grow.
+    Yarn {
+        /// The divisor.
+        factor: f64,
+        /// Pairs with more turns in the original context are kept.
+        fast: f64,
+        /// Pairs with fewer are divided.
+        slow: f64,
+        /// Tokens of the context that the model was trained for.
+        original: usize,
+        /// Whether the ramp begins and ends at whole pairs.
+        truncate: bool,
+        /// Factor on cos and sin.
+        attention: f64,
+    },
+    /// LongRoPE (Ding et al., 2024): a divisor of its own for each pair; cos and sin grow.
+    Long {
+        /// Divisors for sequences of up to `original` tokens, one a pair.
+        short: Vec<f64>,
+        /// Divisors for longer ones.
+        long: Vec<f64>,
+        /// Tokens of the context that the model was trained for.
+        original: usize,
+        /// Factor on cos and sin.
+        attention: f64,
+    },
+}
+
+impl RotaryScaling {
+    /// Its name in configs (`rope_type`).
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::None => "default",
+            Self::Linear { .. } => "linear",
+            Self::Dynamic { .. } => "dynamic",
+            Self::Ramp { .. } => "llama3",
+            Self::Yarn { .. } => "yarn",
+            Self::Long { .. } => "longrope",
+        }
+    }
 }
 
 /// From the last hidden states to outputs.
@@ -293,8 +337,11 @@ pub enum Head {
 pub enum Pick {
     /// The first.
     First,
-    /// The last real one.
-    Last,
+    /// The last real one that is not this id: transformers' classes look for their `pad_token_id`, attention mask or not.
+    Last {
+        /// The id, where the config has one.
+        pad: Option<u32>,
+    },
 }
 
 /// How token states become one vector.

@@ -296,7 +296,7 @@ impl Transformer {
         }
         let of_last = match &self.blueprint.head {
             Head::Sequence { pick: Pick::First, .. } | Head::Encode { pooling: Pooling::First | Pooling::Pooler, .. } => false,
-            Head::Sequence { pick: Pick::Last, .. } | Head::Encode { pooling: Pooling::Last, .. } => true,
+            Head::Sequence { pick: Pick::Last { .. }, .. } | Head::Encode { pooling: Pooling::Last, .. } => true,
             _ => return Ok(None),
         };
         if self.blueprint.attention.causal && !of_last {

@@ -138,7 +138,17 @@ impl Inspection {
         }
         if !self.sites.is_empty() {
             out.push_str("\nremoved\n");
-            for site in self.sites.iter().filter(|s| s.site != "layers") {
+            let there = |layer: usize| self.layers.iter().any(|l| l.original == layer);
+            // Where each head has keys and values of its own, a group that is gone is a head that is gone.
+            let grouped = self.layers.iter().any(|l| l.before.is_some_and(|d| d.kv_heads != d.q_heads));
+            let told = |s: &&KeptSite| s.site != "layers" && (grouped || s.site != "attention.kv_groups");
+            for site in self.sites.iter().filter(told) {
+                let kept_of = |layer: &usize| site.site == "hidden" || there(*layer);
+                let site =
+                    KeptSite { kept: site.kept.iter().filter(|(l, _)| kept_of(l)).map(|(l, k)| (*l, k.clone())).collect(), ..site.clone() };
+                if site.kept.is_empty() {
+                    continue;
+                }
                 let kept: usize = site.kept.values().map(Vec::len).sum();
                 let before: Option<usize> = site.kept.keys().map(|layer| self.before(&site.site, *layer)).sum();
                 let layers = match site.kept.len() {

@@ -1,14 +1,15 @@
 //! Checkpoints: names ↔ slots, reading a folder, writing back.
 
 mod files;
+mod sentence;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::blueprint::{Blueprint, Head, Pooling, Slot, Task};
+use crate::blueprint::{Blueprint, Head, Slot, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
 use crate::family::names::FileTensor;
@@ -113,7 +114,7 @@ impl Opened {
         let files = Files::open(dir, data)?;
         let mut resolved = family::resolve(&path, &config, task, &|name| files.has_suffix(name))?;
         if let Head::Encode { pooling, .. } = &mut resolved.blueprint.head
-            && let Some(stated) = sentence_pooling(dir)?
+            && let Some(stated) = sentence::pooling(dir)?
         {
             *pooling = stated;
         }
@@ -185,31 +186,6 @@ fn check_entry(files: &Files, name: &str, tensor: &FileTensor) -> Result<()> {
         found: format!("{} {:?}", entry.dtype, entry.shape),
         expected: format!("F32, F16, BF16 or F64 {expected:?}"),
     })
-}
-
-/// The pooling that a sentence-transformers folder states.
-fn sentence_pooling(dir: &Path) -> Result<Option<Pooling>> {
-    let path: PathBuf = dir.join("1_Pooling").join("config.json");
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let config = read_json(&path)?;
-    let asked: Vec<&str> = config
-        .as_object()
-        .map(|map| {
-            map.iter().filter(|(k, v)| k.starts_with("pooling_mode_") && v.as_bool() == Some(true)).map(|(k, _)| k.as_str()).collect()
-        })
-        .unwrap_or_default();
-    match asked.as_slice() {
-        ["pooling_mode_mean_tokens"] => Ok(Some(Pooling::Mean)),
-        ["pooling_mode_cls_token"] => Ok(Some(Pooling::First)),
-        ["pooling_mode_lasttoken"] => Ok(Some(Pooling::Last)),
-        other => Err(ModelError::Unsupported {
-            path,
-            what: format!("pooling {other:?}"),
-            hint: "one of pooling_mode_mean_tokens, pooling_mode_cls_token and pooling_mode_lasttoken is".into(),
-        }),
-    }
 }
 
 impl Facts {

@@ -50,7 +50,7 @@ fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     if dim > shape.head_dim || !dim.is_multiple_of(2) {
         return Err(fields.error("rotary_dim", format!("an even number up to the head's {} entries", shape.head_dim)));
     }
-    blueprint.rotary = vec![Rotary { theta: THETA, dim, pairs: Pairs::Interleaved, scaling: RotaryScaling::None }];
+    blueprint.rotary = vec![Rotary { theta: THETA, dim, over: dim, pairs: Pairs::Interleaved, scaling: RotaryScaling::None }];
     for layer in &mut blueprint.layers {
         layer.rotary = Some(0);
     }

@@ -19,11 +19,13 @@ pub(crate) struct Turns {
     pub theta: f64,
     /// The share of a head that turns.
     pub partial: f64,
+    /// The context before scaling; `max_position_embeddings` where this is none.
+    pub original: Option<usize>,
 }
 
 impl Turns {
     /// Of most families.
-    pub const WHOLE: Self = Self { theta: 10_000.0, partial: 1.0 };
+    pub const WHOLE: Self = Self { theta: 10_000.0, partial: 1.0, original: None };
 }
 
 /// A config, or an object inside it.
@@ -242,11 +244,19 @@ impl<'a> Fields<'a> {
         Ok((heads, head_dim))
     }
 
-    /// The rotary embedding in either spelling: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
+    /// The rotary embedding in either spelling: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4), which also
+    /// transformers 5 prefers where both are there.
     pub fn rotary(&self, head_dim: usize, pairs: Pairs, silent: Turns) -> Result<Rotary> {
-        let parameters = self.object("rope_parameters")?;
-        let scaling = self.object("rope_scaling")?;
-        self.rotary_from(parameters.as_ref(), scaling.as_ref(), head_dim, pairs, silent)
+        let said = match self.scaling_object()? {
+            Some(scaling) => Some(scaling),
+            None => self.object("rope_parameters")?,
+        };
+        self.rotary_from(said.as_ref(), said.as_ref(), head_dim, pairs, silent)
+    }
+
+    /// `rope_scaling`, where it says something.
+    pub fn scaling_object(&self) -> Result<Option<Self>> {
+        Ok(self.object("rope_scaling")?.filter(|p| !p.map.is_empty()))
     }
 
     /// The same with the objects given: some families have several.
@@ -258,29 +268,41 @@ impl<'a> Fields<'a> {
         pairs: Pairs,
         silent: Turns,
     ) -> Result<Rotary> {
-        let theta = match parameters {
-            Some(p) => p.positive_or_none(&["rope_theta"])?,
-            None => None,
-        };
-        let theta = theta.map_or_else(|| self.positive_or(&["rope_theta", "rotary_emb_base"], silent.theta), Ok)?;
-        let partial = match parameters {
-            Some(p) => p.positive_or_none(&["partial_rotary_factor"])?,
-            None => None,
-        };
-        let partial = partial.map_or_else(|| self.positive_or(&["partial_rotary_factor", "rotary_pct"], silent.partial), Ok)?;
-        let dim = (head_dim as f64 * partial) as usize;
-        if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
-            return Err(self.error("partial_rotary_factor", format!("a share that turns an even number of the head's {head_dim} entries")));
+        let own = |name: &'a str| parameters.map_or(Ok(None), |p| p.positive_or_none(&[name]));
+        let theta = own("rope_theta")?.map_or_else(|| self.positive_or(&["rotary_emb_base", "rope_theta"], silent.theta), Ok)?;
+        let partial =
+            own("partial_rotary_factor")?.map_or_else(|| self.positive_or(&["rotary_pct", "partial_rotary_factor"], silent.partial), Ok)?;
+        let over = (head_dim as f64 * partial) as usize;
+        // An odd share is rounded up to pairs, as in transformers.
+        let dim = over + over % 2;
+        if over == head_dim && dim != over {
+            return Err(self.error("head_dim", format!("an even width, whose entries turn in pairs; heads are {head_dim} wide")));
         }
-        let scaling = match parameters.or(scaling) {
+        if dim == 0 || dim > head_dim {
+            return Err(self.error("partial_rotary_factor", format!("a share that turns pairs of the head's {head_dim} entries")));
+        }
+        let scaling = match scaling {
             None => RotaryScaling::None,
-            Some(p) => self.rotary_scaling(p)?,
+            Some(p) => self.rotary_scaling(p, dim, silent)?,
         };
-        Ok(Rotary { theta, dim, pairs, scaling })
+        if over != dim && matches!(scaling, RotaryScaling::Yarn { .. } | RotaryScaling::Long { .. }) {
+            let hint = format!("a share that turns an even number of the head's {head_dim} entries is");
+            return Err(self.unsupported(format!("rotary scaling `{}` over {over} entries of a head", scaling.name()), hint));
+        }
+        Ok(Rotary { theta, dim, over, pairs, scaling })
     }
 
-    fn rotary_scaling(&self, p: &Self) -> Result<RotaryScaling> {
+    fn rotary_scaling(&self, p: &Self, dim: usize, silent: Turns) -> Result<RotaryScaling> {
+        const ORIGINAL: &str = "original_max_position_embeddings";
         let factor = || -> Result<f64> { p.required(&["factor"], p.positive_or_none(&["factor"])?, "a number above 0") };
+        // Beside the object it has precedence, as in transformers.
+        let original = || -> Result<usize> {
+            match (self.width_or_none(&[ORIGINAL])?, p.width_or_none(&[ORIGINAL])?, silent.original) {
+                (Some(n), ..) | (None, _, Some(n)) | (None, Some(n), None) => Ok(n),
+                (None, None, None) => self.width(&["max_position_embeddings"]),
+            }
+        };
+        let ratio = |original: usize| -> Result<f64> { Ok(self.width(&["max_position_embeddings"])? as f64 / original as f64) };
         let kind = p.text(&["rope_type", "type"])?.unwrap_or("default");
         Ok(match kind {
             "default" => RotaryScaling::None,
@@ -292,15 +314,53 @@ impl<'a> Fields<'a> {
                 if high <= low {
                     return Err(p.error("high_freq_factor", format!("a number above low_freq_factor, {low}")));
                 }
-                RotaryScaling::Ramp { factor: factor()?, low, high, original: p.width(&["original_max_position_embeddings"])? }
+                RotaryScaling::Ramp { factor: factor()?, low, high, original: original()? }
             }
+            // Early Phi-3 has both of these words for it.
+            "longrope" | "su" => p.long_rope(original()?, ratio, dim)?,
+            "yarn" if p.get(&["short_factor"]).is_some() => p.long_rope(original()?, ratio, dim)?,
+            "yarn" => p.yarn(original()?, ratio)?,
             other => {
                 return Err(self.unsupported(
                     format!("rotary scaling `{other}` (rope_type)"),
-                    "the types default, linear, dynamic and llama3 are; an approximation would be silently wrong",
+                    "the types default, linear, dynamic, llama3, yarn and longrope are; an approximation would be silently wrong",
                 ));
             }
         })
+    }
+
+    /// The same fields, defaults and formulas as transformers'.
+    fn yarn(&self, original: usize, ratio: impl Fn(usize) -> Result<f64>) -> Result<RotaryScaling> {
+        let factor = self.positive_or_none(&["factor"])?.map_or_else(|| ratio(original), Ok)?;
+        // Peng et al., eq. 22, whose square root of the temperature is in q and in k.
+        let growth = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
+        let scales = (self.number_or_none(&["mscale"])?, self.number_or_none(&["mscale_all_dim"])?);
+        let inferred = match scales {
+            (Some(of), Some(all)) if of != 0.0 && all != 0.0 => growth(of) / growth(all),
+            _ => growth(1.0),
+        };
+        Ok(RotaryScaling::Yarn {
+            factor,
+            fast: self.positive_or(&["beta_fast"], 32.0)?,
+            slow: self.positive_or(&["beta_slow"], 1.0)?,
+            original,
+            truncate: self.flag_or("truncate", true)?,
+            attention: self.positive_or(&["attention_factor"], inferred)?,
+        })
+    }
+
+    /// The same.
+    fn long_rope(&self, original: usize, ratio: impl Fn(usize) -> Result<f64>, dim: usize) -> Result<RotaryScaling> {
+        let factor = self.positive_or_none(&["factor"])?.map_or_else(|| ratio(original), Ok)?;
+        let inferred = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+        let attention = self.positive_or(&["attention_factor"], inferred)?;
+        let divisors = |name: &'a str| -> Result<Vec<f64>> {
+            let list = self.get(&[name]).and_then(|(_, value)| value.as_array());
+            let numbers: Option<Vec<f64>> = list.map(|l| l.iter().filter_map(Value::as_f64).filter(|x| *x > 0.0).collect());
+            let whole = |n: &Vec<f64>| n.len() == dim / 2 && list.is_some_and(|l| l.len() == n.len());
+            numbers.filter(whole).ok_or_else(|| self.error(name, format!("{} numbers above 0, one for each pair that turns", dim / 2)))
+        };
+        Ok(RotaryScaling::Long { short: divisors("short_factor")?, long: divisors("long_factor")?, original, attention })
     }
 }
 

@@ -47,7 +47,15 @@ fn write_gemma3(map: &mut Map<String, Value>, blueprint: &Blueprint, dims: &[Lay
     }
 }
 
-const SILENT: Silent = Silent { activation: "gelu_pytorch_tanh", tied: true, kv_heads: Some(4), head_dim: Some(256), ..Silent::LLAMA };
+/// `hidden_act` may stand beside it, and transformers' classes don't read that.
+const SILENT: Silent = Silent {
+    activation_key: "hidden_activation",
+    activation: "gelu_pytorch_tanh",
+    tied: true,
+    kv_heads: Some(4),
+    head_dim: Some(256),
+    ..Silent::LLAMA
+};
 /// The scalar under the scores' root where the config is silent.
 const DEFAULT_SCALAR: f64 = 256.0;
 /// Every so many layers one of Gemma 3 sees everything.
@@ -115,22 +123,20 @@ fn read_gemma3(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     Ok((blueprint, dims))
 }
 
-/// The rotary tables of full (0) and sliding (1) layers.
+/// The rotary tables of full (0) and sliding (1) layers; `rope_scaling` is of the full ones.
 fn two_tables(fields: &Fields<'_>, head_dim: usize) -> Result<Vec<Rotary>> {
-    let default = |theta| Rotary { theta, dim: head_dim, pairs: Pairs::Half, scaling: RotaryScaling::None };
-    if let Some(parameters) = fields.object("rope_parameters")? {
-        let table = |name: &'static str, theta: f64| -> Result<Rotary> {
-            match parameters.object(name)? {
-                None => Ok(default(theta)),
-                Some(own) => fields.rotary_from(Some(&own), None, head_dim, Pairs::Half, Turns { theta, ..Turns::WHOLE }),
-            }
-        };
-        return Ok(vec![table("full_attention", FULL_THETA)?, table("sliding_attention", SLIDING_THETA)?]);
-    }
-    let scaling = fields.object("rope_scaling")?;
-    let mut full = fields.rotary_from(None, scaling.as_ref(), head_dim, Pairs::Half, Turns::WHOLE)?;
-    full.theta = fields.positive_or(&["rope_theta"], FULL_THETA)?;
-    Ok(vec![full, default(fields.positive_or(&["rope_local_base_freq"], SLIDING_THETA)?)])
+    let both = fields.object("rope_parameters")?;
+    let table = |name: &'static str, scaling: Option<Fields<'_>>, key: &'static str, theta: f64| -> Result<Rotary> {
+        let own = both.map_or(Ok(None), |b| b.object(name))?;
+        let mut table = fields.rotary_from(own.as_ref(), scaling.or(own).as_ref(), head_dim, Pairs::Half, Turns::WHOLE)?;
+        let said = own.map_or(Ok(None), |p| p.positive_or_none(&["rope_theta"]))?;
+        table.theta = said.map_or_else(|| fields.positive_or(&[key], theta), Ok)?;
+        Ok(table)
+    };
+    Ok(vec![
+        table("full_attention", fields.scaling_object()?, "rope_theta", FULL_THETA)?,
+        table("sliding_attention", None, "rope_local_base_freq", SLIDING_THETA)?,
+    ])
 }
 
 fn names() -> Names {

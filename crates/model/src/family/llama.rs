@@ -45,6 +45,8 @@ fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
 
 /// What holds where a config is silent: the defaults of the family's config class.
 pub(super) struct Silent {
+    /// The field with the name of the activation.
+    pub activation_key: &'static str,
     pub activation: &'static str,
     pub tied: bool,
     pub eps: f64,
@@ -56,7 +58,15 @@ pub(super) struct Silent {
 }
 
 impl Silent {
-    pub const LLAMA: Self = Self { activation: "silu", tied: false, eps: 1e-6, kv_heads: None, head_dim: None, turns: Turns::WHOLE };
+    pub const LLAMA: Self = Self {
+        activation_key: "hidden_act",
+        activation: "silu",
+        tied: false,
+        eps: 1e-6,
+        kv_heads: None,
+        head_dim: None,
+        turns: Turns::WHOLE,
+    };
 }
 
 /// The decoder of Llama and its kin: no biases, no windows, one rotary table.
@@ -77,7 +87,7 @@ pub(super) fn decoder(source: &Source<'_>, silent: &Silent) -> Result<(Blueprint
         layout: Layout::Pre,
         attention: Attention { causal: true, qkv_bias: false, o_bias: false, qk_norm: false, softcap: None },
         mlp: Mlp {
-            activation: activation(fields, &["hidden_act", "hidden_activation"], silent.activation)?,
+            activation: activation(fields, &[silent.activation_key], silent.activation)?,
             gated: true,
             up_bias: false,
             down_bias: false,
@@ -105,7 +115,8 @@ pub(super) fn head(source: &Source<'_>, tied: bool) -> Result<Head> {
 
 fn last_token_classifier(fields: &Fields<'_>) -> Result<Head> {
     let (labels, regression) = labels_of(fields)?;
-    Ok(Head::Sequence { labels, regression, pick: Pick::Last, dense: None, bias: false })
+    let pad = fields.get(&["pad_token_id"]).and_then(|(_, id)| u32::try_from(id.as_u64()?).ok());
+    Ok(Head::Sequence { labels, regression, pick: Pick::Last { pad }, dense: None, bias: false })
 }
 
 /// The names of Llama's files, which most decoders after it share.

@@ -1,6 +1,6 @@
 //! Phi-3 and 3.5 (Abdin et al., 2024): Llama with q, k, v and gate, up fused.
 
-use super::config::Source;
+use super::config::{Source, Turns};
 use super::llama::{KEYS, Silent, decoder, names as llama_names};
 use super::names::{How, Names, QkvOrder, stored};
 use super::{Family, no_layer_fields};
@@ -23,7 +23,8 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
-    let (mut blueprint, dims) = decoder(source, &Silent { eps: 1e-5, ..Silent::LLAMA })?;
+    let (mut blueprint, dims) =
+        decoder(source, &Silent { eps: 1e-5, turns: Turns { original: Some(4096), ..Turns::WHOLE }, ..Silent::LLAMA })?;
     let window = source.fields.width_or_none(&["sliding_window"])?;
     for layer in &mut blueprint.layers {
         layer.window = window;

@@ -89,7 +89,7 @@ impl Transformer {
     ///
     /// # Errors
     /// More tokens than the model has positions for, another batch size than before, or rotary angles that change with the length
-    /// ("dynamic" scaling, beyond its original context): the cached keys would have been turned by other angles. After an error the
+    /// ("dynamic" and "longrope" scaling, on the way beyond their original context): the cached keys would have been turned by other angles. After an error the
     /// cache is of no use.
     pub fn extend(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor> {
         let batch = Batch::new(ids.clone());
@@ -97,6 +97,8 @@ impl Transformer {
         let past = cache.seen;
         let longest = self.blueprint.rotary.iter().filter_map(|r| match r.scaling {
             RotaryScaling::Dynamic { original, .. } => Some(original),
+            // Once beyond, the angles stay.
+            RotaryScaling::Long { original, .. } if past <= original => Some(original),
             _ => None,
         });
         if let Some(available) = longest.min().filter(|most| past > 0 && past + new > *most) {

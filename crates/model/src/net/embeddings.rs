@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::{Context, linear, norm, position};
 use crate::batch::Batch;
-use crate::blueprint::{Norm, NormKind, Projection};
+use crate::blueprint::{Head, Norm, NormKind, Pick, Projection};
 use crate::error::{ModelError, Result};
 use crate::transformer::Transformer;
 
@@ -53,10 +53,11 @@ pub(crate) fn embed(model: &Transformer, batch: &Batch, past: usize) -> Result<(
         x = linear(params, "embeddings.project", &x)?;
     }
 
-    let last = match &keep {
-        None => vec![s.saturating_sub(1) as u32; b],
-        Some(keep) => keep.iter().map(|row| row.iter().rposition(|k| *k != 0).unwrap_or(0) as u32).collect(),
+    let pad = match blueprint.head {
+        Head::Sequence { pick: Pick::Last { pad }, .. } => pad,
+        _ => None,
     };
+    let last = batch.last(pad)?;
     let keep = match keep {
         None => None,
         Some(rows) => Some(Tensor::from_vec(rows.concat(), (b, s), device)?),

@@ -18,7 +18,7 @@ pub(crate) fn outputs(model: &Transformer, x: &Tensor, context: &Context) -> Res
         Head::Sequence { pick, dense, .. } => {
             let mut one = match pick {
                 Pick::First => first(x)?,
-                Pick::Last => last(x, context)?,
+                Pick::Last { .. } => last(x, context)?,
             };
             if let Some(activation) = dense {
                 one = activation.apply(&linear(params, "pooler", &one)?)?;

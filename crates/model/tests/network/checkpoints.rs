@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Facts, Gates, LoadOptions, ModelError, Task, file_shape, from_file_tensors, header::Header, load, to_file_tensors};
+use prunectl_model::{
+    Facts, Gates, Head, LoadOptions, ModelError, Pooling, Task, file_shape, from_file_tensors, header::Header, load, to_file_tensors,
+};
 use serde_json::{Value, json};
 
 use crate::pack::*;
@@ -81,7 +83,17 @@ fn configs_that_make_no_sense_are_refused_by_field() {
         ("model_type", json!("gemma3"), &["sees images", "`gemma3_text`"]),
         ("auto_map", json!({"AutoModelForCausalLM": "modeling_x.Mine"}), &["remote code", "modeling_x.Mine"]),
         ("quantization_config", json!({"quant_method": "gptq"}), &["quantised", "quantization_config"]),
-        ("rope_parameters", json!({"rope_type": "yarn", "factor": 2.0}), &["rotary scaling `yarn`", "llama3"]),
+        ("rope_parameters", json!({"rope_type": "proportional", "factor": 2.0}), &["rotary scaling `proportional`", "yarn"]),
+        (
+            "rope_parameters",
+            json!({"rope_type": "longrope", "factor": 2.0}),
+            &["rope_parameters.short_factor", "found nothing", "4 numbers"],
+        ),
+        (
+            "rope_scaling",
+            json!({"type": "su", "short_factor": [1, 1, 1, 1], "long_factor": [1, 1, 0, 1]}),
+            &["rope_scaling.long_factor", "[1,1,0,1]", "4 numbers above 0"],
+        ),
         ("rope_parameters", json!({"rope_type": "llama3", "factor": 2.0}), &["low_freq_factor", "rope_parameters"]),
         ("rope_parameters", json!({"rope_theta": -5}), &["rope_parameters.rope_theta", "-5"]),
         ("prunectl", json!({"layer_dims": [1]}), &["prunectl.layer_dims"]),
@@ -102,6 +114,43 @@ fn configs_that_make_no_sense_are_refused_by_field() {
     refused(dir.path(), &["config.json", "not valid JSON"]);
     std::fs::remove_file(dir.path().join("config.json")).unwrap();
     refused(dir.path(), &["config.json", "No such file"]);
+}
+
+#[test]
+fn modules_of_sentence_transformers_are_read_or_refused() {
+    let source = root().join("../more/bert_encoder");
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(name), dir.path().join(name)).unwrap();
+    }
+    let module = |kind: &str, path: &str| json!({"type": format!("sentence_transformers.models.{kind}"), "path": path});
+    let write = |name: &str, value: Value| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, value.to_string()).unwrap();
+    };
+    let plain = json!([module("Transformer", ""), module("Pooling", "1_Pooling"), module("Normalize", "2_Normalize")]);
+    let pooling = || match load(dir.path(), &LoadOptions::default()).unwrap().blueprint().head {
+        Head::Encode { pooling, .. } => pooling,
+        ref other => panic!("{other:?}"),
+    };
+    write("modules.json", plain.clone());
+    for (stated, read) in [
+        (json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}), Pooling::First),
+        (json!({"pooling_mode_cls_token": false, "pooling_mode_lasttoken": true, "include_prompt": true}), Pooling::Last),
+        (json!({"embedding_dimension": 32, "pooling_mode": "mean"}), Pooling::Mean),
+    ] {
+        write("1_Pooling/config.json", stated);
+        assert_eq!(pooling(), read);
+    }
+    write("1_Pooling/config.json", json!({"pooling_mode_max_tokens": true}));
+    refused(dir.path(), &["1_Pooling", "max_tokens", "pooling_mode_mean_tokens"]);
+    // A dense layer behind the pooling makes other embeddings.
+    write("modules.json", json!([module("Transformer", ""), module("Pooling", "1_Pooling"), module("Dense", "2_Dense")]));
+    refused(dir.path(), &["modules.json", "`Dense`", "`2_Dense`", "not supported"]);
+    write("modules.json", json!([module("Transformer", ""), module("Pooling", "5_Pooling")]));
+    write("5_Pooling/config.json", json!({"pooling_mode_cls_token": true}));
+    assert_eq!(pooling(), Pooling::First);
 }
 
 #[test]

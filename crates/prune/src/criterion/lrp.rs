@@ -286,13 +286,9 @@ impl Flow<'_> {
                     (Some(Labels::Classes(t)), _) => t.to_dtype(DType::U32)?.to_vec1()?,
                     _ => return Err(PruneError::Missing { method: NAME, needs: "classes as labels".into() }),
                 };
-                let last: Vec<u32> = match (pick, &batch.keep) {
-                    (Pick::First, _) => vec![0; b],
-                    (Pick::Last, None) => vec![s as u32 - 1; b],
-                    (Pick::Last, Some(keep)) => {
-                        let rows = keep.to_vec2::<u8>()?;
-                        rows.iter().map(|r| r.iter().rposition(|k| *k != 0).unwrap_or(0) as u32).collect()
-                    }
+                let last: Vec<u32> = match pick {
+                    Pick::First => vec![0; b],
+                    Pick::Last { pad } => batch.last(*pad)?,
                 };
                 let front = dense.map(|activation| Front { stem: "pooler", activation, norm: None });
                 (last.iter().enumerate().map(|(row, t)| row as u32 * s as u32 + t).collect(), classes, "classifier", front)

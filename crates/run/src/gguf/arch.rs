@@ -71,6 +71,11 @@ impl Arch {
         matches!(self, Self::Deci | Self::OpenElm)
     }
 
+    /// Whether it reads a divisor for each pair of the rotary table.
+    pub(crate) fn divides_pairs(self) -> bool {
+        matches!(self, Self::Llama | Self::Deci)
+    }
+
     /// Whether it has LayerNorms (and heads that fill the hidden size) instead of RMS norms.
     pub(crate) fn layer_norms(self) -> bool {
         matches!(self, Self::Gpt2 | Self::GptNeox | Self::Falcon | Self::Phi2)
@@ -106,15 +111,21 @@ fn choose(b: &Blueprint, dims: &[LayerDims]) -> Result<Arch, Inexpressible> {
     if dims.iter().all(|d| !d.has_attention() && !d.has_mlp()) {
         return refuse("no layer is left", "keep one");
     }
-    if let Some(scaling) = b.rotary.iter().map(|r| &r.scaling).find(|s| matches!(s, RotaryScaling::Dynamic { .. })) {
-        return refuse(format!("rotary scaling {scaling:?} has no equal there"), NO_ARCHITECTURE);
-    }
     let arch = match b.norm.kind {
         NormKind::Layer => with_layer_norms(b, dims)?,
         NormKind::Rms | NormKind::RmsOffsetOne => with_rms_norms(b, dims)?,
     };
-    if !matches!(arch, Arch::Llama | Arch::Deci) && b.rotary.iter().any(|r| matches!(r.scaling, RotaryScaling::Ramp { .. })) {
-        return refuse(format!("its `{}` has no rotary scaling by frequency", arch.name()), NO_ARCHITECTURE);
+    if let Some(r) = b.rotary.iter().find(|r| r.over != r.dim) {
+        return refuse(format!("its rotary tables are over an even number of entries, and this one is over {}", r.over), NO_ARCHITECTURE);
+    }
+    if let Some(scaling) = b.rotary.iter().map(|r| &r.scaling).find(|s| !turns(arch, s)) {
+        return refuse(format!("its `{}` has no rotary scaling that is this `{}`", arch.name(), scaling.name()), NO_ARCHITECTURE);
+    }
+    if let (Some(layer), true) = (dims.iter().position(|d| d.experts == 0 && d.ffn > 0), dims.iter().any(|d| d.experts > 0)) {
+        return refuse(
+            format!("layer {layer} has no experts and others have, and the architecture `{}` has them in each", arch.name()),
+            NO_ARCHITECTURE,
+        );
     }
     if !arch.per_layer()
         && let Err((what, counts)) = equal(dims)
@@ -148,6 +159,18 @@ fn choose(b: &Blueprint, dims: &[LayerDims]) -> Result<Arch, Inexpressible> {
     Ok(arch)
 }
 
+/// Whether it has that rotary scaling. YaRN with other bounds than the paper's can be said by divisors alone.
+fn turns(arch: Arch, scaling: &RotaryScaling) -> bool {
+    match scaling {
+        RotaryScaling::None | RotaryScaling::Linear { .. } => true,
+        RotaryScaling::Dynamic { .. } => false,
+        RotaryScaling::Ramp { .. } | RotaryScaling::Long { .. } => arch.divides_pairs(),
+        RotaryScaling::Yarn { fast, slow, truncate, .. } => {
+            arch.divides_pairs() || (matches!(arch, Arch::Qwen3 | Arch::Qwen3Moe) && *fast == 32.0 && *slow == 1.0 && *truncate)
+        }
+    }
+}
+
 /// The multiple of `step` nearest to the mean of the counts that are not 0.
 pub(crate) fn nearest(counts: &[usize], step: usize) -> usize {
     let (there, step) = (counts.iter().filter(|n| **n > 0).count().max(1), step.max(1));
@@ -160,6 +183,11 @@ fn with_rms_norms(b: &Blueprint, dims: &[LayerDims]) -> Result<Arch, Inexpressib
     let a = &b.attention;
     let whole_rotary = b.layers.iter().all(|l| l.rotary.is_some())
         && b.rotary.iter().all(|r| r.pairs == Pairs::Half && dims.iter().all(|d| d.q_heads == 0 || d.head_dim == r.dim));
+    let partial = b.rotary.iter().find_map(|r| Some((r.dim, dims.iter().find(|d| d.q_heads > 0 && d.head_dim > r.dim)?.head_dim)));
+    if let (Some((turned, width)), NormKind::Rms) = (partial, b.norm.kind) {
+        let reason = format!("its decoders with RMS norms turn whole heads, and here {turned} of a head's {width} entries turn");
+        return refuse(reason, NO_ARCHITECTURE);
+    }
     let (tied, softcapped_head) = match b.head {
         Head::Tokens { tied, softcap, bias: false, project: false, .. } => (tied, softcap.is_some()),
         _ => return unlike(b),
@@ -290,6 +318,12 @@ pub(crate) fn plan(b: &Blueprint, dims: &[LayerDims], context: usize) -> Result<
         // Its table of positions has a row for each place of the context.
         context = b.embeddings.positions.as_ref().map_or(context, |p| context.min(p.rows));
     }
+    if let Some(RotaryScaling::Long { original, .. }) = b.rotary.first().map(|r| &r.scaling) {
+        warnings.push(format!(
+            "llama.cpp takes longrope's long factors by the size of its context (`-c`), not by the length of the text: up to {original} tokens \
+             it computes the same with a context of at most {original}"
+        ));
+    }
     if b.mlp.activation == Activation::GeluErf {
         warnings.push("llama.cpp computes GELU in its tanh form, and this model has the exact one: logits move by some 1e-4".into());
     }
@@ -320,7 +354,7 @@ pub(crate) fn plan(b: &Blueprint, dims: &[LayerDims], context: usize) -> Result<
         metadata.own("use_parallel_residual", Meta::Bool(b.layout != Layout::Pre));
     }
     mixture(&mut metadata, b, dims);
-    let factors = rotary(&mut metadata, b);
+    let factors = rotary(&mut metadata, arch, b);
     windows(&mut metadata, arch, b);
     let mut pieces = Pieces { b, arch, layers: dims.len(), list: Vec::new() };
     pieces.model(factors, context);

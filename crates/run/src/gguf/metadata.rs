@@ -32,30 +32,40 @@ pub(crate) fn mixture(metadata: &mut Metadata, b: &Blueprint, dims: &[LayerDims]
     metadata.own("expert_feed_forward_length", count(d.ffn));
 }
 
-/// Frequencies of the rotary table; the factors by which they are divided, where they are not divided evenly.
-pub(crate) fn rotary(metadata: &mut Metadata, b: &Blueprint) -> Option<Vec<f32>> {
-    let table = b.rotary.first()?;
+/// Frequencies of the rotary table; the tensors of factors by which they are divided, where they are not divided evenly.
+pub(crate) fn rotary(metadata: &mut Metadata, arch: Arch, b: &Blueprint) -> Vec<(&'static str, Vec<f32>)> {
+    let Some(table) = b.rotary.first() else { return Vec::new() };
     metadata.own("rope.freq_base", Meta::F32(table.theta as f32));
     if let Some(sliding) = b.rotary.get(1) {
         metadata.own("rope.freq_base_swa", Meta::F32(sliding.theta as f32));
     }
+    let divisors = |seq: usize| (0..table.dim / 2).map(|pair| table.divisor(pair, seq) as f32).collect();
     match table.scaling {
         RotaryScaling::Linear { factor } => {
             metadata.own("rope.scaling.type", Meta::Text("linear".into()));
             metadata.own("rope.scaling.factor", Meta::F32(factor as f32));
-            None
+            Vec::new()
         }
-        RotaryScaling::Ramp { factor, low, high, original } => {
-            let divisor = |pair: usize| {
-                let frequency = table.theta.powf(-2.0 * pair as f64 / table.dim as f64);
-                let turns = original as f64 * frequency / std::f64::consts::TAU;
-                // Of all turns in the original context: below `low` divided, above `high` kept, a ramp of 1/divisor between.
-                let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                1.0 / ((1.0 - keep) / factor + keep)
-            };
-            Some((0..table.dim / 2).map(|pair| divisor(pair) as f32).collect())
+        RotaryScaling::Yarn { factor, original, attention, .. } if !arch.divides_pairs() => {
+            metadata.own("rope.scaling.type", Meta::Text("yarn".into()));
+            metadata.own("rope.scaling.factor", Meta::F32(factor as f32));
+            metadata.own("rope.scaling.original_context_length", count(original));
+            // On top of its own, which is that of the paper.
+            metadata.own("rope.scaling.attn_factor", Meta::F32((attention / (1.0 + 0.1 * factor.max(1.0).ln())) as f32));
+            Vec::new()
         }
-        RotaryScaling::None | RotaryScaling::Dynamic { .. } => None,
+        RotaryScaling::Ramp { original, .. } => vec![("rope_freqs", divisors(original))],
+        RotaryScaling::Yarn { original, attention, .. } => {
+            metadata.own("rope.scaling.attn_factor", Meta::F32(attention as f32));
+            vec![("rope_freqs", divisors(original))]
+        }
+        RotaryScaling::Long { original, attention, .. } => {
+            metadata.own("rope.scaling.type", Meta::Text("longrope".into()));
+            metadata.own("rope.scaling.original_context_length", count(original));
+            metadata.own("rope.scaling.attn_factor", Meta::F32(attention as f32));
+            vec![("rope_factors_short", divisors(original)), ("rope_factors_long", divisors(original + 1))]
+        }
+        RotaryScaling::None | RotaryScaling::Dynamic { .. } => Vec::new(),
     }
 }
 

@@ -104,7 +104,7 @@ impl Pieces<'_> {
     }
 
     /// What stands beside the layers.
-    pub(crate) fn model(&mut self, factors: Option<Vec<f32>>, context: usize) {
+    pub(crate) fn model(&mut self, factors: Vec<(&str, Vec<f32>)>, context: usize) {
         let (b, hidden) = (self.b, self.b.hidden);
         let slot = |name: &str| From::Slot(name.into());
         self.add("token_embd.weight".into(), &[b.vocab, hidden], slot("embeddings.token.weight"), Turn::None);
@@ -123,8 +123,8 @@ impl Pieces<'_> {
             self.add("output.weight".into(), &[b.vocab, hidden], slot(from), Turn::None);
         }
         self.bias("output.bias".into(), b.vocab, bias, self.arch == Arch::Phi2, "head.bias".into());
-        if let Some(values) = factors {
-            self.add("rope_freqs.weight".into(), &[values.len()], From::Values(values), Turn::None);
+        for (name, values) in factors {
+            self.add(format!("{name}.weight"), &[values.len()], From::Values(values), Turn::None);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use prunectl_model::Task;
+use prunectl_model::{Task, Transformer};
 use serde_json::{Map, Value};
 
 use super::SaveError;
@@ -27,11 +27,12 @@ const CARRIED: &[&str] = &[
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
+    POOLING,
     "LICENSE",
     "LICENSE.txt",
     "NOTICE",
 ];
+const POOLING: &str = "1_Pooling/config.json";
 /// A vocabulary of a million entries takes some 30 MB.
 const MAX_ASSET_BYTES: u64 = 1 << 30;
 
@@ -62,15 +63,29 @@ impl Assets<'_> {
     }
 }
 
+/// The pooling of sentence-transformers says how wide its input is.
+fn fitting(name: &str, bytes: Vec<u8>, hidden: usize) -> Vec<u8> {
+    const WIDTH: &str = "word_embedding_dimension";
+    let Some(mut pooling) = (name == POOLING).then(|| serde_json::from_slice::<Value>(&bytes).ok()).flatten() else { return bytes };
+    match pooling.get_mut(WIDTH) {
+        Some(width) if *width != hidden => {
+            *width = hidden.into();
+            pretty(&pooling)
+        }
+        _ => bytes,
+    }
+}
+
 /// Copies what there is; a causal model without `generation_config.json` gets one from its config.
-pub(super) fn write(draft: &mut Draft, assets: Assets<'_>, config: &Value, task: Task) -> Result<(), SaveError> {
+pub(super) fn write(draft: &mut Draft, assets: Assets<'_>, config: &Value, of: &Transformer) -> Result<(), SaveError> {
+    let hidden = of.blueprint().hidden;
     let mut generation = false;
     match assets {
         Assets::None => {}
         Assets::Bytes(files) => {
             for (name, bytes) in files.iter().filter(|(name, _)| CARRIED.contains(name)) {
                 generation |= *name == "generation_config.json";
-                draft.write_bytes(name, bytes)?;
+                draft.write_bytes(name, &fitting(name, bytes.to_vec(), hidden))?;
             }
         }
         Assets::Folder(folder) => {
@@ -82,11 +97,11 @@ pub(super) fn write(draft: &mut Draft, assets: Assets<'_>, config: &Value, task:
                 }
                 let bytes = std::fs::read(&path).map_err(|e| SaveError::io("read", &path, e))?;
                 generation |= *name == "generation_config.json";
-                draft.write_bytes(name, &bytes)?;
+                draft.write_bytes(name, &fitting(name, bytes, hidden))?;
             }
         }
     }
-    if task == Task::CausalLm && !generation {
+    if of.origin().task == Task::CausalLm && !generation {
         let mut fields = Map::new();
         fields.insert("_from_model_config".into(), true.into());
         for name in ["bos_token_id", "eos_token_id", "pad_token_id"] {
@@ -97,4 +112,18 @@ pub(super) fn write(draft: &mut Draft, assets: Assets<'_>, config: &Value, task:
         draft.write_bytes("generation_config.json", &pretty(&Value::Object(fields)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pooling_is_as_wide_as_the_network() {
+        let stated = br#"{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": true}"#.to_vec();
+        assert_eq!(fitting(POOLING, stated.clone(), 32), stated, "not a byte changes where it fits");
+        let fitted: Value = serde_json::from_slice(&fitting(POOLING, stated.clone(), 30)).unwrap();
+        assert_eq!(fitted, serde_json::json!({"word_embedding_dimension": 30, "pooling_mode_mean_tokens": true}));
+        assert_eq!(fitting("vocab.txt", stated.clone(), 30), stated);
+    }
 }

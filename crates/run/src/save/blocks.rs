@@ -34,7 +34,7 @@ pub fn write_blocks(model: &Transformer, request: &SaveRequest<'_>) -> Result<Sa
     spell(&mut own, b, dims, blocks);
     draft.write_bytes("config.json", &weights::pretty(&own))?;
     draft.write_bytes(CONFIG_FILE, CONFIG_SOURCE.as_bytes())?;
-    assets::write(&mut draft, request.assets, &own, origin.task)?;
+    assets::write(&mut draft, request.assets, &own, &shaped)?;
     let limit = Some(format!("as `{ARCHITECTURE}`, with trust_remote_code=True for its config"));
     let loaders = vec![LoaderVerdict { loader: Loader::Vllm, verdict: Verdict::Stock { tried: false, limit } }];
     write_record(&mut draft, request, &loaders)?;

@@ -18,11 +18,10 @@ pub(super) fn finish(config: &mut Value, dtype: DType) {
     };
     fields.insert("dtype".into(), word.into());
     fields.insert("torch_dtype".into(), word.into());
-    let flat = |p: &Map<String, Value>| p.values().all(|v| !v.is_object());
-    match fields.get("rope_parameters").and_then(Value::as_object).filter(|p| flat(p)).cloned() {
-        Some(parameters) => spell_old(fields, &parameters),
-        None if fields.contains_key("rope_theta") => spell_new(fields),
-        None => {}
+    let gemma = fields.get("model_type").and_then(Value::as_str) == Some("gemma3_text");
+    match gemma {
+        true => spell_two_tables(fields),
+        false => spell_one_table(fields),
     }
 }
 
@@ -84,33 +83,94 @@ pub(super) fn rename(config: &mut Value, model_type: &str) {
     fields.insert("sliding_window".into(), Value::Null);
 }
 
-fn spell_old(fields: &mut Map<String, Value>, parameters: &Map<String, Value>) {
-    if let Some(theta) = parameters.get("rope_theta") {
-        fields.insert("rope_theta".into(), theta.clone());
-    }
-    let kind = parameters.get("rope_type").and_then(Value::as_str).unwrap_or("default");
-    let scaling = if kind == "default" {
-        Value::Null
-    } else {
-        let mut scaling = parameters.clone();
-        scaling.remove("rope_theta");
-        scaling.remove("partial_rotary_factor");
-        Value::Object(scaling)
-    };
-    fields.insert("rope_scaling".into(), scaling);
+fn object(fields: &Map<String, Value>, name: &str) -> Option<Map<String, Value>> {
+    fields.get(name).and_then(Value::as_object).filter(|o| !o.is_empty()).cloned()
 }
 
-fn spell_new(fields: &mut Map<String, Value>) {
-    // `rope_scaling` of early configs says `type`.
-    let mut parameters = fields.get("rope_scaling").and_then(Value::as_object).cloned().unwrap_or_default();
+/// The scaling in an object of rotary parameters, as `rope_scaling` has it.
+fn scaling_of(parameters: &Map<String, Value>) -> Value {
+    let kind = parameters.get("rope_type").and_then(Value::as_str).unwrap_or("default");
+    if kind == "default" {
+        return Value::Null;
+    }
+    let mut scaling = parameters.clone();
+    for elsewhere in ["rope_theta", "partial_rotary_factor"] {
+        scaling.remove(elsewhere);
+    }
+    Value::Object(scaling)
+}
+
+/// The rotary table of all layers. A `rope_scaling` that says something is what every reader takes, whatever stands in `rope_parameters`;
+/// the base and the share that turns are then taken from beside it.
+fn spell_one_table(fields: &mut Map<String, Value>) {
+    let neox = fields.get("model_type").and_then(Value::as_str) == Some("gpt_neox");
+    let (theta, partial) = if neox { ("rotary_emb_base", "rotary_pct") } else { ("rope_theta", "partial_rotary_factor") };
+    let beside = [(theta, "rope_theta"), (partial, "partial_rotary_factor")];
+    if let (None, Some(parameters)) = (object(fields, "rope_scaling"), object(fields, "rope_parameters")) {
+        for (old, new) in beside {
+            if let Some(value) = parameters.get(new) {
+                fields.insert(old.into(), value.clone());
+            }
+        }
+        let mut scaling = scaling_of(&parameters);
+        if let Some(long) = scaling.as_object_mut().filter(|s| s.get("rope_type").is_some_and(|kind| kind == "longrope")) {
+            // Before transformers 5 Phi-3's class wanted three fields in it, and this one beside it.
+            if let Some(original) = long.remove("original_max_position_embeddings") {
+                fields.entry("original_max_position_embeddings").or_insert(original);
+            }
+            if let Some(kind) = long.remove("rope_type") {
+                long.insert("type".into(), kind);
+            }
+        }
+        fields.insert("rope_scaling".into(), scaling);
+        return;
+    }
+    let scaling = object(fields, "rope_scaling");
+    if scaling.is_none() && !fields.contains_key(theta) {
+        return;
+    }
+    let mut parameters = scaling.unwrap_or_default();
+    // Early configs say `type`.
     if let Some(kind) = parameters.remove("type") {
         parameters.entry("rope_type").or_insert(kind);
     }
     parameters.entry("rope_type").or_insert_with(|| json!("default"));
-    if let Some(theta) = fields.get("rope_theta") {
-        parameters.insert("rope_theta".into(), theta.clone());
+    for (old, new) in beside {
+        if let Some(value) = fields.get(old).filter(|v| !v.is_null()) {
+            parameters.entry(new).or_insert_with(|| value.clone());
+        }
     }
     fields.insert("rope_parameters".into(), Value::Object(parameters));
+}
+
+/// Those of full and of sliding layers, of which `rope_scaling` and `rope_theta` are the former's.
+fn spell_two_tables(fields: &mut Map<String, Value>) {
+    let both = object(fields, "rope_parameters").unwrap_or_default();
+    let mut tables = Map::new();
+    for (name, theta) in [("full_attention", "rope_theta"), ("sliding_attention", "rope_local_base_freq")] {
+        let mut table = both.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
+        if let Some(mut scaling) = object(fields, "rope_scaling").filter(|_| name == "full_attention") {
+            if let Some(kind) = scaling.remove("type") {
+                scaling.entry("rope_type").or_insert(kind);
+            }
+            table.extend(scaling);
+        }
+        table.entry("rope_type").or_insert_with(|| json!("default"));
+        match (table.get("rope_theta").cloned(), fields.get(theta).cloned()) {
+            (Some(own), _) => {
+                fields.insert(theta.into(), own);
+            }
+            (None, Some(beside)) => {
+                table.insert("rope_theta".into(), beside);
+            }
+            (None, None) => {}
+        }
+        if name == "full_attention" {
+            fields.insert("rope_scaling".into(), scaling_of(&table));
+        }
+        tables.insert(name.into(), Value::Object(table));
+    }
+    fields.insert("rope_parameters".into(), Value::Object(tables));
 }
 
 #[cfg(test)]
@@ -155,6 +215,24 @@ mod tests {
     }
 
     #[test]
+    fn the_two_tables_of_gemma_3_stay_two() {
+        let published = json!({"model_type": "gemma3_text", "rope_theta": 5e5, "rope_local_base_freq": 300.0,
+                               "rope_scaling": {"factor": 8.0, "rope_type": "linear"}});
+        let nested = json!({"full_attention": {"factor": 8.0, "rope_type": "linear", "rope_theta": 5e5},
+                            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0}});
+        let mut old = published.clone();
+        finish(&mut old, DType::F32);
+        assert_eq!((&old["rope_parameters"], &old["rope_scaling"]), (&nested, &published["rope_scaling"]));
+        let mut new = json!({"model_type": "gemma3_text", "rope_parameters": nested.clone()});
+        finish(&mut new, DType::F32);
+        for again in [false, true] {
+            let found = (&new["rope_parameters"], &new["rope_scaling"], &new["rope_theta"], &new["rope_local_base_freq"]);
+            assert_eq!(found, (&nested, &published["rope_scaling"], &json!(5e5), &json!(300.0)), "{again}");
+            finish(&mut new, DType::F32);
+        }
+    }
+
+    #[test]
     fn rotary_parameters_are_spelt_for_both() {
         let mut new = json!({"rope_parameters": {"rope_theta": 5.0, "rope_type": "llama3", "factor": 8.0}});
         finish(&mut new, DType::BF16);
@@ -164,6 +242,19 @@ mod tests {
         let mut old = json!({"rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 2.0}});
         finish(&mut old, DType::F32);
         assert_eq!(old["rope_parameters"], json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}));
+        let mut partial =
+            json!({"rope_parameters": {"rope_theta": 5.0, "rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}});
+        finish(&mut partial, DType::F32);
+        assert_eq!(partial["partial_rotary_factor"], 0.5, "`rope_scaling` goes before `rope_parameters`, and has it not");
+        let mut neox = partial.clone();
+        neox["model_type"] = json!("gpt_neox");
+        neox["rope_scaling"] = Value::Null;
+        finish(&mut neox, DType::F32);
+        assert_eq!((&neox["rotary_pct"], &neox["rotary_emb_base"]), (&json!(0.5), &json!(5.0)));
+        let mut added = json!({"rope_theta": 7.0, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0},
+                               "rope_scaling": {"rope_type": "yarn", "factor": 4.0}});
+        finish(&mut added, DType::F32);
+        assert_eq!(added["rope_parameters"], json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 7.0}), "what was added counts");
         let mut plain = json!({"hidden_act": "gelu"});
         finish(&mut plain, DType::F16);
         assert!(plain.get("rope_parameters").is_none());

@@ -164,7 +164,7 @@ pub fn write(model: &Transformer, request: &SaveRequest<'_>) -> Result<Saved, Sa
     }
     draft.write_bytes("config.json", &weights::pretty(&config))?;
     weights::write_weights(&mut draft, &parts, &int8_tensors(&shaped)?, dtype, request.shard_bytes)?;
-    assets::write(&mut draft, request.assets, &config, origin.task)?;
+    assets::write(&mut draft, request.assets, &config, &shaped)?;
     write_record(&mut draft, request, &loaders)?;
 
     let verified = verify::compare(draft.path(), model, dtype)?;

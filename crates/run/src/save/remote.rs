@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::SaveError;
 use super::folder::Draft;
+use crate::stock;
 
 /// The file's name beside the weights.
 pub const REMOTE_CODE_FILE: &str = "modeling_prunectl.py";
@@ -33,8 +34,15 @@ fn auto_class(task: Task) -> &'static str {
 /// Why the Python file can't load this model, if it can't.
 #[must_use]
 pub(super) fn obstacle(model: &Transformer) -> Option<String> {
-    let hidden = model.blueprint().hidden;
-    let odd = model.origin().model_type == FALCON && !hidden.is_multiple_of(2);
+    let (hidden, model_type) = (model.blueprint().hidden, model.origin().model_type.as_str());
+    if model_type == stock::PHI3 && stock::heads_for_divisors(model.blueprint(), model.dims()).is_none() {
+        let width = model.dims().iter().map(|d| d.head_dim).max().unwrap_or(1);
+        return Some(format!(
+            "its config counts longrope's divisors by hidden size and heads, and no number of heads makes heads {width} wide of {hidden} \
+             channels: keep a multiple of {width} (`align = {width}`)"
+        ));
+    }
+    let odd = model_type == FALCON && !hidden.is_multiple_of(2);
     odd.then(|| {
         let (below, above) = (hidden - 1, hidden + 1);
         format!(
@@ -81,16 +89,19 @@ fn source(stock: &StockModules, layout: &str, sharded: bool) -> String {
 /// size has changed, since a count such as 5 of 64 / 8 heads fails their validation.
 pub(super) fn add(config: &mut Value, model: &Transformer, taken: bool, draft: &mut Draft) -> Result<(), SaveError> {
     let Some(fields) = config.as_object_mut() else { return Ok(()) };
-    let stock = stock_modules(model);
-    let auto_map: Map<String, Value> = stock
+    let modules = stock_modules(model);
+    let auto_map: Map<String, Value> = modules
         .classes
         .iter()
         .map(|(class, task)| (auto_class(*task).to_owned(), format!("modeling_prunectl.Pruned{class}").into()))
         .collect();
     fields.insert("auto_map".into(), Value::Object(auto_map));
     let hidden = model.origin().config.get(model.origin().family.hidden_key()).and_then(Value::as_u64);
-    let one = json!(1);
-    for (name, count) in stock.head_counts.iter().filter(|_| !taken) {
+    let one = match stock::heads_for_divisors(model.blueprint(), model.dims()) {
+        Some(heads) if model.origin().model_type == stock::PHI3 => json!(heads),
+        _ => json!(1),
+    };
+    for (name, count) in modules.head_counts.iter().filter(|_| !taken) {
         match count.as_ref().map(|c| if hidden == Some(model.blueprint().hidden as u64) { c } else { &one }) {
             Some(count) => fields.insert((*name).into(), count.clone()),
             None => fields.shift_remove(*name),
@@ -101,7 +112,7 @@ pub(super) fn add(config: &mut Value, model: &Transformer, taken: bool, draft: &
         own.insert("layer_dims".into(), json!(model.dims()));
         own.insert("layers".into(), json!(model.blueprint().layers));
     }
-    let text = source(&stock, model.blueprint().layout.name(), model.origin().model_type == SHARDED);
+    let text = source(&modules, model.blueprint().layout.name(), model.origin().model_type == SHARDED);
     draft.write_bytes(REMOTE_CODE_FILE, text.as_bytes())?;
     Ok(())
 }

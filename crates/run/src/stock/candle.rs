@@ -55,7 +55,10 @@ fn decoder(target: &Target<'_>, b: &Blueprint) -> Result<Option<String>, Obstacl
         _ => true,
     });
     if let Some(scaling) = scaling {
-        return refuse(format!("it has no rotary scaling such as {scaling:?} in this family"), other);
+        return refuse(format!("it does not compute the rotary scaling `{}` in this family, or otherwise", scaling.name()), other);
+    }
+    if b.rotary.iter().any(|r| r.over != r.dim) {
+        return refuse("it turns no odd share of a head".into(), other);
     }
     let scaled = |scale: f64, width: usize| (scale * (width as f64).sqrt() - 1.0).abs() < SCALED;
     if let Some((l, d)) = b.layers.iter().zip(target.dims).find(|(l, d)| d.q_heads > 0 && !scaled(l.scale, d.head_dim)) {

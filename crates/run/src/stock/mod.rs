@@ -6,7 +6,7 @@ pub(crate) mod vllm;
 
 use std::fmt;
 
-use prunectl_model::{Blueprint, LayerDims};
+use prunectl_model::{Blueprint, LayerDims, RotaryScaling};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -87,6 +87,8 @@ const fn row(model_type: &'static str, loader: Loader, heads: HeadCounts, tried:
     Row { model_type, loader, heads, source, tried }
 }
 
+/// The family whose config class has a check of its own.
+pub(crate) const PHI3: &str = "phi3";
 const BY_HIDDEN: &str = "head_dim = hidden_size // num_attention_heads";
 const READS_HEAD_DIM: &str = "the attention reads head_dim, and nothing checks it against hidden_size";
 const CHECKED: &str = "the attention reads head_dim; the config wants hidden_size % num_attention_heads == 0";
@@ -346,11 +348,26 @@ pub(crate) fn takes_counts(target: &Target<'_>) -> bool {
     let divides = first.q_heads > 0 && hidden.is_multiple_of(first.q_heads);
     target.dims.iter().all(|d| d.q_heads == first.q_heads && d.kv_heads == first.kv_heads && d.q_heads > 0)
         && match row.heads {
-            HeadCounts::Any => true,
+            HeadCounts::Any => target.model_type != PHI3 || counts_divisors(target.blueprint, first.head_dim, first.q_heads),
             HeadCounts::Divisors => divides,
             HeadCounts::Derived => divides && hidden.checked_div(first.q_heads) == Some(first.head_dim),
             HeadCounts::Absent => false,
         }
+}
+
+/// Whether Phi-3's config class finds as many of longrope's divisors as it expects of a hidden size by this number of heads: it does not
+/// know of a width of heads.
+fn counts_divisors(b: &Blueprint, head_dim: usize, heads: usize) -> bool {
+    let Some(rotary) = b.rotary.first().filter(|r| matches!(r.scaling, RotaryScaling::Long { .. })) else { return true };
+    let share = rotary.dim as f64 / head_dim.max(1) as f64;
+    let width = b.hidden.checked_div(heads).unwrap_or(0);
+    (width as f64 * share) as usize / 2 == rotary.dim / 2
+}
+
+/// A number of heads with which Phi-3's config class takes the model's rotary table.
+pub(crate) fn heads_for_divisors(b: &Blueprint, dims: &[LayerDims]) -> Option<usize> {
+    let head_dim = dims.iter().map(|d| d.head_dim).max()?;
+    (1..=b.hidden).find(|heads| counts_divisors(b, head_dim, *heads))
 }
 
 /// Why a shape is not stock, and what would make it so.
@@ -400,6 +417,11 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<Obstacle> {
         if says(key) {
             return because(reason.to_owned(), padded.to_owned());
         }
+    }
+    if row.model_type == PHI3 && row.loader == Loader::Transformers && !counts_divisors(target.blueprint, first.head_dim, first.q_heads) {
+        let (hidden, heads) = (target.blueprint.hidden, first.q_heads);
+        let reason = format!("its config counts longrope's divisors by a head of {hidden} / {heads}, which is not {}", first.head_dim);
+        return because(reason, padded.to_owned());
     }
     let hidden = target.blueprint.hidden;
     let derived = hidden.checked_div(first.q_heads) == Some(first.head_dim) && hidden.is_multiple_of(first.q_heads.max(1));

@@ -26,8 +26,8 @@ pub(crate) fn blocks(target: &Target<'_>) -> Result<Vec<Value>, Obstacle> {
     let (b, dims) = (target.blueprint, target.dims);
     if !FAMILIES.contains(&target.model_type) || !is_llama(b, dims) {
         return Err(Obstacle {
-            reason: "its per-layer blocks are a Llama's: RMS norms before each sublayer, a gated SiLU MLP, rotary over the whole head, no \
-                     windows, no q/k norms, no experts"
+            reason: "its per-layer blocks are a Llama's: RMS norms before each sublayer, a gated SiLU MLP, rotary over the whole head \
+                     (scaled linearly, as Llama 3 or not), no windows, no q/k norms, no experts"
                 .into(),
             remedy: "`layout = padded` writes the removed units as zeros, in the family's own shape".into(),
         });
@@ -84,7 +84,8 @@ fn is_llama(b: &Blueprint, dims: &[LayerDims]) -> bool {
     let norms = b.norm.kind == NormKind::Rms && b.layout == Layout::Pre && b.final_norm;
     let mlp = b.mlp.gated && b.mlp.activation == Activation::Silu && b.mlp.up_bias == b.mlp.down_bias;
     let attention = a.causal && !a.qk_norm && a.softcap.is_none() && (a.qkv_bias || !a.o_bias);
-    let rotary = matches!(b.rotary.as_slice(), [r] if r.pairs == Pairs::Half && !matches!(r.scaling, RotaryScaling::Dynamic { .. })
+    let rotary = matches!(b.rotary.as_slice(), [r] if r.pairs == Pairs::Half
+        && matches!(r.scaling, RotaryScaling::None | RotaryScaling::Linear { .. } | RotaryScaling::Ramp { .. })
         && dims.iter().all(|d| d.q_heads == 0 || d.head_dim == r.dim));
     let layers = b.layers.iter().zip(dims).all(|(l, d)| {
         let scaled = d.q_heads == 0 || (l.scale * (d.head_dim as f64).sqrt() - 1.0).abs() < SCALED;
