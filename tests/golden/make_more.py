@@ -38,9 +38,10 @@ CASES = {
     "gpt_neox_serial": (T.GPTNeoXForCausalLM, T.GPTNeoXConfig(**dict(SHAPE, max_position_embeddings=32, use_parallel_residual=False, pad_token_id=0)), "tokens"),
     "llama_linear": (T.LlamaForCausalLM, T.LlamaConfig(**dict(DECODER, rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=10000.0))), "tokens"),
     "llama_dynamic": (T.LlamaForCausalLM, T.LlamaConfig(**dict(DECODER, max_position_embeddings=12, rope_parameters=dict(rope_type="dynamic", factor=4.0, rope_theta=10000.0))), "tokens"),
+    "opt_narrow_cls": (T.OPTForSequenceClassification, T.OPTConfig(vocab_size=72, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=40, max_position_embeddings=32, word_embed_proj_dim=16, pad_token_id=1, bos_token_id=2, eos_token_id=2, num_labels=3), "classes"),
     "llama_yarn": (T.LlamaForCausalLM, T.LlamaConfig(**dict(DECODER, rope_parameters=dict(rope_type="yarn", factor=4.0, rope_theta=500.0, original_max_position_embeddings=64, beta_fast=16.0, beta_slow=2.0, attention_factor=1.3, truncate=False))), "tokens"),
     "qwen3_yarn": (T.Qwen3ForCausalLM, T.Qwen3Config(**dict(DECODER, head_dim=12, rope_parameters=dict(rope_type="yarn", factor=8.0, rope_theta=10000.0, original_max_position_embeddings=32))), "tokens"),
-    "phi3_longrope_short": (T.Phi3ForCausalLM, T.Phi3Config(**dict(DECODER, original_max_position_embeddings=64, rope_parameters=dict(LONG, rope_theta=10000.0))), "tokens"),
+    "phi3_longrope_short": (T.Phi3ForCausalLM, T.Phi3Config(**dict(DECODER, max_position_embeddings=1024, original_max_position_embeddings=256, rope_parameters=dict(LONG, rope_theta=10000.0))), "tokens"),
     "phi3_longrope_long": (T.Phi3ForCausalLM, T.Phi3Config(**dict(DECODER, original_max_position_embeddings=12, rope_parameters=dict(LONG, rope_theta=10000.0, partial_rotary_factor=1.0))), "tokens"),
     "qwen3_moe_mixed": (T.Qwen3MoeForCausalLM, T.Qwen3MoeConfig(**dict(DECODER, num_hidden_layers=3, head_dim=8, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2, norm_topk_prob=False, mlp_only_layers=[1], decoder_sparse_step=1)), "tokens"),
 }

@@ -366,9 +366,6 @@ def make(family, seed, out):
     config = build(d)
     if head == "ForSequenceClassification":
         config.num_labels = d.of(1, 2, 3, 5)
-        if family == "opt":
-            # A classifier behind the projection is refused by name.
-            config.word_embed_proj_dim = config.hidden_size
     config.architectures = [stem + head]
     cls = getattr(T, stem + head)
     dtype = d.of(torch.float32, torch.float32, torch.bfloat16)

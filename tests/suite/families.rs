@@ -40,6 +40,7 @@ pub const MODELS: &[&str] = &[
     "families/codegen",
     "families/opt",
     "families/opt_postnorm",
+    "more/opt_narrow_cls",
     "families/falcon",
     "more/falcon_grouped",
     "more/falcon_serial",

@@ -107,7 +107,7 @@ fn spelled(folder: &Path, config: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()) {
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
-        if name.starts_with("model") {
+        if name.starts_with("model") || name.starts_with("expected") {
             std::fs::copy(&file, dir.path().join(name)).unwrap();
         }
     }
@@ -147,7 +147,8 @@ fn random_models_of_every_family_equal_transformers() {
                 }
             }
         }
-        cells.extend(row(&folder.path().join("saved"), name, &dir, None));
+        // Most published configs have the older spelling; the golden models, whose table is another test's, have the new one.
+        cells.extend(row(&folder.path().join("saved"), name, spelled(&dir, "config_v4.json").path(), None));
     }
     let rows: Vec<&str> = names.iter().map(String::as_str).collect();
     let shown = table.iter().map(|((name, what), error)| ((name.clone(), (*what).to_owned()), format!("{error:.1e}"))).collect();

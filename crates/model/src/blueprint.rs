@@ -535,11 +535,11 @@ impl Blueprint {
 
     fn head_slots(&self, s: &mut Slots) {
         let width = self.embeddings.width;
+        if self.projects_out() {
+            s.linear("head.project", width, self.hidden, false);
+        }
         match &self.head {
-            Head::Tokens { tied, bias, transform, project, .. } => {
-                if *project {
-                    s.linear("head.project", width, self.hidden, false);
-                }
+            Head::Tokens { tied, bias, transform, .. } => {
                 if transform.is_some() {
                     s.linear("head.transform", width, self.hidden, true);
                     s.norm("head.norm", width, NormKind::Layer);
@@ -555,7 +555,7 @@ impl Blueprint {
                 if dense.is_some() {
                     s.linear("pooler", self.hidden, self.hidden, true);
                 }
-                s.linear("classifier", *labels, self.hidden, *bias);
+                s.linear("classifier", *labels, self.head_width(), *bias);
             }
             Head::Spans => s.linear("classifier", 2, self.hidden, true),
             Head::Encode { pooler, .. } => {
@@ -566,15 +566,24 @@ impl Blueprint {
         }
     }
 
+    /// Whether a projection to the width of the tables comes before the head.
+    pub fn projects_out(&self) -> bool {
+        match &self.head {
+            Head::Tokens { project, .. } => *project,
+            _ => self.embeddings.project == Some(Projection::Tokens),
+        }
+    }
+
     /// Width of the position table and of the embeddings' norm.
     pub fn position_width(&self) -> usize {
         if self.embeddings.project == Some(Projection::Tokens) { self.hidden } else { self.embeddings.width }
     }
 
-    /// Width of what the token head's matrix multiplies.
+    /// Width of what the token head's matrix or the classifier's multiplies.
     pub fn head_width(&self) -> usize {
         match &self.head {
-            Head::Tokens { transform, project, .. } if transform.is_some() || *project => self.embeddings.width,
+            Head::Tokens { transform: Some(_), .. } => self.embeddings.width,
+            _ if self.projects_out() => self.embeddings.width,
             _ => self.hidden,
         }
     }

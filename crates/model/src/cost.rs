@@ -23,14 +23,17 @@ pub fn flops(blueprint: &Blueprint, dims: &[LayerDims], length: usize) -> u64 {
         };
         multiply_adds += n * h * (ffn * matrices * experts + d.experts as u128);
     }
+    let narrowed = if blueprint.projects_out() { h * width } else { 0 };
     multiply_adds += match &blueprint.head {
         Head::Tokens { transform, project, .. } => {
             let before = if transform.is_some() || *project { h * width } else { 0 };
             n * (before + blueprint.head_width() as u128 * blueprint.vocab as u128)
         }
-        Head::Sequence { labels, dense, .. } => u128::from(dense.is_some()) * h * h + h * *labels as u128,
+        Head::Sequence { labels, dense, .. } => {
+            u128::from(dense.is_some()) * h * h + narrowed + blueprint.head_width() as u128 * *labels as u128
+        }
         Head::Spans => n * h * 2,
-        Head::Encode { .. } => 0,
+        Head::Encode { .. } => narrowed,
     };
     u64::try_from(2 * multiply_adds).unwrap_or(u64::MAX)
 }

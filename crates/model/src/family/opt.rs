@@ -47,8 +47,6 @@ fn read(source: &Source<'_>) -> Result<(Blueprint, Vec<LayerDims>)> {
     let mut head = head(source, fields.flag_or("tie_word_embeddings", true)?)?;
     if let Head::Tokens { project, .. } = &mut head {
         *project = width != shape.hidden;
-    } else if width != shape.hidden {
-        return Err(fields.unsupported("`word_embed_proj_dim` without a language-model head", "load it for text-generation"));
     }
     let mut blueprint = shape.blueprint(fields, EPS, activation(fields, &["activation_function"], "relu")?, head)?;
     let rows = fields.width(&["max_position_embeddings"])? + OFFSET;

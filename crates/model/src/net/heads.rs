@@ -13,13 +13,14 @@ pub(crate) fn outputs(model: &Transformer, x: &Tensor, context: &Context) -> Res
     let passing = model.passing();
     let model = passing.as_ref().unwrap_or(model);
     let params = &model.params;
+    let narrow = |x: Tensor| if model.blueprint.projects_out() { linear(params, "head.project", &x) } else { Ok(x) };
     match &model.blueprint.head {
         Head::Tokens { .. } => token_logits(model, x),
         Head::Sequence { pick, dense, .. } => {
-            let mut one = match pick {
+            let mut one = narrow(match pick {
                 Pick::First => first(x)?,
                 Pick::Last { .. } => last(x, context)?,
-            };
+            })?;
             if let Some(activation) = dense {
                 one = activation.apply(&linear(params, "pooler", &one)?)?;
             }
@@ -27,10 +28,10 @@ pub(crate) fn outputs(model: &Transformer, x: &Tensor, context: &Context) -> Res
         }
         Head::Spans => linear(params, "classifier", x),
         Head::Encode { pooling, .. } => match pooling {
-            Pooling::First => first(x),
-            Pooling::Last => last(x, context),
+            Pooling::First => narrow(first(x)?),
+            Pooling::Last => narrow(last(x, context)?),
             Pooling::Pooler => Activation::Tanh.apply(&linear(params, "pooler", &first(x)?)?),
-            Pooling::Mean => mean(x, context),
+            Pooling::Mean => narrow(mean(x, context)?),
         },
     }
 }

@@ -14,7 +14,7 @@ fn other_heads_and_variants_equal_transformers() {
     let root = root().join("../more");
     let mut folders: Vec<_> = std::fs::read_dir(&root).unwrap().map(|f| f.unwrap().path()).collect();
     folders.sort();
-    assert_eq!(folders.len(), 17);
+    assert_eq!(folders.len(), 18);
     let mut with_gradients = 0;
     for folder in folders {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();

@@ -280,6 +280,7 @@ impl Flow<'_> {
                 let front = transform.map(|(activation, eps)| Front { stem: "head.transform", activation, norm: Some(eps) });
                 (scored.rows, scored.targets, if *tied { "embeddings.token" } else { "head" }, front)
             }
+            Head::Sequence { .. } if self.model.blueprint().projects_out() => return Err(refuse("a classifier behind a projection")),
             Head::Sequence { pick, dense, regression, .. } => {
                 let classes: Vec<u32> = match (&batch.labels, regression) {
                     (_, true) => vec![0; b],

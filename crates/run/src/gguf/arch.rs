@@ -166,7 +166,8 @@ fn turns(arch: Arch, scaling: &RotaryScaling) -> bool {
         RotaryScaling::Dynamic { .. } => false,
         RotaryScaling::Ramp { .. } | RotaryScaling::Long { .. } => arch.divides_pairs(),
         RotaryScaling::Yarn { fast, slow, truncate, .. } => {
-            arch.divides_pairs() || (matches!(arch, Arch::Qwen3 | Arch::Qwen3Moe) && *fast == 32.0 && *slow == 1.0 && *truncate)
+            arch.divides_pairs()
+                || (matches!(arch, Arch::Qwen3 | Arch::Qwen3Moe | Arch::OpenElm) && *fast == 32.0 && *slow == 1.0 && *truncate)
         }
     }
 }

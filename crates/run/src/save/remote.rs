@@ -15,8 +15,6 @@ use crate::stock;
 /// The file's name beside the weights.
 pub const REMOTE_CODE_FILE: &str = "modeling_prunectl.py";
 const BODY: &str = include_str!("modeling_body.py");
-/// The family whose stock attention cuts its fused projection in four, whatever the number of heads.
-const SHARDED: &str = "codegen";
 /// The family whose config class holds hidden / heads against its rotary embedding.
 const FALCON: &str = "falcon";
 
@@ -112,7 +110,7 @@ pub(super) fn add(config: &mut Value, model: &Transformer, taken: bool, draft: &
         own.insert("layer_dims".into(), json!(model.dims()));
         own.insert("layers".into(), json!(model.blueprint().layers));
     }
-    let text = source(&modules, model.blueprint().layout.name(), model.origin().model_type == SHARDED);
+    let text = source(&modules, model.blueprint().layout.name(), model.origin().model_type == stock::CODEGEN);
     draft.write_bytes(REMOTE_CODE_FILE, text.as_bytes())?;
     Ok(())
 }

@@ -87,6 +87,9 @@ const fn row(model_type: &'static str, loader: Loader, heads: HeadCounts, tried:
     Row { model_type, loader, heads, source, tried }
 }
 
+/// The family whose stock attention cuts its fused projection in four, whatever the number of heads.
+pub(crate) const CODEGEN: &str = "codegen";
+const CODEGEN_SHARDS: usize = 4;
 /// The family whose config class has a check of its own.
 pub(crate) const PHI3: &str = "phi3";
 const BY_HIDDEN: &str = "head_dim = hidden_size // num_attention_heads";
@@ -350,9 +353,16 @@ pub(crate) fn takes_counts(target: &Target<'_>) -> bool {
         && match row.heads {
             HeadCounts::Any => target.model_type != PHI3 || counts_divisors(target.blueprint, first.head_dim, first.q_heads),
             HeadCounts::Divisors => divides,
-            HeadCounts::Derived => divides && hidden.checked_div(first.q_heads) == Some(first.head_dim),
+            HeadCounts::Derived => {
+                divides && hidden.checked_div(first.q_heads) == Some(first.head_dim) && shards(target.model_type, first.q_heads)
+            }
             HeadCounts::Absent => false,
         }
+}
+
+/// Whether CodeGen's stock attention, which cuts its heads in four, can do that to so many.
+fn shards(model_type: &str, heads: usize) -> bool {
+    model_type != CODEGEN || heads.is_multiple_of(CODEGEN_SHARDS)
 }
 
 /// Whether Phi-3's config class finds as many of longrope's divisors as it expects of a hidden size by this number of heads: it does not
@@ -417,6 +427,10 @@ fn obstacle(target: &Target<'_>, row: &Row) -> Option<Obstacle> {
         if says(key) {
             return because(reason.to_owned(), padded.to_owned());
         }
+    }
+    if !shards(row.model_type, first.q_heads) && row.loader == Loader::Transformers {
+        let reason = format!("its attention cuts the heads in {CODEGEN_SHARDS}, and {} are no multiple of that", first.q_heads);
+        return because(reason, format!("keep a multiple of {CODEGEN_SHARDS} heads, or {padded}"));
     }
     if row.model_type == PHI3 && row.loader == Loader::Transformers && !counts_divisors(target.blueprint, first.head_dim, first.q_heads) {
         let (hidden, heads) = (target.blueprint.hidden, first.q_heads);
@@ -531,6 +545,12 @@ mod tests {
         assert_eq!(of("llama", &[(4, 2, 96), (4, 2, 96)], Loader::Transformers, true), stock);
         assert!(matches!(of("llama", &[(4, 2, 96), (4, 2, 96)], Loader::Candle, false), Verdict::Refused { .. }));
         assert!(matches!(of("bert", &[(4, 4, 96), (4, 4, 96)], Loader::Transformers, true), Verdict::RemoteCode { .. }));
+        // 64 is 8 · 8, but the heads of this family are cut in four.
+        assert_eq!(of("codegen", &[(8, 8, 96)], Loader::Transformers, true), stock);
+        let hidden_48 = Blueprint { hidden: 48, ..blueprint() };
+        let six = Target { model_type: "codegen", blueprint: &hidden_48, dims: &dims(&[(6, 6, 96)]), own: None, no_remote_code: None };
+        assert!(matches!(verdict(&six, Loader::Transformers), Verdict::RemoteCode { reason } if reason.contains("cuts the heads in 4")));
+        assert!(!takes_counts(&six) && takes_counts(&Target { model_type: "gpt2", ..six }));
         assert!(matches!(of("bert", &[(8, 8, 96), (8, 8, 95)], Loader::Transformers, false), Verdict::Refused { .. }));
         assert!(matches!(of("marian", &[(8, 8, 96)], Loader::Transformers, false), Verdict::Unknown { .. }));
         match of("llama", &[(6, 2, 96)], Loader::Transformers, false) {
