@@ -53,7 +53,7 @@ pub const MODELS: &[&str] = &[
     "families/gemma2",
     "families/gemma3",
     "families/phi3",
-    "more/phi3_longrope_long",
+    "more/phi3_longrope_short",
     "more/qwen3_yarn",
     "families/mixtral",
     "families/qwen3_moe",

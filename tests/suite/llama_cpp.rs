@@ -30,7 +30,7 @@ const PROMPT: [u32; 5] = [5, 60, 31, 47, 12];
 const NEW: usize = 3;
 
 /// Golden models of which only this test has something to say.
-const MORE: &[&str] = &["more/llama_linear", "more/llama_dynamic", "more/llama_yarn", "more/qwen3_yarn", "more/phi3_longrope_short"];
+const MORE: &[&str] = &["more/llama_linear", "more/llama_dynamic", "more/llama_yarn"];
 
 /// Random models, for what no golden one has: a golden model's config, and what is different.
 fn variants() -> Vec<(&'static str, &'static str, Value)> {
