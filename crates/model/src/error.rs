@@ -165,6 +165,18 @@ pub enum ModelError {
         available: usize,
     },
 
+    /// Cached keys that were turned by angles which a longer text does not have.
+    #[error(
+        "generating beyond {available} tokens (asked for {found}): there the rotary angles of this model change (`dynamic` or `longrope` \
+         scaling), and the keys in the cache have the old ones; generate up to {available}, or begin with a longer text"
+    )]
+    CacheTurned {
+        /// Tokens asked for.
+        found: usize,
+        /// The most with these angles.
+        available: usize,
+    },
+
     /// A layer index past the end.
     #[error("layer {layer}: the model has layers 0..{layers}")]
     NoSuchLayer {

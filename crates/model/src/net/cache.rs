@@ -102,7 +102,7 @@ impl Transformer {
             _ => None,
         });
         if let Some(available) = longest.min().filter(|most| past > 0 && past + new > *most) {
-            return Err(ModelError::TooLong { found: past + new, available });
+            return Err(ModelError::CacheTurned { found: past + new, available });
         }
         let (mut x, context) = embeddings::embed(self, &batch, past)?;
         let shared = Mutex::new(std::mem::replace(cache, Cache { layers: Vec::new(), seen: 0 }));

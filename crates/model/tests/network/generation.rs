@@ -1,7 +1,7 @@
 //! A text read token by token through the cache of keys and values gives the logits of the whole text at once.
 
 use candle_core::{DType, Tensor};
-use prunectl_model::{Batch, Gates, Transformer};
+use prunectl_model::{Batch, Gates, LoadOptions, Transformer, load};
 
 use crate::pack::*;
 
@@ -67,4 +67,29 @@ fn a_long_text_outgrows_the_first_room() {
         let expected = whole.narrow(1, at + new - 1, 1).unwrap().squeeze(1).unwrap();
         assert!(error(&logits, &expected) < NEAR, "{at} + {new}");
     }
+}
+
+#[test]
+fn angles_that_change_with_the_length_are_not_mixed() {
+    // Its long factors count from 13 tokens on.
+    let dir = root().join("../more/phi3_longrope_long");
+    let model = load(&dir, &LoadOptions { dtype: DType::F64, ..LoadOptions::default() }).unwrap();
+    let all = candle_core::safetensors::load(dir.join("expected.safetensors"), model.device()).unwrap();
+    let ids = all["input_ids"].to_dtype(DType::U32).unwrap().narrow(0, 0, 1).unwrap(); // [1, 20]
+    let read = |pieces: &[usize]| {
+        let (mut cache, mut at, mut last) = (model.cache().unwrap(), 0, None);
+        for new in pieces {
+            last = Some(model.extend(&ids.narrow(1, at, *new).unwrap(), &mut cache));
+            at += new;
+        }
+        (at, last.unwrap())
+    };
+    for pieces in [&[20][..], &[13, 1, 1, 5], &[5, 6, 1]] {
+        let (n, logits) = read(pieces);
+        let whole = model.forward(&Batch::new(ids.narrow(1, 0, n).unwrap()), &Gates::default(), &mut ()).unwrap();
+        let expected = whole.narrow(1, n - 1, 1).unwrap().squeeze(1).unwrap();
+        assert!(error(&logits.unwrap(), &expected) < NEAR, "{pieces:?}");
+    }
+    let message = read(&[5, 7, 1]).1.unwrap_err().to_string();
+    assert!(message.contains("beyond 12 tokens (asked for 13)") && message.contains("longrope"), "{message}");
 }
