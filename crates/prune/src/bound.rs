@@ -337,7 +337,7 @@ pub fn to_shape(scores: &Scores, request: &Request<'_>, shape: &Shape, wanted: &
         }
         let mut sites = Sites::default();
         for key in &keys {
-            sites.add(*key, request.sites.units.get(key).into_iter().flatten().copied());
+            sites.units.insert(*key, request.sites.units.get(key).cloned().unwrap_or_default());
         }
         let whole = matches!(kind, SiteKind::Layers | SiteKind::Hidden);
         let amount = if whole { amounts.into_iter().next().unwrap_or(Amount::PerLayer(Vec::new())) } else { Amount::PerLayer(amounts) };

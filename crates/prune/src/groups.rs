@@ -43,7 +43,7 @@ pub(crate) fn slots(model: &Transformer, sites: &Sites) -> Result<BTreeSet<Strin
     let mut out = sites.weights.clone();
     for (key, units) in &sites.units {
         for unit in units {
-            for slice in group(model, *key, *unit)? {
+            for slice in group(model, *key, unit)? {
                 if model.params().shape(&slice.slot)?.len() > 1 {
                     out.insert(slice.slot);
                 }
@@ -65,9 +65,9 @@ pub(crate) fn sums(
     for (key, units) in &sites.units {
         let mut sums = vec![GroupSum::default(); count(model, *key)?];
         for unit in units {
-            let Some(own) = sums.get_mut(*unit) else { continue };
+            let Some(own) = sums.get_mut(unit) else { continue };
             let mut members = BTreeSet::new();
-            for Slice { slot, dim, start, len } in group(model, *key, *unit)? {
+            for Slice { slot, dim, start, len } in group(model, *key, unit)? {
                 let dims = model.params().shape(&slot)?;
                 if dims.len() < 2 {
                     continue;

@@ -97,7 +97,7 @@ fn last_gone(key: Key, order: &mut Vec<usize>, dims: &[LayerDims], before: &Remo
 pub(crate) fn left(sites: &Sites, removed: &Removed) -> Sites {
     let mut out = Sites { weights: sites.weights.clone(), ..Sites::default() };
     for (key, units) in &sites.units {
-        out.add(*key, units.iter().copied().filter(|u| !removed.has(*key, *u)));
+        out.add(*key, units.iter().filter(|u| !removed.has(*key, *u)));
     }
     out
 }

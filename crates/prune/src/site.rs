@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use prunectl_model::LayerDims;
+use prunectl_recipe::Units;
 use prunectl_recipe::catalogue::SiteKind;
 
 /// One site: a kind of unit, in one layer; `layer` is `None` for [`SiteKind::Layers`] and [`SiteKind::Hidden`].
@@ -118,8 +119,8 @@ pub fn to_model(kind: SiteKind) -> Option<prunectl_model::SiteKind> {
 /// A set of units and of whole weight matrices: what a selector names on a model of known shape. Indices are the current model's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sites {
-    /// Units by site, ascending.
-    pub units: BTreeMap<Key, BTreeSet<usize>>,
+    /// Units by site.
+    pub units: BTreeMap<Key, Units>,
     /// Slots of the matrices whose single weights are meant (`layers.0.mlp.up.weight`).
     pub weights: BTreeSet<String>,
 }
@@ -127,19 +128,17 @@ pub struct Sites {
 impl Sites {
     /// Adds units of one site.
     pub fn add(&mut self, key: Key, units: impl IntoIterator<Item = usize>) {
-        // Built whole: inserting the neurons of a large model one by one is slow.
-        let mut units = units.into_iter().collect();
-        self.units.entry(key).or_default().append(&mut units);
+        self.units.entry(key).or_default().extend(units);
     }
 
     /// Whether it names nothing.
     pub fn is_empty(&self) -> bool {
-        self.weights.is_empty() && self.units.values().all(BTreeSet::is_empty)
+        self.weights.is_empty() && self.units.values().all(Units::is_empty)
     }
 
     /// Whether it names that unit.
     pub fn contains(&self, key: Key, unit: usize) -> bool {
-        self.units.get(&key).is_some_and(|u| u.contains(&unit))
+        self.units.get(&key).is_some_and(|u| u.contains(unit))
     }
 
     /// The kinds that it names, in a fixed order.
@@ -153,11 +152,11 @@ impl Sites {
 
     /// Units of that kind, all layers together.
     pub fn count(&self, kind: SiteKind) -> usize {
-        self.units.iter().filter(|(k, _)| k.kind == kind).map(|(_, u)| u.len()).sum()
+        self.units.iter().filter(|(k, _)| k.kind == kind).map(|(_, u)| u.len() as usize).sum()
     }
 
     /// The sites of one kind, by layer.
-    pub fn of_kind(&self, kind: SiteKind) -> impl Iterator<Item = (Key, &BTreeSet<usize>)> {
+    pub fn of_kind(&self, kind: SiteKind) -> impl Iterator<Item = (Key, &Units)> {
         self.units.iter().filter(move |(k, u)| k.kind == kind && !u.is_empty()).map(|(k, u)| (*k, u))
     }
 }

@@ -141,7 +141,7 @@ pub fn keeps(model: &Transformer, removed: &Removed) -> Result<BTreeMap<String, 
     let mut slices = Vec::new();
     for (key, units) in &removed.units.units {
         for unit in units {
-            slices.extend(group(model, *key, *unit)?);
+            slices.extend(group(model, *key, unit)?);
         }
     }
     let slices = with_adapters(model, &slices);

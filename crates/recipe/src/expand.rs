@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::catalogue::SiteKind;
 use crate::diagnostic::Diagnostic;
-use crate::facts::{Facts, Site};
+use crate::facts::{Facts, Site, Units};
 use crate::plan::{Indices, Part, Selector, Span};
 
 /// Selected units by kind and layer, and selected matrices by layer.
 #[derive(Default)]
 struct Selection {
-    units: BTreeMap<(SiteKind, Option<usize>), BTreeSet<usize>>,
+    units: BTreeMap<(SiteKind, Option<usize>), Units>,
     tensors: BTreeMap<Option<usize>, BTreeSet<String>>,
 }
 
@@ -26,10 +26,10 @@ pub fn expand(selector: &Selector, facts: &Facts) -> Result<Vec<Site>, Box<Diagn
         .units
         .into_iter()
         .filter(|(_, u)| !u.is_empty())
-        .map(|((kind, layer), u)| Site { kind, layer, units: u.into_iter().collect(), tensors: Vec::new() })
+        .map(|((kind, layer), u)| Site { kind, layer, units: u, tensors: Vec::new() })
         .collect();
     let weights = selection.tensors.into_iter().filter(|(_, t)| !t.is_empty());
-    sites.extend(weights.map(|(layer, t)| Site { kind: SiteKind::Weights, layer, units: Vec::new(), tensors: t.into_iter().collect() }));
+    sites.extend(weights.map(|(layer, t)| Site { kind: SiteKind::Weights, layer, units: Units::new(), tensors: t.into_iter().collect() }));
     if sites.is_empty() && has_sites(selector) {
         let d = Diagnostic::error("P0206", "the selector matches nothing", span_of(selector), "nothing is left");
         return Err(Box::new(d.hint(nearest_sites(selector, facts))));
@@ -86,8 +86,8 @@ fn select(s: &Selector, facts: &Facts) -> Result<Selection, Box<Diagnostic>> {
             let mut out = Selection::default();
             for p in parts {
                 let p = select(p, facts)?;
-                for (k, mut u) in p.units {
-                    out.units.entry(k).or_default().append(&mut u);
+                for (k, u) in p.units {
+                    *out.units.entry(k).or_default() |= u;
                 }
                 for (l, t) in p.tensors {
                     out.tensors.entry(l).or_default().extend(t);
@@ -100,7 +100,7 @@ fn select(s: &Selector, facts: &Facts) -> Result<Selection, Box<Diagnostic>> {
             let b = select(b, facts)?;
             for ((kind, layer), units) in &b.units {
                 if let Some(mine) = out.units.get_mut(&(*kind, *layer)) {
-                    mine.retain(|u| !units.contains(u));
+                    *mine = &*mine - units;
                 }
                 // Leaving out a layer or a sublayer leaves out what is in it.
                 for ((other, l), mine) in &mut out.units {
@@ -149,16 +149,13 @@ fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Box<Diagnos
         Part::Units { layers, kind, units } => {
             for l in positions(layers, facts.layers.len(), "layer", span)? {
                 let n = facts.units(*kind, l);
-                // Built whole: inserting the neurons of a large model one by one takes longer than everything else.
-                let mut chosen: BTreeSet<usize> = match kind {
-                    SiteKind::Layers => [l].into(),
+                let chosen = match kind {
+                    SiteKind::Layers => Units::from_iter([l]),
                     // Counts differ from layer to layer: an index may be outside in one where it is inside in others.
                     _ => positions(units, n, word(*kind), span)
-                        .map_err(|d| Box::new(d.hint(format!("layer {l} has {n} {}", word(*kind)))))?
-                        .into_iter()
-                        .collect(),
+                        .map_err(|d| Box::new(d.hint(format!("layer {l} has {n} {}", word(*kind)))))?,
                 };
-                out.units.entry((*kind, Some(l))).or_default().append(&mut chosen);
+                *out.units.entry((*kind, Some(l))).or_default() |= chosen;
             }
         }
         Part::Linears { layers, within } | Part::Weights { layers, within } => {
@@ -169,7 +166,7 @@ fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Box<Diagnos
             }
         }
         Part::Hidden => {
-            out.units.insert((SiteKind::Hidden, None), (0..facts.hidden).collect());
+            out.units.insert((SiteKind::Hidden, None), below(facts.hidden));
         }
         Part::Tensors(glob) => {
             let names = || facts.tensors.iter().map(|(name, _)| name.as_str());
@@ -188,11 +185,16 @@ fn path(part: &Part, span: Span, facts: &Facts) -> Result<Selection, Box<Diagnos
     Ok(out)
 }
 
-/// The positions that indices name among `n`, ascending.
-fn positions(indices: &Indices, n: usize, what: &str, span: Span) -> Result<Vec<usize>, Box<Diagnostic>> {
-    let Indices::Some(ranges) = indices else { return Ok((0..n).collect()) };
+/// 0 to `n - 1`.
+fn below(n: usize) -> Units {
+    n.checked_sub(1).map_or_else(Units::new, |last| Units::from(0..=last))
+}
+
+/// The positions that indices name among `n`.
+fn positions(indices: &Indices, n: usize, what: &str, span: Span) -> Result<Units, Box<Diagnostic>> {
+    let Indices::Some(ranges) = indices else { return Ok(below(n)) };
     let len = n as i64;
-    let mut out = BTreeSet::new();
+    let mut out = Units::new();
     for (start, end) in ranges {
         let single = match (start, end) {
             (Some(a), Some(b)) => a + 1 == *b,
@@ -217,13 +219,15 @@ fn positions(indices: &Indices, n: usize, what: &str, span: Span) -> Result<Vec<
         if b > len {
             return Err(outside(end.unwrap_or(0) - 1));
         }
-        out.extend((a..b.max(a)).map(|i| i as usize));
+        if a < b {
+            out.ranges_insert(a as usize..=b as usize - 1);
+        }
     }
     if out.is_empty() && n > 0 {
         let d = Diagnostic::error("P0206", format!("no {what} lies in the range"), span, "matches nothing");
         return Err(Box::new(d.hint(format!("there are {n}: 0 to {}", n - 1))));
     }
-    Ok(out.into_iter().collect())
+    Ok(out)
 }
 
 /// `*` matches any run of characters, `?` one; everything else itself. Linear in practice: one point to come back to.

@@ -1,5 +1,7 @@
 //! What a model's config says, as far as a recipe can be checked against it, and how a selector becomes sites.
 
+use range_set_blaze::RangeSetBlaze;
+
 use crate::catalogue::SiteKind;
 use crate::plan::{DataDecl, ModelDecl};
 
@@ -102,6 +104,9 @@ impl ModelFacts for () {
     }
 }
 
+/// A set of units as the ranges that it consists of: all neurons of a large layer are one.
+pub type Units = RangeSetBlaze<usize>;
+
 /// One expanded site: units of one kind in one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
@@ -109,8 +114,8 @@ pub struct Site {
     pub kind: SiteKind,
     /// The layer; `None` for `hidden` and for tensors outside the layers.
     pub layer: Option<usize>,
-    /// Indices of the selected units in ascending order; `[layer]` for whole layers, `[0]` for a whole sublayer; empty for `Weights`.
-    pub units: Vec<usize>,
+    /// Indices of the selected units; `[layer]` for whole layers, `[0]` for a whole sublayer; empty for `Weights`.
+    pub units: Units,
     /// For `Weights` (and for `linears`): the names of the matrices.
     pub tensors: Vec<String>,
 }

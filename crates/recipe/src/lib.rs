@@ -21,7 +21,7 @@ mod syntax_error;
 use std::path::Path;
 
 pub use expand::expand;
-pub use facts::{Facts, LayerFacts, ModelFacts, Site};
+pub use facts::{Facts, LayerFacts, ModelFacts, Site, Units};
 pub use source::Sources;
 
 use catalogue::Catalogue;

@@ -8,15 +8,16 @@ mod shapes;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::rc::Rc;
 
 use prunectl_model::{Blueprint, Facts as ModelFile, Head, LayerDims, cost};
 use prunectl_prune::{CRITERIA, CURVE_POINTS, Key, Sites, build, site};
-use prunectl_recipe::Sources;
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::{
     Amount, Bound, CriterionRef, Goal, LimitValue, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Value,
 };
+use prunectl_recipe::{Facts, Sources};
 use serde::Serialize;
 
 use crate::data::describe as describe_data;
@@ -181,7 +182,9 @@ pub struct StepForecast {
 /// A model while the steps are walked.
 #[derive(Debug, Clone)]
 struct Sim {
-    file: ModelFile,
+    file: Rc<ModelFile>,
+    /// The same in the form that selectors are expanded against.
+    facts: Rc<Facts>,
     /// Units masked or gone by kind, over all layers.
     gone: BTreeMap<SiteKind, usize>,
     /// Least and most units gone of each site.
@@ -206,13 +209,19 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door, memory: Option<u64>)
     let padded = loads_in::padded(plan);
     for decl in &plan.models {
         let read = match &decl.source {
-            ModelSource::Copy(of) => sims.get(of).map(|s| s.file.clone()).ok_or_else(|| why.get(of).cloned().unwrap_or_default()),
-            _ => read_facts(decl, hub).map_err(|e| e.to_string()),
+            ModelSource::Copy(of) => {
+                sims.get(of).map(|s| (s.file.clone(), s.facts.clone())).ok_or_else(|| why.get(of).cloned().unwrap_or_default())
+            }
+            _ => read_facts(decl, hub).map_err(|e| e.to_string()).map(|file| {
+                let facts = facts_from_file(&file);
+                (Rc::new(file), Rc::new(facts))
+            }),
         };
         match read {
-            Ok(file) => {
+            Ok((file, facts)) => {
                 let sim = Sim {
                     file,
+                    facts,
                     gone: BTreeMap::new(),
                     ranges: BTreeMap::new(),
                     vague: false,
@@ -367,7 +376,7 @@ fn length(when: prunectl_recipe::plan::When) -> String {
 /// The units that a selector names on the model as it is loaded.
 fn sites_of(selector: &Selector, sims: &BTreeMap<String, Sim>) -> Option<Sites> {
     let sim = sims.get(model_of(selector))?;
-    prunectl_recipe::expand(selector, &facts_from_file(&sim.file)).ok().map(|s| to_sites(&s))
+    prunectl_recipe::expand(selector, &sim.facts).ok().map(|s| to_sites(&s))
 }
 
 /// `48 heads in 4 layers, 12 matrices`.
@@ -418,8 +427,8 @@ fn prune_notes(prune: &Prune, sims: &mut BTreeMap<String, Sim>, sources: &Source
         let layered = prune.scope == Some(Scope::Layer);
         let mut spread = Vec::new();
         for (key, units) in sites.of_kind(kind) {
-            let count = units.len();
-            let guarded = units.iter().filter(|u| protect.contains(key, **u)).count();
+            let count = units.len() as usize;
+            let guarded = protect.units.get(&key).map_or(0, |protected| (units & protected).len() as usize);
             let keep = match &prune.at_least {
                 Some(Value::Percent(share)) => {
                     count - prunectl_recipe::plan::Share(prunectl_recipe::plan::Share::ONE.0 - share.0).of(count)
@@ -515,7 +524,7 @@ fn bound_notes(
             for (kind, n) in wanted {
                 let mut gone = 0;
                 for (key, units) in sites.of_kind(*kind) {
-                    let own = units.len().saturating_sub(*n as usize);
+                    let own = (units.len() as usize).saturating_sub(*n as usize);
                     gone += own;
                     let old = sim.ranges.get(&key).copied().unwrap_or((0, 0));
                     sim.ranges.insert(key, (own.max(old.0), own.max(old.1)));

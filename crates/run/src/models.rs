@@ -208,14 +208,17 @@ pub fn facts_of(model: &Transformer) -> Result<Facts> {
 /// What the checker asks about a checkpoint whose config and headers were read.
 pub fn facts_from_file(file: &ModelFile) -> Facts {
     let slots: Vec<String> = file.blueprint.slots(&file.dims).into_iter().map(|s| s.name).collect();
-    let linear = |layer: usize, slot: &&String| {
-        let inside = slot.strip_prefix(&format!("layers.{layer}."));
-        inside.is_some_and(|s| {
-            (s.starts_with("attention.") || s.starts_with("mlp.")) && s.ends_with(".weight") && !s.contains("norm") && !s.contains("router")
-        })
+    let linear = |s: &str| {
+        (s.starts_with("attention.") || s.starts_with("mlp.")) && s.ends_with(".weight") && !s.contains("norm") && !s.contains("router")
     };
-    let layers =
-        file.dims.iter().enumerate().map(|(i, d)| layer_facts(d, slots.iter().filter(|s| linear(i, s)).cloned().collect())).collect();
+    let mut linears = vec![Vec::new(); file.dims.len()];
+    for slot in &slots {
+        let inside = slot.strip_prefix("layers.").and_then(|s| s.split_once('.')).filter(|(_, part)| linear(part));
+        if let Some(own) = inside.and_then(|(layer, _)| linears.get_mut(layer.parse::<usize>().ok()?)) {
+            own.push(slot.clone());
+        }
+    }
+    let layers = file.dims.iter().zip(linears).map(|(d, linears)| layer_facts(d, linears)).collect();
     // What has no names can't be loaded either, and that is told then.
     let matrices = file.matrices().unwrap_or_default();
     facts(&file.model_type, layers, file.blueprint.hidden, slots, matrices, &file.blueprint.head)

@@ -97,7 +97,7 @@ impl Flap {
         let mut slots = BTreeSet::new();
         for (key, units) in sites.units.iter().filter(|(_, u)| !u.is_empty()) {
             if let Some(unit) = units.first() {
-                slots.insert(consumer(NAME, model, *key, *unit)?.slot);
+                slots.insert(consumer(NAME, model, *key, unit)?.slot);
             }
         }
         let mut stats = Inputs::new(model.blueprint().mlp.gated, None).only(&slots);
@@ -120,7 +120,7 @@ impl Flap {
         let mut out = Scores::default();
         for (key, units) in sites.units.iter().filter(|(_, u)| !u.is_empty()) {
             let Some(first) = units.first() else { continue };
-            let slot = consumer(NAME, model, *key, *first)?.slot;
+            let slot = consumer(NAME, model, *key, first)?.slot;
             let missing = || PruneError::NoData { method: NAME, batches: 0 };
             let mut metric = self.metric(model, &slot, stats.get(&slot).ok_or_else(missing)?)?;
             if self.reference && key.kind != SiteKind::Neurons {
@@ -131,9 +131,9 @@ impl Flap {
             let standardised = |m: &f64| if deviation == 0.0 { 0.0 } else { (m - mean) / deviation };
             let mut scores = vec![0f32; count(model, *key)?];
             for unit in units {
-                let columns = consumer(NAME, model, *key, *unit)?.columns;
+                let columns = consumer(NAME, model, *key, unit)?.columns;
                 let sum: f64 = columns.iter().filter_map(|c| metric.get(*c)).map(standardised).sum();
-                if let Some(score) = scores.get_mut(*unit) {
+                if let Some(score) = scores.get_mut(unit) {
                     *score = (sum / columns.len().max(1) as f64) as f32;
                 }
             }
@@ -198,7 +198,7 @@ impl Flap {
                 _ => 1.0,
             };
             let values = scores.get(*key).unwrap_or_default();
-            units.extend(own.iter().filter_map(|u| Some((*values.get(*u)?, cost, *key, *u))));
+            units.extend(own.iter().filter_map(|u| Some((*values.get(u)?, cost, *key, u))));
         }
         units.sort_by(|a, b| b.0.total_cmp(&a.0));
         let target = units.iter().map(|u| u.1).sum::<f64>() * (1.0 - share.fraction());

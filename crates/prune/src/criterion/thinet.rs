@@ -187,7 +187,7 @@ impl ThiNet {
         for (key, selected) in sites.units.iter().filter(|(_, u)| !u.is_empty()) {
             let products = self.site(model, *key, samples)?;
             let units = count(model, *key)?;
-            let candidates: Vec<usize> = selected.iter().copied().filter(|u| !removed.has(*key, *u)).collect();
+            let candidates: Vec<usize> = selected.iter().filter(|u| !removed.has(*key, *u)).collect();
             let mut own = vec![0f32; units];
             for (place, unit) in order(&products, units, &candidates).into_iter().enumerate() {
                 if let Some(score) = own.get_mut(unit) {

@@ -93,7 +93,7 @@ impl Criterion for Sensitivity {
         for (key, units) in &sites.units {
             sums.insert(*key, vec![0.0; count(model, *key)?]);
             for unit in units.iter().take(1) {
-                slots.extend(group(model, *key, *unit)?.into_iter().map(|s| s.slot));
+                slots.extend(group(model, *key, unit)?.into_iter().map(|s| s.slot));
             }
         }
         let (network, vars) = with_variables(model, &slots)?;

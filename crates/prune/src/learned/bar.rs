@@ -40,7 +40,7 @@ pub(super) fn above(
     let mut out = Decision::default();
     for (key, values) in &scores.sites {
         let selected = request.sites.units.get(key);
-        let stays = |u: usize| request.protect.contains(*key, u) || !selected.is_some_and(|s| s.contains(&u));
+        let stays = |u: usize| request.protect.contains(*key, u) || !selected.is_some_and(|s| s.contains(u));
         let mut kept = keeps(values, &|u| base.has(*key, u), &stays);
         for group in short_groups(&kept, &living(*key, base, &shape.dims).unwrap_or_default()) {
             let mut back: Vec<usize> = group.units.filter(|u| kept.get(*u) == Some(&false) && !base.has(*key, *u)).collect();

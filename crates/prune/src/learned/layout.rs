@@ -33,8 +33,8 @@ impl Layout {
             let mut slices = vec![Vec::new(); count(model, *key)?];
             let available = slices.len();
             for unit in units {
-                let own = slices.get_mut(*unit).ok_or(PruneError::NoSuchUnit { key: *key, unit: *unit, available })?;
-                for slice in group(model, *key, *unit)? {
+                let own = slices.get_mut(unit).ok_or(PruneError::NoSuchUnit { key: *key, unit, available })?;
+                for slice in group(model, *key, unit)? {
                     let t = model.params().require(&slice.slot)?;
                     if t.rank() == 2 {
                         out.shapes.insert(slice.slot.clone(), t.dims2()?);

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Tensor, TensorId};
 use prunectl_model::adapter::{is_adapter, trains};
 use prunectl_model::{Batch, Context, Point, Transformer};
+use prunectl_recipe::Units;
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::{Schedule, When};
 use serde::{Deserialize, Serialize};
@@ -78,8 +79,8 @@ pub fn stages(sites: &Sites, model: &Transformer, removed: &Removed) -> Result<V
     for (key, units) in sites.units.iter().filter(|(_, u)| !u.is_empty()) {
         let (layers, scope) = match (key.kind, key.layer) {
             (SiteKind::Layers, _) => (units.clone(), Scope::Block),
-            (SiteKind::Attention, Some(l)) => ([l].into(), Scope::Sublayer(Part::Attention)),
-            (SiteKind::Mlp, Some(l)) => ([l].into(), Scope::Sublayer(Part::Mlp)),
+            (SiteKind::Attention, Some(l)) => (Units::from_iter([l]), Scope::Sublayer(Part::Attention)),
+            (SiteKind::Mlp, Some(l)) => (Units::from_iter([l]), Scope::Sublayer(Part::Mlp)),
             (kind, _) => return Err(unfit(kind)),
         };
         for layer in layers {

@@ -189,7 +189,7 @@ fn live(model: &Transformer, removed: &Removed, layer: usize, part: Part, width:
     for (key, units) in removed.units.units.iter().filter(|(k, _)| k.layer == Some(layer)) {
         if matches!(key.kind, SiteKind::Heads | SiteKind::KvGroups | SiteKind::Neurons) {
             for unit in units {
-                let own = group(model, *key, *unit)?.into_iter().filter(|s| s.slot == slot && s.dim == 1);
+                let own = group(model, *key, unit)?.into_iter().filter(|s| s.slot == slot && s.dim == 1);
                 gone.extend(own.flat_map(|s| s.start..s.start + s.len));
             }
         }

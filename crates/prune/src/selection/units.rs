@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use prunectl_model::LayerDims;
+use prunectl_recipe::Units;
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::{Amount, Scope};
 
@@ -125,7 +126,7 @@ fn check(keys: &[Key], scores: &Scores, request: &Request<'_>, shape: &Shape) ->
             return Err(PruneError::ScoreShape { key: key.to_string(), found, expected: total });
         }
         let units = request.sites.units.get(key);
-        if let Some(unit) = units.and_then(|u| u.iter().next_back()).copied().filter(|u| *u >= total) {
+        if let Some(unit) = units.and_then(Units::last).filter(|u| *u >= total) {
             return Err(PruneError::NoSuchUnit { key: *key, unit, available: total });
         }
     }
@@ -171,7 +172,7 @@ fn rank(ranking: &Ranking<'_>, scores: &Scores, request: &Request<'_>, shape: &S
 /// The base of shares and what of it may go now: in units, or in parameters.
 fn budget(ranking: &Ranking<'_>, request: &Request<'_>, shape: &Shape) -> Result<(u64, u64)> {
     let selected = || {
-        let of = |key: Key| request.sites.units.get(&key).into_iter().flatten().map(move |u| (key, *u));
+        let of = |key: Key| request.sites.units.get(&key).into_iter().flatten().map(move |u| (key, u));
         ranking.keys.iter().copied().flat_map(of).collect::<Vec<_>>()
     };
     let gone = |(key, unit): &(Key, usize)| request.removed.has(*key, *unit);
@@ -210,7 +211,7 @@ fn items(ranking: &Ranking<'_>, scores: &Scores, request: &Request<'_>, shape: &
         let scores = scores.get(*key).unwrap_or_default();
         let score = |unit: usize| scores.get(unit).copied().unwrap_or_default() + 0.0;
         let may = |unit: &usize| !request.removed.has(*key, *unit) && (ideal || !request.protect.contains(*key, *unit));
-        let units: Vec<usize> = request.sites.units.get(key).into_iter().flatten().copied().filter(may).collect();
+        let units: Vec<usize> = request.sites.units.get(key).into_iter().flatten().filter(may).collect();
         for units in bundles(*key, units, &score, request, shape) {
             let score = units.iter().map(|u| f64::from(score(*u))).sum::<f64>() / units.len() as f64;
             let weight = if in_params { units.iter().map(|u| shape.cost(*key, *u)).sum() } else { units.len() as u64 };

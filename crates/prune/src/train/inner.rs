@@ -488,7 +488,7 @@ impl Trainer<'_> {
 
 impl Inner<'_> {
     fn layout_total(&self) -> usize {
-        let units: usize = self.prune.sites.units.values().map(|u| u.len()).sum();
+        let units: usize = self.prune.sites.units.values().map(|u| u.len() as usize).sum();
         let weights: usize = self.prune.sites.weights.iter().filter_map(|s| self.layout.shapes.get(s)).map(|(r, c)| r * c).sum();
         units + weights
     }

@@ -461,7 +461,7 @@ fn slimming_presses_and_ranks() {
         let (own, named) = one_matrix(1, (1, scale.len()), site);
         layout.shapes.extend(own.shapes);
         layout.units.extend(own.units);
-        sites.add(site, named.units[&site].iter().copied());
+        sites.add(site, named.units[&site].iter());
         gradients.insert(site.to_string(), values(&case.input(&format!("grad.{l}"))));
         ones.insert(site.to_string(), vec![1.0f32; scale.len()]);
         dims.push(prunectl_model::LayerDims { ffn: scale.len(), ..prunectl_model::LayerDims::default() });

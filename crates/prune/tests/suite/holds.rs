@@ -291,9 +291,9 @@ fn half_goes(name: &str, what: &str, model: &Transformer, sites: &Sites, kind: S
         }
         return;
     }
-    let gone = |key: &Key, kept: &Vec<usize>| own.units[key].len() - kept.len();
+    let gone = |key: &Key, kept: &Vec<usize>| own.units[key].len() as usize - kept.len();
     let total: usize = decision.sites.iter().map(|(k, kept)| gone(k, kept)).sum();
-    let by_site: usize = own.units.values().map(|u| u.len() / 2).sum();
+    let by_site: usize = own.units.values().map(|u| u.len() as usize / 2).sum();
     // Grouped heads leave in bundles.
     assert!(total <= own.count(kind) / 2 && (kind == SiteKind::Heads || total >= by_site), "{name} of {what}: {total} {kind:?}");
 }

@@ -148,7 +148,7 @@ fn the_schedule_is_followed_and_what_is_gone_is_zero() {
                 assert_eq!(zeros(&own) == own.elem_count(), !kept.contains(&unit), "{name}: {key} {unit}");
             }
         }
-        let total: usize = spec.prunes[0].sites.units.values().map(|u| u.len()).sum();
+        let total: usize = spec.prunes[0].sites.units.values().map(|u| u.len() as usize).sum();
         assert_eq!(removed, total / 2, "{name}");
     }
 }

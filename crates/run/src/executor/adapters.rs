@@ -120,7 +120,7 @@ fn named(state: &ModelState, selector: &Selector) -> Result<BTreeSet<String>> {
                 for (key, units) in &sites.units {
                     let Some(kind) = prunectl_prune::site::to_model(key.kind) else { continue };
                     for unit in units {
-                        out.extend(state.model.group(kind, key.layer, *unit)?.into_iter().map(|s| s.slot));
+                        out.extend(state.model.group(kind, key.layer, unit)?.into_iter().map(|s| s.slot));
                     }
                 }
                 out

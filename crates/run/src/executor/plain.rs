@@ -164,7 +164,7 @@ fn remask(state: &mut ModelState) -> Result<()> {
             Some(kind) => state.model.units(kind, key.layer)?,
             None => continue,
         };
-        decision.sites.insert(*key, (0..total).filter(|u| !gone.contains(u)).collect());
+        decision.sites.insert(*key, (0..total).filter(|u| !gone.contains(*u)).collect());
     }
     decision.weights = removed.weights.clone();
     surgery::mask(&mut state.model, &mut state.removed, &decision)?;

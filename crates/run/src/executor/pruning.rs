@@ -192,7 +192,7 @@ impl Executor<'_> {
             if total == 0 {
                 continue;
             }
-            let gone: usize = sites.of_kind(kind).map(|(key, units)| units.iter().filter(|u| state.removed.has(key, **u)).count()).sum();
+            let gone: usize = sites.of_kind(kind).map(|(key, units)| units.iter().filter(|u| state.removed.has(key, *u)).count()).sum();
             self.options.ui.note(format!("{name}: {gone} of {total} {} are masked", prunectl_prune::site::plural(kind)));
             out.insert(prunectl_prune::site::part(kind).to_owned(), json!([gone, total]));
         }

@@ -83,7 +83,8 @@ pub fn to_sites(expanded: &[Site]) -> Sites {
     for site in expanded {
         out.weights.extend(site.tensors.iter().cloned());
         if !site.units.is_empty() {
-            out.add(prunectl_prune::Key::of(site.kind, site.layer.unwrap_or_default()), site.units.iter().copied());
+            let key = prunectl_prune::Key::of(site.kind, site.layer.unwrap_or_default());
+            *out.units.entry(key).or_default() |= &site.units;
         }
     }
     out

@@ -117,7 +117,7 @@ fn masked(state: &ModelState) -> Result<u64> {
             _ => continue,
         };
         for unit in gone {
-            for slice in state.model.group(kind, key.layer, *unit)? {
+            for slice in state.model.group(kind, key.layer, unit)? {
                 let dims = state.model.params().shape(&slice.slot)?;
                 let size = dims.get(slice.dim).copied().unwrap_or(1).max(1);
                 units += (dims.iter().product::<usize>() / size * slice.len) as u64;

@@ -42,7 +42,7 @@ pub(super) fn score(model: &Transformer, sites: &Sites, data: &mut dyn Batches, 
         }
         let mut chunks = Vec::new();
         for (key, units) in &sites.units {
-            let units: Vec<usize> = units.iter().copied().collect();
+            let units: Vec<usize> = units.iter().collect();
             chunks.extend(units.chunks(run.at_once(*key)).map(|chunk| (*key, chunk.to_vec())));
         }
         let measure = |(key, chunk): &(Key, Vec<usize>)| -> Result<Vec<f64>> {
