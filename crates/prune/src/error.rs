@@ -20,13 +20,6 @@ pub enum PruneError {
     #[error(transparent)]
     Argument(#[from] ArgError),
 
-    /// A row without a constructor, or no row.
-    #[error("`{method}` is not carried out by this build")]
-    NotCarriedOut {
-        /// Its name.
-        method: String,
-    },
-
     /// The data source failed.
     #[error("{0}")]
     Data(Box<dyn std::error::Error + Send + Sync>),

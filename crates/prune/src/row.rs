@@ -1,6 +1,6 @@
 //! Short constructors for catalogue rows, so that a method's file states only what is its own.
 
-use prunectl_recipe::catalogue::{Kind, Param, SiteKind, Spec, Support, Ty};
+use prunectl_recipe::catalogue::{Kind, Param, SiteKind, Spec, Ty};
 
 /// Every unit whose coupled slices can be listed, single weights included.
 pub(crate) const ALL_SITES: &[SiteKind] = &[
@@ -64,10 +64,10 @@ pub(crate) const QUIRK: Param = param(
 );
 
 const fn plain(kind: Kind, name: &'static str, source: &'static str, params: &'static [Param], doc: &'static str) -> Spec {
-    Spec { name, kind, source, doc, params, sites: &[], support: Support::PlansOnly, sequential: false, learns: false, needs_data: false }
+    Spec { name, kind, source, doc, params, sites: &[], sequential: false, learns: false, needs_data: false }
 }
 
-/// A criterion's row, not carried out yet.
+/// A criterion's row.
 pub(crate) const fn criterion(
     name: &'static str,
     source: &'static str,
@@ -78,19 +78,14 @@ pub(crate) const fn criterion(
     Spec { sites, ..plain(Kind::Criterion, name, source, params, doc) }
 }
 
-/// A metric's row, not carried out yet.
+/// A metric's row.
 pub(crate) const fn metric(name: &'static str, source: &'static str, params: &'static [Param], doc: &'static str) -> Spec {
     plain(Kind::Metric, name, source, params, doc)
 }
 
-/// Any other row, not carried out yet.
+/// Any other row.
 pub(crate) const fn other(kind: Kind, name: &'static str, source: &'static str, params: &'static [Param], doc: &'static str) -> Spec {
     plain(kind, name, source, params, doc)
-}
-
-/// The same row, carried out by this build.
-pub(crate) const fn runs(s: Spec) -> Spec {
-    Spec { support: Support::Runs, ..s }
 }
 
 /// The same row, scored block by block on the inputs that pruned blocks give.

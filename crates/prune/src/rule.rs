@@ -2,25 +2,25 @@
 
 use prunectl_recipe::catalogue::{Kind, Spec, Ty};
 
-use crate::row::{other, param, required, runs, within};
+use crate::row::{other, param, required, within};
 
 /// Every rule that the language knows.
 pub static RULES: &[Spec] = &[
-    runs(other(
+    other(
         Kind::Rule,
         "lowest",
         "",
         &[required("metric", Ty::Metric, "A metric's recorded name.")],
         "Keep the model at the point where the metric was lowest. Inside `train` it counts only once the final sparsity is reached.",
-    )),
-    runs(other(
+    ),
+    other(
         Kind::Rule,
         "highest",
         "",
         &[required("metric", Ty::Metric, "A metric's recorded name.")],
         "Keep the model at the point where the metric was highest. Inside `train` it counts only once the final sparsity is reached.",
-    )),
-    runs(other(
+    ),
+    other(
         Kind::Rule,
         "stale",
         "",
@@ -29,5 +29,5 @@ pub static RULES: &[Spec] = &[
             within(param("after", Ty::Count, "3", "Evaluations without a better value."), 1.0, 1e6),
         ],
         "Stop when the metric has not improved for so many evaluations.",
-    )),
+    ),
 ];

@@ -6,7 +6,7 @@
 use prunectl_recipe::catalogue::{Kind, Param, Spec, Ty};
 use prunectl_recipe::plan::{Curve, Schedule, When};
 
-use crate::row::{optional, other, required, runs};
+use crate::row::{optional, other, required};
 
 /// The clock of one training: what turns epochs, tokens and shares into steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -165,41 +165,35 @@ const ACROSS: Param = optional("across", Ty::OneOf(&["layers"]), "`layers`: not 
 
 /// Every schedule that the language knows. The plan holds them as values; nothing is constructed.
 pub static SCHEDULES: &[Spec] = &[
-    runs(other(
+    other(
         Kind::Schedule,
         "hold",
         "",
         &[required("value", Ty::Scheduled, "The value."), FOR],
         "One value; with `for`, until something else follows with `then`.",
-    )),
-    runs(other(Kind::Schedule, "linear", "", &[RANGE, FOR, DURING, ACROSS], "`a + (b − a)·u`, u the share of the ramp that has passed.")),
-    runs(other(
+    ),
+    other(Kind::Schedule, "linear", "", &[RANGE, FOR, DURING, ACROSS], "`a + (b − a)·u`, u the share of the ramp that has passed."),
+    other(
         Kind::Schedule,
         "cubic",
         "Zhu and Gupta, To prune, or not to prune: exploring the efficacy of pruning for model compression (2017), eq. 1",
         &[RANGE, FOR, DURING],
         "`b + (a − b)·(1 − u)³`: fast at first, gentle at the end.\n\nMind: published code evaluates it only at pruning steps, and never \
          reaches b where the range is not a multiple of `every`; here the last update always lands on b.",
-    )),
-    runs(other(
+    ),
+    other(
         Kind::Schedule,
         "exponential",
         "Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow (2020), sec. 6",
         &[RANGE, FOR, DURING],
         "Geometric: `a·(b/a)^u`. Where an end is 0 it is geometric in what is left, `1 − (1 − a)·((1 − b)/(1 − a))^u`.",
-    )),
-    runs(other(
-        Kind::Schedule,
-        "cosine",
-        "Loshchilov and Hutter, SGDR (2017), eq. 5",
-        &[RANGE, FOR, DURING],
-        "`a + (b − a)·(1 − cos πu)/2`.",
-    )),
-    runs(other(
+    ),
+    other(Kind::Schedule, "cosine", "Loshchilov and Hutter, SGDR (2017), eq. 5", &[RANGE, FOR, DURING], "`a + (b − a)·(1 − cos πu)/2`."),
+    other(
         Kind::Schedule,
         "steps",
         "",
         &[required("values", Ty::List(&Ty::Scheduled), "Values in order."), DURING],
         "Each value for an equal share of the time.",
-    )),
+    ),
 ];

@@ -25,15 +25,6 @@ pub enum Kind {
     Rule,
 }
 
-/// Whether this build carries a method out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Support {
-    /// `run` executes it.
-    Runs,
-    /// It is checked and planned; `run` refuses it by name before anything is loaded.
-    PlansOnly,
-}
-
 /// The type of a parameter's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Ty {
@@ -132,8 +123,6 @@ pub struct Spec {
     pub params: &'static [Param],
     /// For criteria and adapters: the sites that it knows. Empty for the others.
     pub sites: &'static [SiteKind],
-    /// Whether this build carries it out.
-    pub support: Support,
     /// For criteria: each block is scored on the inputs that its pruned predecessors give, so that scores can't be kept for another amount.
     pub sequential: bool,
     /// For criteria: it learns inside `train` and can't be used elsewhere.
@@ -145,12 +134,12 @@ pub struct Spec {
 /// Makes a method from its checked arguments.
 pub type Build<T> = fn(&Args) -> Result<Box<T>, ArgError>;
 
-/// A row: what the language knows, and the constructor that the executor calls (absent while `PlansOnly`).
+/// A row: what the language knows, and the constructor that the executor calls.
 pub struct Entry<T: ?Sized + 'static> {
     /// What the language knows.
     pub spec: Spec,
     /// Makes the method from its checked arguments.
-    pub build: Option<Build<T>>,
+    pub build: Build<T>,
 }
 
 /// Every row that `check` may use.

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::catalogue::{Args, Catalogue, Kind, SiteKind, Support};
+use crate::catalogue::{Args, SiteKind};
 use crate::diagnostic::Diagnostic;
 
 /// A byte range of a source file.
@@ -540,59 +540,4 @@ pub enum Expr {
     Unary(&'static str, Box<Expr>),
     /// `+ - * /`, comparisons, `and`, `or`.
     Binary(&'static str, Box<Expr>, Box<Expr>),
-}
-
-impl Plan {
-    /// The methods that the catalogue only plans, as errors that name them, each method once: `run` prints these and loads nothing.
-    pub fn refused(&self, catalogue: &Catalogue) -> Vec<Diagnostic> {
-        let mut out = Vec::new();
-        for step in &self.steps {
-            step.refused(catalogue, &mut out);
-        }
-        out
-    }
-}
-
-impl Step {
-    fn refused(&self, catalogue: &Catalogue, out: &mut Vec<Diagnostic>) {
-        let mut refuse = |kind: Kind, m: &Method| {
-            let planned = catalogue.get(kind, &m.name).is_some_and(|s| s.support == Support::PlansOnly);
-            let told = out.iter().any(|d: &Diagnostic| d.span == m.span);
-            if planned && !told {
-                let d = Diagnostic::error(
-                    "P0414",
-                    format!("this build does not carry out `{}` yet", m.name),
-                    m.span,
-                    "checked and planned only",
-                );
-                out.push(d.hint("`check` and `plan` know it; `run` starts nothing that it can't finish"));
-            }
-        };
-        let mut criterion = |c: &CriterionRef| {
-            if let CriterionRef::Method(m) = c {
-                refuse(Kind::Criterion, m);
-            }
-        };
-        match &self.kind {
-            StepKind::Score { criterion: c, .. } => criterion(c),
-            StepKind::Prune(p) => {
-                criterion(&p.criterion);
-                if let Goal::To(Bound::Limits(limits)) = &p.goal {
-                    limits.iter().for_each(|l| refuse(Kind::Metric, &l.metric));
-                }
-            }
-            StepKind::Train(t) => {
-                t.prunes.iter().for_each(|p| criterion(&p.criterion));
-                refuse(Kind::Optimizer, &t.optimizer);
-                t.loss.iter().for_each(|(_, m)| refuse(Kind::Loss, m));
-                t.evals.iter().for_each(|(s, _)| s.refused(catalogue, out));
-            }
-            StepKind::Attach { adapter, .. } => refuse(Kind::Adapter, adapter),
-            StepKind::Quantize { method, .. } => refuse(Kind::Quantizer, method),
-            StepKind::Eval { metric, .. } => refuse(Kind::Metric, metric),
-            StepKind::Repeat { rounds, .. } => rounds.iter().flatten().for_each(|s| s.refused(catalogue, out)),
-            StepKind::Sweep { cells, .. } => cells.iter().flat_map(|c| &c.steps).for_each(|s| s.refused(catalogue, out)),
-            _ => {}
-        }
-    }
 }

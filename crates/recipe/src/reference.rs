@@ -1,6 +1,6 @@
 //! The language reference, made from the hand-written chapters and the catalogue.
 
-use crate::catalogue::{Catalogue, Kind, Param, Spec, Support, Ty};
+use crate::catalogue::{Catalogue, Kind, Param, Spec, Ty};
 use crate::check::OPTION_TABLES;
 use crate::explain::PAGES;
 
@@ -45,9 +45,6 @@ pub fn reference(catalogue: &Catalogue) -> String {
 /// The manual page of one method: `prunectl explain wanda`.
 pub fn method_page(spec: &Spec) -> String {
     let mut out = format!("### `{}`\n\n", spec.name);
-    if spec.support == Support::PlansOnly {
-        out.push_str("*Checked and planned; this build does not carry it out yet.*\n\n");
-    }
     if !spec.doc.is_empty() {
         out.push_str(spec.doc.trim_end());
         out.push_str("\n\n");

@@ -34,12 +34,3 @@ pub fn compile(recipe: &RecipeFile, set: &[(String, String)], hub: Door) -> Resu
     let compiled = prunectl_recipe::compile(&recipe.text, &recipe.file_name(), set, &loader, &catalogue(), &DiskFacts::new(hub));
     Ok(Compiled { sources: compiled.sources, result: compiled.result, uses: loader.read_files() })
 }
-
-/// Methods and steps that are checked and planned but not carried out: `run` prints these and loads nothing.
-pub fn refused(plan: &Plan) -> Vec<Diagnostic> {
-    let mut all = plan.refused(&catalogue());
-    let steps = crate::executor::refused(plan);
-    let named: Vec<_> = all.iter().map(|d| d.span).collect();
-    all.extend(steps.into_iter().filter(|d| !named.contains(&d.span)));
-    all
-}

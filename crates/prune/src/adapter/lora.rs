@@ -11,7 +11,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Spec, Ty};
 
 use super::{Adapter, FROM, SITES, kaiming, shapes, uniform};
 use crate::error::Result;
-use crate::row::{other, param, runs, within};
+use crate::row::{other, param, within};
 
 struct Lora {
     rank: usize,
@@ -39,7 +39,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Adapter>, ArgError> {
 pub(super) const ENTRY: Entry<dyn Adapter> = Entry {
     spec: Spec {
         sites: SITES,
-        ..runs(other(
+        ..other(
             Kind::Adapter,
             "lora",
             "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models (2021), eq. 3",
@@ -52,7 +52,7 @@ pub(super) const ENTRY: Entry<dyn Adapter> = Entry {
             "`W + (alpha/rank)·B·A`, B zero at first. The weight is frozen; a `train` without `only` trains adapters alone. Pruned with the weight: \
              rows of B, columns of A.\n\n\
              ```prune\nattach lora(rank = 4) to m.layers[*].linears as a\ntrain m on d.train for 20 steps { optimizer = adamw(lr = 1e-3) }\nfuse a into m\n```",
-        ))
+        )
     },
-    build: Some(build),
+    build,
 };

@@ -15,7 +15,7 @@ use prunectl_recipe::plan::Value;
 use super::splora::START;
 use super::{Adapter, SITES, kaiming, shapes, uniform};
 use crate::error::{PruneError, Result};
-use crate::row::{other, param, runs, within};
+use crate::row::{other, param, within};
 
 /// Streams of the prototypes' values, apart from those of positions.
 const PROTOTYPE_STREAM: u64 = 1 << 32;
@@ -90,7 +90,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Adapter>, ArgError> {
 pub(super) const ENTRY: Entry<dyn Adapter> = Entry {
     spec: Spec {
         sites: SITES,
-        ..runs(other(
+        ..other(
             Kind::Adapter,
             "splopa",
             "Hedegaard et al., Structured Pruning Adapters (2022), eq. 10",
@@ -103,7 +103,7 @@ pub(super) const ENTRY: Entry<dyn Adapter> = Entry {
             "`W + Σ_n pos_n ⊗ P_n`: each block of the update is a mix of prototypes. The weight is frozen; a `train` without `only` trains adapters \
              alone.\n\n\
              Mind: block sizes must divide the weight; prototypes are shared per model; fuse before `compact`.",
-        ))
+        )
     },
-    build: Some(build),
+    build,
 };

@@ -13,7 +13,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Spec, Ty};
 
 use super::{Adapter, FROM, SITES, kaiming, shapes, uniform};
 use crate::error::Result;
-use crate::row::{other, param, runs, within};
+use crate::row::{other, param, within};
 
 /// B's first values lie in ± this.
 pub(super) const START: f64 = 1e-4;
@@ -44,7 +44,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Adapter>, ArgError> {
 pub(super) const ENTRY: Entry<dyn Adapter> = Entry {
     spec: Spec {
         sites: SITES,
-        ..runs(other(
+        ..other(
             Kind::Adapter,
             "splora",
             "Hedegaard et al., Structured Pruning Adapters (2022), eq. 8-9",
@@ -57,7 +57,7 @@ pub(super) const ENTRY: Entry<dyn Adapter> = Entry {
              Scores see the sum.\n\n\
              Mind: the start is not exactly zero, unlike LoRA's; the rank is not reduced by pruning.\n\n\
              ```prune\nattach splora(rank = 4) to m.layers[*].linears as a\ntrain m on d.train for 20 steps { optimizer = adamw(lr = 1e-3) }\nprune m.layers[*].mlp.neurons by 30% using magnitude()\nfuse a into m\ncompact m\n```",
-        ))
+        )
     },
-    build: Some(build),
+    build,
 };

@@ -12,7 +12,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind, Ty};
 use super::Criterion;
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, param, runs, within};
+use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, param, within};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 use crate::units::count;
@@ -115,7 +115,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "activation",
         "Zhao et al., Adaptive Activation-based Structured Pruning (2023), eq. 2",
         &[
@@ -127,8 +127,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "Mean of |a|^p of a unit's activation over all tokens that count.\n\n\
          Mind: padding never counts; scales differ by layer, so `scope = layer` is the fair comparison.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using activation(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::Criterion;
 use crate::calibrate::real_tokens;
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::{CALIBRATION, criterion, needs_data, runs};
+use crate::row::{CALIBRATION, criterion, needs_data};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 use crate::units::count;
@@ -110,7 +110,7 @@ fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "activation_norm",
         "Muralidharan et al., Compact Language Models via Pruning and Knowledge Distillation (Minitron, 2024), sec. 2.2",
         &[CALIBRATION],
@@ -118,8 +118,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "Mean over examples of the ℓ2 norm over tokens of a unit's activation; heads take the norm of their context vector, `hidden` the norms' outputs summed over the layers.\n\n\
          Mind: `hidden` is one score for the whole model. Padding never counts.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using activation_norm(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

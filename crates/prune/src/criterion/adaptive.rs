@@ -18,7 +18,7 @@ use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed, UnitMap};
 use crate::error::{PruneError, Result};
 use crate::eval::{Inputs, METRICS};
-use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, optional, param, runs, within};
+use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, optional, param, within};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, chains, select};
 use crate::site::{Sites, plural};
@@ -216,7 +216,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "adaptive",
         "Zhao et al., Adaptive Activation-based Structured Pruning (2023), algorithm 2",
         &[
@@ -237,8 +237,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          Mind: written from the paper's description, without its retraining between rounds. Scores are divided by the largest of their layer; \
          `score` gives them alone.\n\n\
          ```prune\nprune m.layers[*].mlp.neurons by 60% using adaptive(on = d.train.sample(64, seed = 0), target = params, bound = 80%)\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

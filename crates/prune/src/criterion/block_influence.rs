@@ -11,7 +11,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind};
 use super::Criterion;
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::{CALIBRATION, QUIRK, criterion, needs_data, runs};
+use crate::row::{CALIBRATION, QUIRK, criterion, needs_data};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 
@@ -73,7 +73,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "block_influence",
         "Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect (2024), eq. 1",
         &[CALIBRATION, QUIRK],
@@ -81,8 +81,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "How much a layer turns the residual stream: `1 − E cos(x_in, x_out)` over the tokens that count.\n\n\
          Mind: the last layer's output is taken before the final norm. The unofficial code sums over tokens (`quirk = \"reference\"`).\n\n\
          ```prune\nprune m.layers[*] by 1 layers using block_influence(on = d.train.sample(64, seed = 0))\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

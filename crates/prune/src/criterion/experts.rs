@@ -13,7 +13,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind};
 use super::Criterion;
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::{CALIBRATION, criterion, needs_data, runs};
+use crate::row::{CALIBRATION, criterion, needs_data};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 use crate::units::count;
@@ -154,7 +154,7 @@ fn build_frequency(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError
 }
 
 pub(super) const REAP: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "reap",
         "Lasby et al., REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression (2025), eq. 9",
         &[CALIBRATION],
@@ -162,20 +162,20 @@ pub(super) const REAP: Entry<dyn Criterion> = Entry {
         "Router-weighted expert activation: mean over the tokens routed to an expert of gate × ‖expert output‖₂.\n\n\
          Mind: an expert that no token reaches scores 0; its row of the router goes with it.\n\n\
          ```prune\nedition 2026\nmodel m = hf(\"mistralai/Mixtral-8x7B-v0.1\")\ndata  d = hf(\"Salesforce/wikitext\", config = \"wikitext-2-raw-v1\")\nprune m.layers[*].mlp.experts by 25% using reap(on = d.train.sample(64, length = 512 tokens, seed = 0)) { scope = layer }\n```",
-    ))),
-    build: Some(build_reap),
+    )),
+    build: build_reap,
 };
 
 pub(super) const FREQUENCY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "frequency",
         "Chen et al., Task-Specific Expert Pruning for Sparse Mixture-of-Experts (2022)",
         &[CALIBRATION],
         &[SiteKind::Experts],
         "Share of tokens that the router sends to an expert. The baseline that `reap` must beat.\n\n\
          ```prune\nedition 2026\nmodel m = hf(\"mistralai/Mixtral-8x7B-v0.1\")\ndata  d = hf(\"Salesforce/wikitext\", config = \"wikitext-2-raw-v1\")\nscore m.layers[*].mlp.experts using frequency(on = d.train.sample(64, length = 512 tokens, seed = 0)) as s\n```",
-    ))),
-    build: Some(build_frequency),
+    )),
+    build: build_frequency,
 };
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::Criterion;
 use super::gate_gradients::{Of, score};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
-use crate::row::{GATED_SITES, ON, criterion, needs_data, runs};
+use crate::row::{GATED_SITES, ON, criterion, needs_data};
 use crate::scores::Scores;
 use crate::site::Sites;
 
@@ -35,7 +35,7 @@ fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "fisher",
         "Theis et al., Faster gaze prediction with dense networks and Fisher pruning (2018), eq. 9; Crowley et al., A closer look at structured pruning (2018)",
         &[ON],
@@ -44,6 +44,6 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          `½ · E_x[(∂L(x)/∂ξ)²]`, with `∂L/∂ξ = Σ a·∂L/∂a` summed over the example's tokens before squaring.\n\n\
          Mind: L(x) is the mean over the example's scored tokens and the square is taken per example, so the score does not depend on the batch.\n\n\
          ```prune\nscore m.layers[*].attention.heads using fisher(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };

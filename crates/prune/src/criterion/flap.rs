@@ -19,7 +19,7 @@ use crate::calibrate::{Inputs, Moments};
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
-use crate::row::{CALIBRATION, INNER_SITES, QUIRK, criterion, needs_data, param, runs};
+use crate::row::{CALIBRATION, INNER_SITES, QUIRK, criterion, needs_data, param};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, select, select_together};
 use crate::site::{Key, Sites};
@@ -293,7 +293,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "flap",
         "An et al., Fluctuation-based Adaptive Structured Pruning for Large Language Models (2024), eq. 5-8",
         &[
@@ -314,8 +314,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          `prune … using SCORES` and `inputs = dense` compensate nothing. \
          The published code's running mean overwrites itself, and squares heads' metrics (`quirk = \"reference\"`).\n\n\
          ```prune\nprune m.layers[*].mlp.neurons by 20% using flap(on = d.train.sample(64, seed = 0))\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

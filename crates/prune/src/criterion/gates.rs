@@ -11,7 +11,7 @@ use crate::learned::psp::Psp;
 use crate::learned::serene::{Bound, Serene};
 use crate::learned::slimming::Slimming;
 use crate::optimizer::schedule;
-use crate::row::{INNER_SITES, NEURONS, criterion, learns, optional, param, required, runs, within};
+use crate::row::{INNER_SITES, NEURONS, criterion, learns, optional, param, required, within};
 
 fn slimming(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
     Ok(Box::new(InTrain(Slimming { l1: schedule(args, "l1")? })))
@@ -43,7 +43,7 @@ fn serene(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const SLIMMING: Entry<dyn Criterion> = Entry {
-    spec: runs(learns(criterion(
+    spec: learns(criterion(
         "slimming",
         "Liu et al., Learning Efficient Convolutional Networks through Network Slimming (2017), eq. 1",
         &[within(param("l1", Ty::Scheduled, "1e-4", "Weight of the l1 subgradient on the gates."), 0.0, 1e6)],
@@ -51,12 +51,12 @@ pub(super) const SLIMMING: Entry<dyn Criterion> = Entry {
         "Trains with an l1 subgradient on a gate γ of every unit, and ranks |γ|; in the end γ is multiplied into the weights.\n\n\
          Mind: the subgradient is added after backward, sign(0) = 0; a global threshold can empty a layer, so use `at_least`.\n\n\
          ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using slimming(l1 = 1e-4) { every = 20 steps  at_least = 10% }\n}\n```",
-    ))),
-    build: Some(slimming),
+    )),
+    build: slimming,
 };
 
 pub(super) const PSP: Entry<dyn Criterion> = Entry {
-    spec: runs(learns(criterion(
+    spec: learns(criterion(
         "psp",
         "Schindler et al., Parameterized Structured Pruning for Deep Neural Networks (2019), eq. 2-5",
         &[
@@ -69,12 +69,12 @@ pub(super) const PSP: Entry<dyn Criterion> = Entry {
          The amount is what must have gone in the end: the smallest |α| follow those under ε.\n\n\
          Mind: dense weights stay, so a structure can return while the training lasts.\n\n\
          ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using psp(l1 = 1e-4) { every = 20 steps }\n}\n```",
-    ))),
-    build: Some(psp),
+    )),
+    build: psp,
 };
 
 pub(super) const HARD_CONCRETE: Entry<dyn Criterion> = Entry {
-    spec: runs(learns(criterion(
+    spec: learns(criterion(
         "hard_concrete",
         "Louizos et al., Learning Sparse Neural Networks through L0 Regularization (2018), eq. 10-12; Xia et al., CoFi (2022); Sheared LLaMA (2023)",
         &[
@@ -95,12 +95,12 @@ pub(super) const HARD_CONCRETE: Entry<dyn Criterion> = Entry {
          The target follows the amount's schedule; after the last step the lowest gates go, as many as the amount says, and the others are multiplied into the weights.\n\n\
          Mind: evaluation uses the gates' deterministic value at the same temperature.\n\n\
          ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using hard_concrete(lr = 1e-1) { every = 20 steps }\n}\n```",
-    ))),
-    build: Some(hard_concrete),
+    )),
+    build: hard_concrete,
 };
 
 pub(super) const LOBSTER: Entry<dyn Criterion> = Entry {
-    spec: runs(learns(criterion(
+    spec: learns(criterion(
         "lobster",
         "Tartaglione et al., LOss-Based SensiTivity rEgulaRization: towards deep sparse neural networks (2022), eq. 6",
         &[
@@ -111,12 +111,12 @@ pub(super) const LOBSTER: Entry<dyn Criterion> = Entry {
         "Decays insensitive weights: `w ← w − λ·w·relu(1 − |∂L/∂w|)`; the smallest go. Before the last update a bisection finds how many may go, up to the amount, while the loss of the step's batches rises by no more than `tolerance`.\n\n\
          Mind: the last update has the whole amount, whatever it costs.\n\n\
          ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using lobster(lambda = 1e-4) { every = 20 steps }\n}\n```",
-    ))),
-    build: Some(lobster),
+    )),
+    build: lobster,
 };
 
 pub(super) const SERENE: Entry<dyn Criterion> = Entry {
-    spec: runs(learns(criterion(
+    spec: learns(criterion(
         "serene",
         "Tartaglione et al., SeReNe: Sensitivity-based Regularization of Neurons for Structured Sparsity in Neural Networks (2022), eq. 3-9",
         &[
@@ -141,6 +141,6 @@ pub(super) const SERENE: Entry<dyn Criterion> = Entry {
          `full` takes a backward pass for each output of a classifier, and is refused for a language model: `lower` takes one.\n\n\
          Mind: the published code divides by the batch twice, so its S carries 1/B²; ours is the paper's, whatever the batch.\n\n\
          ```prune\ntrain m on d.train for 100 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by 40% using serene(lambda = 1e-4, bound = lower) { every = 20 steps }\n}\n```",
-    ))),
-    build: Some(serene),
+    )),
+    build: serene,
 };

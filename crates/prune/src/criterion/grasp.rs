@@ -17,7 +17,7 @@ use super::Criterion;
 use super::weight_gradients::with_variables;
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::{ON, WEIGHTS, criterion, needs_data, param, runs, within};
+use crate::row::{ON, WEIGHTS, criterion, needs_data, param, within};
 use crate::scores::Scores;
 use crate::site::Sites;
 
@@ -125,7 +125,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "grasp",
         "Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow (2020), eq. 8",
         &[ON, within(param("temperature", Ty::Float, "200", "Logits are divided by it before the softmax (the authors' 200)."), 1e-6, 1e6)],
@@ -133,6 +133,6 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "Gradient flow kept: `−w·Hg` names the weights whose removal reduces the gradient norm least; the method removes the **highest**, so our score is its negative, `w·Hg`.\n\n\
          Mind: Hg is a Hessian-vector product in f64, three passes over the data; with temperature 200 the softmax is nearly uniform and the ranking differs from temperature 1.\n\n\
          ```prune\nprune m.layers[*].linears.weights by 50% using grasp(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };

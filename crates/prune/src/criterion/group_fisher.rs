@@ -12,7 +12,7 @@ use super::gate_gradients::{Of, score};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
 use crate::groups::{Fold, same, sums};
-use crate::row::{INNER_SITES, ON, QUIRK, criterion, needs_data, param, runs};
+use crate::row::{INNER_SITES, ON, QUIRK, criterion, needs_data, param};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 
@@ -85,7 +85,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "group_fisher",
         "Liu et al., Group Fisher Pruning for Practical Network Compression (2021), eq. 6-9",
         &[ON, param("per", Ty::OneOf(&["none", "params", "flops", "memory"]), "none", "Divide by what removing the unit saves."), QUIRK],
@@ -94,8 +94,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          `E_x[(Σ_members ∂L(x)/∂ξ)²] / cost`: contributions of coupled members (a KV group's heads, a residual channel's writers) are added **before** squaring.\n\n\
          Mind: the authors' code takes the gradient of the batch mean, so its scores carry 1/N, and divides integers by integers; both behind `quirk = \"reference\"`.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using group_fisher(on = d.train.sample(64, seed = 0), per = params) as s\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

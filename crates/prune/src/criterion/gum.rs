@@ -7,7 +7,7 @@ use super::movement::SCORES_LR;
 use crate::learned::InTrain;
 use crate::learned::gum::{Follow, Gum};
 use crate::optimizer::schedule;
-use crate::row::{criterion, learns, param, runs, within};
+use crate::row::{criterion, learns, param, within};
 
 fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
     Ok(Box::new(InTrain(Gum {
@@ -24,7 +24,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(learns(criterion(
+    spec: learns(criterion(
         "gum",
         "Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), eq. 3-5",
         &[
@@ -43,6 +43,6 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "Globally unique movement: movement scores per neuron with a regulariser that presses on neurons whose activations resemble others', `u_j = Σ_{k≠j} |cos(h_j, h_k)| / (N·v)`; one **global** top-v.\n\n\
          Mind: λ(t) follows the sparsity schedule; running cosines take N² memory per layer, and one more forward pass a step. A masked neuron is cut at `down` alone, so that its score still learns.\n\n\
          ```prune\ntrain m on d.train for 20 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons by cubic(0% -> 25%) using gum(uniqueness = 0.5) { scope = global }\n}\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };

@@ -15,7 +15,7 @@ use super::Criterion;
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
 use crate::linalg::singular_values;
-use crate::row::{CALIBRATION, criterion, needs_data, param, runs, within};
+use crate::row::{CALIBRATION, criterion, needs_data, param, within};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 use crate::units::count;
@@ -117,7 +117,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "hrank",
         "Lin et al., HRank: Filter Pruning using High-Rank Feature Map (2020), eq. 5",
         &[CALIBRATION, within(param("tol", Ty::Float, "1e-3", "Singular values below tol · the largest do not count."), 0.0, 1.0)],
@@ -126,8 +126,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          Mind: random activations have full rank and tie; the default tolerance of other libraries (machine epsilon) counts rounding noise as rank. \
          Needs head_dim > 1; a neuron's output is one column, so neurons are not scored.\n\n\
          ```prune\nscore m.layers[*].attention.heads using hrank(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::gate_gradients::{self, Of};
 use super::{Criterion, Standing};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::{GATED_SITES, ON, criterion, needs_data, param, runs};
+use crate::row::{GATED_SITES, ON, criterion, needs_data, param};
 use crate::scores::Scores;
 use crate::site::Sites;
 
@@ -89,7 +89,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "loss_delta",
         "Michel et al., Are Sixteen Heads Really Better than One? (2019), eq. 3-4",
         &[
@@ -114,8 +114,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          `gradient`: the mean over examples of |∂L(x)/∂ξ|, ξ a gate on the unit's output, L(x) the mean over the example's scored tokens.\n\n\
          Mind: the absolute value is taken per example. Published scripts take it per token or per batch, so their scores depend on the batch size; both are behind `quirk`. Padding never counts.\n\n\
          ```prune\nprune m.layers[*].attention.heads by 40% using loss_delta(on = d.train.sample(32, seed = 0)) { rescore = 10%  at_least = 1 head }\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::weight_gradients::{Curvature, Gradients, gradients};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::groups::{Fold, same, slots, sums};
-use crate::row::{INNER_AND_WEIGHTS, ON, criterion, needs_data, param, runs, within};
+use crate::row::{INNER_AND_WEIGHTS, ON, criterion, needs_data, param, within};
 use crate::scores::Scores;
 use crate::site::Sites;
 
@@ -89,7 +89,7 @@ fn build_loss_model(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgE
 }
 
 pub(super) const OBD: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "obd",
         "LeCun et al., Optimal Brain Damage (1990), eq. 5",
         &[ON, HESSIAN],
@@ -98,12 +98,12 @@ pub(super) const OBD: Entry<dyn Criterion> = Entry {
          h is the mean over examples of the squared gradient of the example's mean loss, or the GGN diagonal.\n\n\
          Mind: squares are per example (the square of a batch's gradient is another number).\n\n\
          ```prune\nprune m.layers[*].linears.weights by 50% using obd(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
-    ))),
-    build: Some(build_obd),
+    )),
+    build: build_obd,
 };
 
 pub(super) const LOSS_MODEL: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "loss_model",
         "Laurent et al., Revisiting Loss Modelling for Unstructured Pruning (2020), eq. 4-6",
         &[
@@ -116,8 +116,8 @@ pub(super) const LOSS_MODEL: Entry<dyn Criterion> = Entry {
         "The loss change that a local model predicts: `|g·w|` (linear) or `|−g·w + ½·h·w²|` (quadratic, absolute value of the **sum**, for a unit of the sum over its group).\n\n\
          Mind: g is averaged over all the data before the absolute value; the authors' experiments iterate over many small prunings (`rescore`).\n\n\
          ```prune\nprune m.layers[*].linears.weights by 50% using loss_model(on = d.train.sample(64, seed = 0), kind = quadratic) { scope = global  rescore = 10% }\n```",
-    ))),
-    build: Some(build_loss_model),
+    )),
+    build: build_loss_model,
 };
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind, Ty};
 use super::Criterion;
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, param, runs, within};
+use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, param, within};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 use crate::units::count;
@@ -447,7 +447,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "lrp",
         "Yeom et al., Pruning by explaining: a novel criterion for deep neural network pruning (2021), eq. 3-5",
         &[
@@ -466,8 +466,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          Mind: relevance is conserved, Σ in = Σ out, up to the shares of biases and of ε; the published code's rule named epsilon is z⁺ (`rule = zplus`). \
          Norms and activations pass it on, attention weights are constants. Labels are needed for a classifier and a masked language model. Experts, norms behind the sublayers (Gemma 2 and 3), answer spans and bare encoders are refused.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using lrp(on = d.train.sample(64, seed = 0), rule = zplus) as s\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::Criterion;
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::groups::{Fold, GroupSum, head_dim, same, sums};
-use crate::row::{ALL_SITES, criterion, param, runs};
+use crate::row::{ALL_SITES, criterion, param};
 use crate::scores::Scores;
 use crate::site::Sites;
 
@@ -63,7 +63,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(criterion(
+    spec: criterion(
         "magnitude",
         "Han et al., Learning both Weights and Connections for Efficient Neural Networks (2015), sec. 3",
         &[
@@ -85,8 +85,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "The size of a unit: `Σ|w|` or `√Σw²` over all weights of its group (a query head: its q rows and o columns; a KV group: also k, v and all its query heads; a neuron: its up and gate rows and down column). A single weight: `|w|`.\n\n\
          Mind: biases and norms do not count. Other codes leave squares unrooted or average over members, so sums over groups of different size rank differently (`quirk = \"reference\"`). Scales differ between layers: `scope = layer` keeps a global ranking from emptying one.\n\n\
          ```prune\nprune m.layers[*].mlp.neurons by 30% using magnitude(norm = l1)\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };
 
 #[cfg(test)]

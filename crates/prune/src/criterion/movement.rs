@@ -7,7 +7,7 @@ use super::Criterion;
 use crate::learned::InTrain;
 use crate::learned::scores::{Bar, Granularity, ScoreLearner};
 use crate::optimizer::schedule;
-use crate::row::{INNER_AND_WEIGHTS, criterion, learns, param, runs, within};
+use crate::row::{INNER_AND_WEIGHTS, criterion, learns, param, within};
 
 fn movement(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
     let bar = if args.word("kind")? == "soft" { Bar::Soft(schedule(args, "threshold")?) } else { Bar::Hard };
@@ -34,7 +34,7 @@ pub(super) const SCORES_LR: &str = "Learning rate of the scores, a constant or a
      `linear(0 -> 1e-2, for = 5%) then linear(1e-2 -> 0)`.";
 
 pub(super) const MOVEMENT: Entry<dyn Criterion> = Entry {
-    spec: runs(learns(criterion(
+    spec: learns(criterion(
         "movement",
         "Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning (2020), eq. 3-5",
         &[
@@ -50,12 +50,12 @@ pub(super) const MOVEMENT: Entry<dyn Criterion> = Entry {
          `kind = soft` decides by σ(S) > τ, where S₀ = 0 is σ = 0.5; raise τ with a schedule, or press with `penalty`. The amount is what must have gone in the end: the lowest scores follow.\n\n\
          Mind: scores update **even where masked**, weights only where kept. A masked weight keeps its value while the training lasts and may come back.\n\n\
          ```prune\ntrain m on d.train for 20 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].linears.weights by cubic(0% -> 50%) using movement(lr = 1e-2) { scope = matrix }\n}\n```",
-    ))),
-    build: Some(movement),
+    )),
+    build: movement,
 };
 
 pub(super) const LEARNED_SCORES: Entry<dyn Criterion> = Entry {
-    spec: runs(learns(criterion(
+    spec: learns(criterion(
         "learned_scores",
         "Lagunas et al., Block Pruning For Faster Transformers (2021), eq. 3",
         &[
@@ -74,6 +74,6 @@ pub(super) const LEARNED_SCORES: Entry<dyn Criterion> = Entry {
          Weights are cut into blocks of `rows` × `columns`, into rows or into columns; heads, groups and neurons are selected as such and have one score each.\n\n\
          Mind: block sizes that do not divide a matrix are an error; an amount counts blocks, rows or columns, not their entries.\n\n\
          ```prune\ntrain m on d.train for 20 steps {\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].linears.weights by cubic(0% -> 50%) using learned_scores(granularity = block, rows = 8, columns = 8) { scope = layer }\n}\n```",
-    ))),
-    build: Some(learned_scores),
+    )),
+    build: learned_scores,
 };

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Criterion, Standing};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
-use crate::row::{ALL_SITES, criterion, param, runs, within};
+use crate::row::{ALL_SITES, criterion, param, within};
 use crate::scores::Scores;
 use crate::site::Sites;
 use crate::units::count;
@@ -56,7 +56,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(criterion(
+    spec: criterion(
         "random",
         "the baseline of every method",
         &[within(param("seed", Ty::Count, "0", "Another seed, another draw."), 0.0, 9e15)],
@@ -64,8 +64,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "Uniform random scores in [0, 1): the floor that every method must beat.\n\n\
          Each site has its own stream, so a unit's score does not depend on what else is scored.\n\n\
          ```prune\nprune m.layers[*].attention.heads by 40% using random(seed = 1)\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
 use crate::linalg::symmetric_eigen;
-use crate::row::{CALIBRATION, criterion, needs_data, runs};
+use crate::row::{CALIBRATION, criterion, needs_data};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, select};
 use crate::site::{Key, Sites};
@@ -368,7 +368,7 @@ fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "slice",
         "Ashkboos et al., SliceGPT: Compress Large Language Models by Deleting Rows and Columns (2024), sec. 3",
         &[CALIBRATION],
@@ -380,8 +380,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          their sublayers (Llama, Mistral, Qwen, Phi-3, Mixtral, GPT-2, GPT-Neo, GPT-NeoX, CodeGen, OPT, Falcon); `compact` before anything else \
          changes weights. `score` is refused.\n\n\
          ```prune\nedition 2026\nmodel m = builtin(\"tiny-llama\")\ndata  d = builtin(\"tales\")\nprune m.hidden by 20% using slice(on = d.train.sample(64, seed = 0))\ncompact m\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::weight_gradients::{Curvature, Gradients, gradients};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::groups::{Fold, same, slots, sums};
-use crate::row::{INNER_AND_WEIGHTS, ON, criterion, needs_data, runs};
+use crate::row::{INNER_AND_WEIGHTS, ON, criterion, needs_data};
 use crate::scores::Scores;
 use crate::site::Sites;
 
@@ -47,7 +47,7 @@ fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "snip",
         "Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity (2019), eq. 4",
         &[ON],
@@ -55,8 +55,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "Connection sensitivity: `|g·w|` with g the gradient of the mean loss over all the data; units sum over their group.\n\n\
          Mind: published codes re-initialise the weights first and divide by the sum; the order is the same, the given weights are used here.\n\n\
          ```prune\nprune m.layers[*].linears.weights by 50% using snip(on = d.train.sample(64, seed = 0)) { scope = global }\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
 use crate::linalg::damped_inverse_upper_factor;
-use crate::row::{CALIBRATION, QUIRK, WEIGHTS, criterion, needs_data, param, runs, sequential, within};
+use crate::row::{CALIBRATION, QUIRK, WEIGHTS, criterion, needs_data, param, sequential, within};
 use crate::scores::Scores;
 use crate::selection::{Request, layer_amounts, scope_name, weights_to_go};
 use crate::site::Sites;
@@ -418,7 +418,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(sequential(criterion(
+    spec: needs_data(sequential(criterion(
         "sparsegpt",
         "Frantar and Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot (2023), eq. 5 and algorithm 1",
         &[
@@ -433,8 +433,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          `score`, and `inputs = dense`, give saliencies of the weights as they are: nothing is updated then. \
          The authors' code removes one weight more in each block (`quirk = \"reference\"`).\n\n\
          ```prune\nprune m.layers[*].linears.weights by 50% using sparsegpt(on = d.train.sample(64, seed = 0), damp = 1%, block = 128)\n```",
-    )))),
-    build: Some(build),
+    ))),
+    build,
 };
 
 #[cfg(test)]

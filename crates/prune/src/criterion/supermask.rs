@@ -18,7 +18,7 @@ use super::{Criterion, Layerwise};
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
-use crate::row::{WEIGHTS, criterion, param, required, runs};
+use crate::row::{WEIGHTS, criterion, param, required};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, select};
 use crate::site::Sites;
@@ -187,7 +187,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(criterion(
+    spec: criterion(
         "supermask",
         "Zhou et al., Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask (2019), table 1",
         &[
@@ -218,8 +218,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          With `fill = zero` kept weights stay as they are; `rewind` gives them their first values (a lottery ticket). `fill = sign` makes the untrained network that the paper calls a supermask.\n\n\
          Mind: its `movement` is |w_f − w_i|, not movement pruning (Sanh 2020). With `fill = init` the model is not sparse.\n\n\
          ```prune\nsnapshot m as first\nprune m.layers[*].linears.weights by 50% using supermask(kind = magnitude_increase, initial = first) { scope = global }\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };
 
 #[cfg(test)]

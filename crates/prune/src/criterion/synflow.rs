@@ -19,7 +19,7 @@ use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
 use crate::groups::{Fold, same, slots, sums};
-use crate::row::{INNER_AND_WEIGHTS, criterion, param, runs, within};
+use crate::row::{INNER_AND_WEIGHTS, criterion, param, within};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, select};
 use crate::site::Sites;
@@ -175,7 +175,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(criterion(
+    spec: criterion(
         "synflow",
         "Tanaka et al., Pruning neural networks without any data by iteratively conserving synaptic flow (2020), eq. 2",
         &[within(param("rounds", Ty::Count, "100", "Rounds of scoring, the density falling exponentially."), 1.0, 1e4)],
@@ -183,8 +183,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "Synaptic flow: `|w| · ∂R/∂|w|` with R the sum of the outputs of the network of absolute weights, fed embeddings of ones; no data. `score` is one round; `prune` goes in `rounds`, for shares.\n\n\
          Mind: it runs in f64. With inputs of ones every position carries the same value vector, so query and key weights score zero in a transformer: rank by layer.\n\n\
          ```prune\nprune m.layers[*].linears.weights by 50% using synflow(rounds = 20) { scope = layer }\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };
 
 #[cfg(test)]

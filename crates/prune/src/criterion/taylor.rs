@@ -13,7 +13,7 @@ use super::weight_gradients::{Curvature, Gradients, gradients};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::groups::{Fold, head_dim, same, slots, sums};
-use crate::row::{ALL_SITES, ON, QUIRK, criterion, needs_data, optional, param, runs, within};
+use crate::row::{ALL_SITES, ON, QUIRK, criterion, needs_data, optional, param, within};
 use crate::scores::Scores;
 use crate::site::Sites;
 
@@ -78,7 +78,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "taylor",
         "Molchanov et al., Importance Estimation for Neural Network Pruning (2019), eq. 6-8; Ma et al., LLM-Pruner (2023), eq. 3",
         &[
@@ -101,8 +101,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         "First-order loss change of removing a unit: `|Σ g·w|` over the weights of its group, g the gradient of the mean loss over all the data. Second order: `|Σ g·w − ½ Σ F·w²|`, F the mean over examples of the squared gradient of the example's mean loss.\n\n\
          Mind: the sum comes before the absolute value; `reduce = element` takes |g·w| weight by weight. torch-pruning's code takes it per member matrix (`quirk = \"reference\"`).\n\n\
          ```prune\nprune m.layers[*].mlp.neurons by 30% using taylor(on = d.train.sample(32, seed = 0))\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

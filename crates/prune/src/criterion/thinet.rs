@@ -24,7 +24,7 @@ use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
 use crate::linalg::solve;
-use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, param, runs, sequential, within};
+use crate::row::{CALIBRATION, INNER_SITES, criterion, needs_data, param, sequential, within};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, layer_amounts, select};
 use crate::site::{Key, Sites};
@@ -326,7 +326,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(sequential(criterion(
+    spec: needs_data(sequential(criterion(
         "thinet",
         "Luo et al., ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression (2017), eq. 6-7",
         &[
@@ -340,8 +340,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          Mind: the consumer is `down` for neurons and `o` for heads; ties go to the lowest index. The default scope is `layer`. \
          `score`, `prune … using SCORES` and `inputs = dense` rescale nothing.\n\n\
          ```prune\nprune m.layers[*].mlp.neurons by 20% using thinet(on = d.train.sample(64, seed = 0)) { scope = layer }\n```",
-    )))),
-    build: Some(build),
+    ))),
+    build,
 };
 
 #[cfg(test)]

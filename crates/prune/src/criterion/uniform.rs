@@ -11,7 +11,7 @@ use prunectl_recipe::plan::Scope;
 use super::Criterion;
 use crate::data::{Batches, Progress};
 use crate::error::Result;
-use crate::row::{ALL_SITES, criterion, runs};
+use crate::row::{ALL_SITES, criterion};
 use crate::scores::Scores;
 use crate::site::Sites;
 use crate::units::count;
@@ -59,15 +59,15 @@ fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(criterion(
+    spec: criterion(
         "uniform",
         "the baseline of Liu et al., Rethinking the Value of Network Pruning (2019)",
         &[],
         ALL_SITES,
         "An equal share of every layer, the highest indices first: what channel pruning must beat.\n\n\
          ```prune\nprune m.layers[*].mlp.neurons by 50% using uniform()\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::{Criterion, blocks};
 use crate::calibrate::{Gram, Inputs};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::{CALIBRATION, ON, criterion, needs_data, runs};
+use crate::row::{CALIBRATION, ON, criterion, needs_data};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 use crate::units::{count, group};
@@ -148,7 +148,7 @@ fn build_sensitivity(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgErr
 }
 
 pub(super) const UNIQUENESS: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "uniqueness",
         "Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), eq. 3",
         &[CALIBRATION],
@@ -156,12 +156,12 @@ pub(super) const UNIQUENESS: Entry<dyn Criterion> = Entry {
         "How little a neuron's activation resembles the others': the negative of `u_j = Σ_{k≠j} |cos(h_j, h_k)| / N`.\n\n\
          Mind: N² memory, of one layer at a time; cosines run over the tokens of all batches. A neuron that is always zero scores −1, the lowest.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using uniqueness(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))),
-    build: Some(build_uniqueness),
+    )),
+    build: build_uniqueness,
 };
 
 pub(super) const SENSITIVITY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(criterion(
+    spec: needs_data(criterion(
         "sensitivity",
         "Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), sec. 4",
         &[ON],
@@ -169,8 +169,8 @@ pub(super) const SENSITIVITY: Entry<dyn Criterion> = Entry {
         "Mean over examples of `|Σ g·w|` of a neuron's group, the biases of its own rows included: the sensitivity that GUM's authors set against uniqueness.\n\n\
          Mind: the authors take the absolute value once a batch; here it is once an example, so that the score does not depend on the batch.\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using sensitivity(on = d.train.sample(64, seed = 0)) as s\n```",
-    ))),
-    build: Some(build_sensitivity),
+    )),
+    build: build_sensitivity,
 };
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
 use crate::groups::{Fold, same, sums};
-use crate::row::{CALIBRATION, INNER_AND_WEIGHTS, QUIRK, criterion, needs_data, runs, sequential};
+use crate::row::{CALIBRATION, INNER_AND_WEIGHTS, QUIRK, criterion, needs_data, sequential};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, layer_amounts, select};
 use crate::site::Sites;
@@ -132,7 +132,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: runs(needs_data(sequential(criterion(
+    spec: needs_data(sequential(criterion(
         "wanda",
         "Sun et al., A Simple and Effective Pruning Approach for Large Language Models (2023), eq. 1",
         &[CALIBRATION, QUIRK],
@@ -141,8 +141,8 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          A structured site sums the scores of its group. `prune` scores each block on the inputs that its pruned predecessors give; `score` uses dense inputs.\n\n\
          Mind: N:M patterns run along the inputs. The authors divide the squared norm by the number of sequences (`quirk = \"reference\"`): all columns scale alike, masks do not change. Scales differ between layers: units of a whole model are ranked more fairly with `scope = layer`.\n\n\
          ```prune\nprune m.layers[*].linears.weights by 50% using wanda(on = d.train.sample(64, seed = 0))\n```",
-    )))),
-    build: Some(build),
+    ))),
+    build,
 };
 
 #[cfg(test)]

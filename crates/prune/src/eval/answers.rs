@@ -16,7 +16,7 @@ use super::agreement::stderr;
 use super::{Inputs, Measured, Metric, Needs};
 use crate::data::{Asked, Window};
 use crate::error::{PruneError, Result};
-use crate::row::{metric, needs_data, param, runs, within};
+use crate::row::{metric, needs_data, param, within};
 
 /// Starts and ends that are tried in a window.
 const BEST: usize = 20;
@@ -260,7 +260,7 @@ const PARAMS: &[Param] = &[
 ];
 
 pub(super) const EXACT_MATCH: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "exact_match",
         SOURCE,
         PARAMS,
@@ -268,18 +268,18 @@ pub(super) const EXACT_MATCH: Entry<dyn Metric> = Entry {
          apart. The data has the columns question, context and answers, as SQuAD has; a question without answers is one that the context \
          does not answer.\n\n\
          ```prune\ndata squad = hf(\"rajpurkar/squad\")\neval exact_match() of m on squad.validation as em\n```",
-    ))),
-    build: Some(exact_match),
+    )),
+    build: exact_match,
 };
 pub(super) const ANSWER_F1: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "answer_f1",
         SOURCE,
         PARAMS,
         "Mean over questions of the F1 between the words of the model's answer and those of the right one that agrees best. Data and \
          choice of the answer are those of `exact_match`, which stands beside it in the details.",
-    ))),
-    build: Some(answer_f1),
+    )),
+    build: answer_f1,
 };
 
 #[cfg(test)]

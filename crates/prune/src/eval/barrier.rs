@@ -12,7 +12,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::{Inputs, Measured, Metric, Needs};
 use crate::error::{PruneError, Result};
-use crate::row::{metric, needs_data, param, required, runs, within};
+use crate::row::{metric, needs_data, param, required, within};
 
 const NAME: &str = "barrier";
 
@@ -137,7 +137,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "barrier",
         "Frankle et al., Linear Mode Connectivity and the Lottery Ticket Hypothesis (2020), sec. 2",
         &[
@@ -148,8 +148,8 @@ pub(super) const ENTRY: Entry<dyn Metric> = Entry {
         "Highest loss on the straight line between two models' weights, minus the mean of the ends. 0 where nothing rises: the two lie in one \
          valley. Of a classifier the same of the error stands among the details.\n\n\
          ```prune\nsnapshot m as early\ntrain m on d.train for 20 steps { optimizer = adamw(lr = 1e-4) }\neval barrier(early, m, points = 11) on d.validation as wall\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

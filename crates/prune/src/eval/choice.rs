@@ -8,7 +8,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 use super::{Inputs, Measured, Metric, Needs};
 use crate::data::{Continuation, Question};
 use crate::error::{PruneError, Result};
-use crate::row::{metric, needs_data, param, runs};
+use crate::row::{metric, needs_data, param};
 
 /// What a continuation's log-likelihood is divided by before the best is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,7 +203,7 @@ fn last_word(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
 }
 
 pub(super) const CHOICE: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "choice",
         "Brown et al., Language Models are Few-Shot Learners (2020), sec. 2.4; `acc` and `acc_norm` as lm-evaluation-harness defines them",
         &[param(
@@ -217,18 +217,18 @@ pub(super) const CHOICE: Entry<dyn Metric> = Entry {
          options stand alone behind the tokenizer's BOS (or EOS): minimal pairs (BLiMP). `form = mmlu` (or another benchmark) in the data statement reads the \
          benchmark's own columns and makes the harness's prompt of them; WinoGrande's options fill the sentence's blank, and what stands behind it is scored.\n\n\
          ```prune\ndata pairs = jsonl(\"wug.jsonl\", choices = [\"sentence_good\", \"sentence_bad\"])\neval choice() of m on pairs as grammar\n```",
-    ))),
-    build: Some(choice),
+    )),
+    build: choice,
 };
 
 pub(super) const LAST_WORD: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "last_word",
         "Paperno et al., The LAMBADA dataset (2016)",
         &[],
         "Share of texts whose last word (what stands behind the last blank) the model would write itself, always taking its first choice.",
-    ))),
-    build: Some(last_word),
+    )),
+    build: last_word,
 };
 
 #[cfg(test)]

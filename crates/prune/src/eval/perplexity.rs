@@ -8,7 +8,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 use super::{Inputs, Measured, Metric, Needs};
 use crate::data::TokenStream;
 use crate::error::{PruneError, Result};
-use crate::row::{metric, needs_data, optional, param, runs, within};
+use crate::row::{metric, needs_data, optional, param, within};
 
 /// Where BOS stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +185,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "perplexity",
         "exp of the token-weighted mean negative log-likelihood",
         &[
@@ -210,8 +210,8 @@ pub(super) const ENTRY: Entry<dyn Metric> = Entry {
          Every token is scored at most once; the tail is included; NLL in f32, summed in f64.\n\n\
          Mind: BOS handling alone moved one model's figure from 4.79 to 5.29. Compare figures of the same protocol only.\n\n\
          ```prune\neval perplexity(window = 128 tokens, stride = 64 tokens) of m on d.test as ppl\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

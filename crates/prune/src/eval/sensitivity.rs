@@ -12,7 +12,7 @@ use prunectl_recipe::plan::{Share, Unit, Value};
 use super::{Inputs, Measured, Metric, Needs};
 use crate::criterion::{CRITERIA, Criterion};
 use crate::error::{PruneError, Result};
-use crate::row::{metric, needs_data, param, runs};
+use crate::row::{metric, needs_data, param};
 use crate::site::{Key, Sites};
 
 const NAME: &str = "sensitivity";
@@ -96,16 +96,17 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
         _ => "magnitude".to_owned(),
     };
     let scores = |e: &&Entry<dyn Criterion>| e.spec.kind == Kind::Criterion && !e.spec.learns && e.spec.name == name;
-    let row = CRITERIA.iter().find(scores).filter(|e| e.build.is_some());
-    let row = row.ok_or_else(|| wrong("criterion", &name, "the name of a criterion that scores, such as \"magnitude\"".to_owned()))?;
+    let row = CRITERIA
+        .iter()
+        .find(scores)
+        .ok_or_else(|| wrong("criterion", &name, "the name of a criterion that scores, such as \"magnitude\"".to_owned()))?;
     let defaults = row.spec.params.iter().filter_map(|p| Some((p.name.to_owned(), default(p)?)));
     let own = Args(defaults.collect());
-    let build = row.build.ok_or_else(|| wrong("criterion", &name, "one that this build carries out".to_owned()))?;
-    Ok(Box::new(Sensitivity { shares, criterion: build(&own)?, name }))
+    Ok(Box::new(Sensitivity { shares, criterion: (row.build)(&own)?, name }))
 }
 
 pub(super) const ENTRY: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         NAME,
         "Li et al., Pruning Filters for Efficient ConvNets (2017), fig. 2b",
         &[
@@ -115,6 +116,6 @@ pub(super) const ENTRY: Entry<dyn Metric> = Entry {
         "Loss against share removed, one layer at a time: the mean increase; every point is among the details in `metrics.json`.\n\n\
          Mind: heads (KV groups where they share keys and values) and neurons alone; nothing stays removed.\n\n\
          ```prune\neval sensitivity() of m on d.validation.take(32) as curves\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };

@@ -19,7 +19,7 @@ use rayon::prelude::*;
 
 use super::{Inputs, Measured, Metric, Needs};
 use crate::error::{PruneError, Result};
-use crate::row::{metric, needs_data, param, runs, within};
+use crate::row::{metric, needs_data, param, within};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kernel {
@@ -213,7 +213,7 @@ fn build_cosine(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
 }
 
 pub(super) const CKA: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "cka",
         "Kornblith et al., Similarity of Neural Network Representations Revisited (2019), eq. 4",
         &[
@@ -223,20 +223,20 @@ pub(super) const CKA: Entry<dyn Metric> = Entry {
         "Centred kernel alignment between the blocks' representations, over tokens: its mean over input and output of each block; every pair is among the details in `metrics.json`.\n\n\
          Mind: the biased estimate depends on the number of tokens.\n\n\
          ```prune\neval cka() of m on d.validation.take(32) as alike\n```",
-    ))),
-    build: Some(build_cka),
+    )),
+    build: build_cka,
 };
 
 pub(super) const COSINE: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "cosine",
         "Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers (2024), eq. 6",
         &[],
         "Mean cosine between the blocks' representations, token by token: its mean over input and output of each block; every pair is among the details in `metrics.json`.\n\n\
          Mind: a representation of zeros has cosine 0 with everything.\n\n\
          ```prune\neval cosine() of m on d.validation.take(32) as alike\n```",
-    ))),
-    build: Some(build_cosine),
+    )),
+    build: build_cosine,
 };
 
 #[cfg(test)]

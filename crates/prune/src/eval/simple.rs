@@ -8,7 +8,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::{Inputs, Measured, Metric, Needs};
 use crate::error::Result;
-use crate::row::{metric, param, runs, within};
+use crate::row::{metric, param, within};
 
 struct Params;
 
@@ -266,29 +266,29 @@ fn generation(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
 }
 
 pub(super) const PARAMS: Entry<dyn Metric> = Entry {
-    spec: runs(metric(
+    spec: metric(
         "params",
         "arithmetic over the parameters",
         &[],
         "Number of scalars; a tied head counts once. Masked units count until they are compacted.",
-    )),
-    build: Some(params),
+    ),
+    build: params,
 };
 pub(super) const FLOPS: Entry<dyn Metric> = Entry {
-    spec: runs(metric(
+    spec: metric(
         "flops",
         "arithmetic over the network's shapes",
         &[within(param("length", Ty::Tokens, "128 tokens", "Tokens of the sequence."), 1.0, 1e9)],
         "Floating-point operations of one forward pass over a sequence; a multiply-add counts as 2.",
-    )),
-    build: Some(flops),
+    ),
+    build: flops,
 };
 pub(super) const SPARSITY: Entry<dyn Metric> = Entry {
-    spec: runs(metric("sparsity", "arithmetic over the parameters", &[], "Share of exact zeros in the layers' weight matrices.")),
-    build: Some(sparsity),
+    spec: metric("sparsity", "arithmetic over the parameters", &[], "Share of exact zeros in the layers' weight matrices."),
+    build: sparsity,
 };
 pub(super) const LATENCY: Entry<dyn Metric> = Entry {
-    spec: runs(metric(
+    spec: metric(
         "latency",
         "median wall time",
         &[
@@ -298,11 +298,11 @@ pub(super) const LATENCY: Entry<dyn Metric> = Entry {
             within(param("quantile", Ty::Percent, "50%", "The quantile of their times that is the value."), 0.0, 100.0),
         ],
         "Milliseconds of one forward pass, in this process, on this machine, after passes to warm up; the protocol states four quantiles.\n\nMind: masked units cost as much as live ones until they are compacted.",
-    )),
-    build: Some(latency),
+    ),
+    build: latency,
 };
 pub(super) const GENERATION: Entry<dyn Metric> = Entry {
-    spec: runs(metric(
+    spec: metric(
         "generation",
         "median wall time",
         &[
@@ -316,11 +316,11 @@ pub(super) const GENERATION: Entry<dyn Metric> = Entry {
             within(param("runs", Ty::Count, "5", "Timed texts."), 1.0, 1e6),
         ],
         "Tokens a second of a causal language model that continues a text, one token after the other with a KV cache, in this process, on this machine.\n\nMind: masked units cost as much as live ones until they are compacted.",
-    )),
-    build: Some(generation),
+    ),
+    build: generation,
 };
 pub(super) const MEMORY: Entry<dyn Metric> = Entry {
-    spec: runs(metric(
+    spec: metric(
         "memory",
         "arithmetic over the network's shapes",
         &[
@@ -328,8 +328,8 @@ pub(super) const MEMORY: Entry<dyn Metric> = Entry {
             within(param("length", Ty::Tokens, "2048 tokens", "Tokens of each sequence."), 1.0, 1e9),
         ],
         "Bytes of weights and KV cache while generating, in the type that the model computes in. Masked units count until they are compacted.",
-    )),
-    build: Some(memory),
+    ),
+    build: memory,
 };
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::agreement::{f1, matthews, pearson, ranks, stderr};
 use super::{Inputs, Measured, Metric, Needs};
 use crate::error::{PruneError, Result};
 use crate::labels::output_rows;
-use crate::row::{metric, needs_data, param, runs};
+use crate::row::{metric, needs_data, param};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
@@ -261,26 +261,26 @@ fn loss(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
 }
 
 pub(super) const ACCURACY: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "accuracy",
         "share of right predictions",
         &[],
         "Share of examples (or of scored tokens, for a language model) whose highest output is the label. Between 0% and 100%.\n\n\
          ```prune\neval accuracy() of m on d.validation as acc\n```",
-    ))),
-    build: Some(accuracy),
+    )),
+    build: accuracy,
 };
 pub(super) const F1: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "f1",
         "harmonic mean of precision and recall",
         &[param("average", Ty::OneOf(&["binary", "macro"]), "binary", "Of class 1, or the unweighted mean over classes.")],
         "Harmonic mean of precision and recall.",
-    ))),
-    build: Some(build_f1),
+    )),
+    build: build_f1,
 };
 pub(super) const SPEARMAN: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "spearman",
         "Spearman, The proof and measurement of association between two things (1904)",
         &[],
@@ -288,34 +288,34 @@ pub(super) const SPEARMAN: Entry<dyn Metric> = Entry {
          sentences) the predictions are the cosines between the embeddings of the two texts of each row, by the pooling that the model's \
          folder states.\n\n\
          ```prune\neval spearman() of m on d.test as similarity\n```",
-    ))),
-    build: Some(spearman),
+    )),
+    build: spearman,
 };
 pub(super) const PEARSON: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "pearson",
         "Pearson, Notes on regression and inheritance in the case of two parents (1895)",
         &[],
         "Correlation between predicted and true values; of an encoder of sentences, as `spearman`.",
-    ))),
-    build: Some(pearson_metric),
+    )),
+    build: pearson_metric,
 };
 pub(super) const MATTHEWS: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "matthews",
         "Matthews, Comparison of the predicted and observed secondary structure of T4 phage lysozyme (1975); for several classes, \
          Gorodkin (2004), eq. 8",
         &[],
         "Correlation between predicted and true classes, 1 for all right, 0 for chance; what CoLA is scored by.",
-    ))),
-    build: Some(matthews_metric),
+    )),
+    build: matthews_metric,
 };
 pub(super) const LOSS: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "loss",
         "mean loss of the model's own head",
         &[],
         "The mean over all scored tokens (or examples), whatever the batch, without a router's auxiliary loss.",
-    ))),
-    build: Some(loss),
+    )),
+    build: loss,
 };

@@ -9,7 +9,7 @@ use super::agreement::stderr;
 use super::{Inputs, Measured, Metric, Needs};
 use crate::error::{PruneError, Result};
 use crate::labels::{distributions, output_rows, scored};
-use crate::row::{metric, needs_data, required, runs};
+use crate::row::{metric, needs_data, required};
 
 struct Kl;
 
@@ -77,11 +77,11 @@ fn build(_: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
 }
 
 pub(super) const KL: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         "kl",
         "Kullback and Leibler, On information and sufficiency (1951)",
         &[required("teacher", Ty::Model, "The model that gives the reference distribution.")],
         "KL(teacher ‖ model) in nats: the mean over scored tokens (or examples).",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };

@@ -20,7 +20,7 @@ use crate::criterion::{CRITERIA, gradient_norms, synaptic_flow};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
 use crate::linalg::singular_values;
-use crate::row::{metric, needs_data, param, runs};
+use crate::row::{metric, needs_data, param};
 use crate::site::{Key, Sites};
 
 const NAME: &str = "zero_cost";
@@ -263,7 +263,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Metric> = Entry {
-    spec: runs(needs_data(metric(
+    spec: needs_data(metric(
         NAME,
         "Abdelfattah et al., Zero-Cost Proxies for Lightweight NAS (2021), sec. 3",
         &[param(
@@ -279,8 +279,8 @@ pub(super) const ENTRY: Entry<dyn Metric> = Entry {
          first block, and takes n² time and memory in the examples: give it a few dozen. All but `synflow` need labels (a causal model predicts its own input), `jacob_cov` none.\n\n\
          ```prune\nsweep amount over [20%, 40%, 60%] as grid {\n    prune m.layers[*].mlp.neurons by amount using magnitude()\n    \
          eval zero_cost(kind = snip) of m on d.train.sample(32, seed = 0) as promise\n    eval loss() of m on d.validation as val\n}\n```",
-    ))),
-    build: Some(build),
+    )),
+    build,
 };
 
 #[cfg(test)]

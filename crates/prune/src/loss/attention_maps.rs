@@ -12,7 +12,7 @@ use prunectl_recipe::plan::Value;
 use super::features::{LAYERS, LayerMap, MAP, Seen, TEACHER, lengths, teacher};
 use super::{LossInput, LossTerm, imitate};
 use crate::error::{PruneError, Result};
-use crate::row::{other, param, runs};
+use crate::row::{other, param};
 use crate::schedule::Clock;
 
 const NAME: &str = "attention_maps";
@@ -88,7 +88,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         NAME,
         "Jiao et al., TinyBERT (2020), eq. 7; Wang et al., MiniLM (2020), eq. 4",
@@ -96,6 +96,6 @@ pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
         "Distance between attention scores (`mse`) or maps (`kl`): the mean over layers, heads and real tokens. Where a layer has another number \
          of heads than the one that it imitates, the means over the heads are compared.\n\n\
          Mind: soft-caps and windows are left out of the scores. Padding never counts.",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

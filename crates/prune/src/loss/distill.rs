@@ -14,7 +14,7 @@ use super::{LossInput, LossTerm};
 use crate::error::{PruneError, Result};
 use crate::labels::{distributions, output_rows};
 use crate::optimizer::schedule;
-use crate::row::{other, param, runs, within};
+use crate::row::{other, param, within};
 use crate::schedule::Clock;
 
 struct Distill {
@@ -94,13 +94,13 @@ fn build(args: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         "distill",
         "Hinton et al., Distilling the Knowledge in a Neural Network (2015), sec. 2",
         &[TEACHER, within(param("temperature", Ty::Scheduled, "1", "T: both distributions are softened by it."), 1e-3, 1e3)],
         "`T² · KL(teacher ‖ student)`, the mean over tokens (or examples). Padding never counts; every real position of a causal model does. Of a model of values (regression) it is the mean squared difference to the teacher's value, whatever T.\n\n\
          ```prune\nlet teacher = frozen(m)\ntrain m on d.train for 20 steps {\n    optimizer = adamw(lr = 1e-4)\n    loss = 0.5 * task() + 0.5 * distill(teacher, temperature = 2)\n}\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

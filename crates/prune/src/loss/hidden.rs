@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use super::features::{LAYERS, LayerMap, MAP, Seen, TEACHER, teacher, tokens};
 use super::{LossInput, LossTerm, imitate};
 use crate::error::{PruneError, Result};
-use crate::row::{other, param, runs};
+use crate::row::{other, param};
 use crate::schedule::Clock;
 
 const NAME: &str = "hidden";
@@ -104,7 +104,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         NAME,
         "Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding (2020), eq. 8",
@@ -122,6 +122,6 @@ pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
         "Distance between the outputs of the student's layers and of those that they imitate: the mean over layers, real tokens and channels. \
          Where widths differ, a projection is learned along; it is not saved.\n\n\
          ```prune\nlet teacher = frozen(m)\ntrain m on d.train for 20 steps {\n    optimizer = adamw(lr = 1e-4)\n    loss = distill(teacher) + 0.1 * hidden(teacher)\n}\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

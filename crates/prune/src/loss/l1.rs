@@ -9,7 +9,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Ty};
 
 use super::{LossInput, LossTerm};
 use crate::error::Result;
-use crate::row::{other, param, runs};
+use crate::row::{other, param};
 use crate::schedule::Clock;
 
 struct L1;
@@ -33,12 +33,12 @@ fn build(_: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         "l1",
         "Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning (2020), sec. 4",
         &[param("of", Ty::OneOf(&["scores"]), "scores", "`scores`: every learned score of this `train`.")],
         "Mean of σ(S) over learned scores: the mean over matrices and sites, each divided by its own size.",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

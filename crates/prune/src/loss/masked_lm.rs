@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{LossInput, LossTerm};
 use crate::error::{PruneError, Result};
-use crate::row::{optional, other, param, runs, within};
+use crate::row::{optional, other, param, within};
 use crate::schedule::Clock;
 
 /// Of the chosen tokens, how many become the mask token.
@@ -100,7 +100,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         "masked_lm",
         "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding (2019), sec. 3.1",
@@ -111,6 +111,6 @@ pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
         ],
         "Cross-entropy of hidden tokens: of those chosen 80 % become the mask token, 10 % a random token, 10 % stay. Labels in the data take precedence.\n\n\
          Mind: padding and special tokens are never chosen.",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

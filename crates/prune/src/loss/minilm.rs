@@ -12,7 +12,7 @@ use prunectl_recipe::plan::Value;
 use super::features::{Seen, TEACHER, teacher};
 use super::{LossInput, LossTerm, imitate};
 use crate::error::{PruneError, Result};
-use crate::row::{optional, other, param, runs, within};
+use crate::row::{optional, other, param, within};
 use crate::schedule::Clock;
 
 const NAME: &str = "minilm";
@@ -100,7 +100,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         NAME,
         "Wang et al., MiniLMv2: Multi-Head Self-Attention Relation Distillation (2021), eq. 5-8",
@@ -122,6 +122,6 @@ pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
         "KL between the self-relations of queries, keys and values of one teacher layer and the student's last, over real tokens. Neither the \
          number of heads nor of layers nor widths need agree.\n\n\
          Mind: relation heads need not equal attention heads.",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

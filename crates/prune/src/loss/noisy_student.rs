@@ -18,7 +18,7 @@ use super::features::{TEACHER, teacher};
 use super::{LossInput, LossTerm};
 use crate::error::Result;
 use crate::labels::output_rows;
-use crate::row::{other, param, runs, within};
+use crate::row::{other, param, within};
 use crate::schedule::Clock;
 
 const NAME: &str = "noisy_student";
@@ -81,7 +81,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         NAME,
         "Xie et al., Self-training with Noisy Student improves ImageNet classification (2020), algorithm 1",
@@ -93,6 +93,6 @@ pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
          and step. Labels in the data are not used. Of a model of values (regression) it is the squared difference.\n\n\
          For further rounds the student becomes the teacher:\n\n\
          ```prune\nrepeat round in 1..=2 {\n    let teacher = frozen(m)\n    train m on d.train for 20 steps { optimizer = adamw(lr = 1e-4)  loss = noisy_student(teacher, noise = 10%) }\n}\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

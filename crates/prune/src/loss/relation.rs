@@ -12,7 +12,7 @@ use prunectl_recipe::plan::Value;
 use super::features::{Seen, TEACHER, teacher};
 use super::{LossInput, LossTerm, imitate};
 use crate::error::{PruneError, Result};
-use crate::row::{other, param, runs, within};
+use crate::row::{other, param, within};
 use crate::schedule::Clock;
 
 const NAME: &str = "relation";
@@ -58,7 +58,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         NAME,
         "Park et al., Relational Knowledge Distillation (2019), eq. 4-9",
@@ -70,6 +70,6 @@ pub(super) const ENTRY: Entry<dyn LossTerm> = Entry {
         "Huber's loss between pairwise distances (normalised by their mean) and angles of examples' embeddings, the means of their tokens in the \
          last layer. Widths need not agree.\n\n\
          Mind: pairs and triples are those of one forward pass, so this loss depends on `batch`.",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

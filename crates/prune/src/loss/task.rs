@@ -7,7 +7,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind};
 use super::{LossInput, LossTerm};
 use crate::error::{PruneError, Result};
 use crate::labels::scored;
-use crate::row::{other, runs};
+use crate::row::other;
 use crate::schedule::Clock;
 
 struct Task {
@@ -71,23 +71,23 @@ fn build_next_token(_: &Args) -> std::result::Result<Box<dyn LossTerm>, ArgError
 }
 
 pub(super) const TASK: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         "task",
         "",
         &[],
         "The loss of the model's own head: cross-entropy of classes or tokens, mean squared error of a value. The mean over all scored tokens (or examples) of a step, whatever its micro-batches.",
-    )),
-    build: Some(build_task),
+    ),
+    build: build_task,
 };
 
 pub(super) const NEXT_TOKEN: Entry<dyn LossTerm> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Loss,
         "next_token",
         "",
         &[],
         "Cross-entropy of the next token. Labels in the data are not shifted; the loss shifts them. Without labels the input is its own label.",
-    )),
-    build: Some(build_next_token),
+    ),
+    build: build_next_token,
 };

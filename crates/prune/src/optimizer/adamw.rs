@@ -9,7 +9,7 @@ use prunectl_recipe::plan::Schedule;
 
 use super::{Optimizer, Update, schedule};
 use crate::error::{PruneError, Result};
-use crate::row::{other, param, required, runs, within};
+use crate::row::{other, param, required, within};
 
 const FIRST: &str = "m";
 const SECOND: &str = "v";
@@ -57,7 +57,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Optimizer>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Optimizer> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Optimizer,
         "adamw",
         "Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019), algorithm 2",
@@ -76,6 +76,6 @@ pub(super) const ENTRY: Entry<dyn Optimizer> = Entry {
         ],
         "Adam with bias correction; the decay is decoupled from the gradient.\n\n\
          ```prune\ntrain m on d.train for 20 steps {\n    optimizer = adamw(lr = linear(0 -> 1e-3, for = 10%) then cosine(1e-3 -> 0), weight_decay = 0.01)\n}\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

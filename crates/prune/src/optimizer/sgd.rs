@@ -5,7 +5,7 @@ use prunectl_recipe::plan::Schedule;
 
 use super::{Optimizer, Update, schedule};
 use crate::error::Result;
-use crate::row::{other, param, required, runs, within};
+use crate::row::{other, param, required, within};
 
 const MOMENTUM: &str = "momentum";
 
@@ -56,7 +56,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Optimizer>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Optimizer> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Optimizer,
         "sgd",
         "Sutskever et al., On the importance of initialization and momentum in deep learning (2013), eq. 1-4",
@@ -67,6 +67,6 @@ pub(super) const ENTRY: Entry<dyn Optimizer> = Entry {
             within(param("weight_decay", Ty::Float, "0", "Added to the gradient: λ·w."), 0.0, 1e3),
         ],
         "Gradient descent with momentum. The decay is part of the gradient, as in PyTorch.",
-    )),
-    build: Some(build),
+    ),
+    build,
 };

@@ -9,7 +9,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Ty};
 
 use super::Quantizer;
 use crate::error::Result;
-use crate::row::{other, param, runs, within};
+use crate::row::{other, param, within};
 
 impl Quantizer for Int8 {
     fn quantize(&self, model: &Transformer) -> Result<Transformer> {
@@ -22,7 +22,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Quantizer>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Quantizer> = Entry {
-    spec: runs(other(
+    spec: other(
         Kind::Quantizer,
         "int8",
         "Dettmers et al., LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale (2022), eq. 8",
@@ -44,8 +44,8 @@ pub(super) const ENTRY: Entry<dyn Quantizer> = Entry {
          columns belong to a sequence, not to a batch, so results do not depend on the batch. It comes last: what changes weights afterwards is refused. \
          Files shrink, memory and time do not: the products are computed in floating point.\n\n\
          ```prune\nquantize m using int8(threshold = 6.0)\nsave m to \"out/int8\"\n```",
-    )),
-    build: Some(build),
+    ),
+    build,
 };
 
 #[cfg(test)]

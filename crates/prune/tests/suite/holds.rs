@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device, Tensor};
 use prunectl_model::{Batch, Labels, LoadOptions, SiteKind as ModelKind, Task, Transformer};
 use prunectl_prune::{Batches, CRITERIA, Decision, InMemory, Key, PruneError, Removed, Request, Scores, Shape, Sites, select, surgery};
-use prunectl_recipe::catalogue::{SiteKind, Support};
+use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::{Amount, Share, Value};
 
 use crate::common::{all, build, golden};
@@ -65,7 +65,7 @@ pub fn batches(size: usize, classes: bool) -> InMemory {
 /// Every row that works outside `train`, with the sites of it that the network has.
 pub fn rows(model: &Transformer) -> Vec<(&'static str, Sites)> {
     let mut out = Vec::new();
-    for row in CRITERIA.iter().filter(|e| e.spec.support == Support::Runs && !e.spec.learns) {
+    for row in CRITERIA.iter().filter(|e| !e.spec.learns) {
         let kinds: Vec<SiteKind> = row.spec.sites.iter().copied().filter(|k| *k != SiteKind::Weights).collect();
         let mut sites = all(model, &kinds);
         sites.units.retain(|_, units| !units.is_empty());
@@ -81,11 +81,7 @@ pub fn rows(model: &Transformer) -> Vec<(&'static str, Sites)> {
 
 /// Panics where a row of the registry that works outside `train` is in none of these.
 pub fn every_row_is_in(seen: &BTreeSet<&str>) {
-    let missing: Vec<&str> = CRITERIA
-        .iter()
-        .filter(|e| e.spec.support == Support::Runs && !e.spec.learns && !seen.contains(e.spec.name))
-        .map(|e| e.spec.name)
-        .collect();
+    let missing: Vec<&str> = CRITERIA.iter().filter(|e| !e.spec.learns && !seen.contains(e.spec.name)).map(|e| e.spec.name).collect();
     assert!(missing.is_empty(), "nothing was held of {missing:?}");
 }
 

@@ -8,7 +8,7 @@ use crate::syntax_error::nearest;
 
 use super::eval::{Val, describe, share};
 use super::options::{CSV_FIELDS, DATA_FIELDS, HUB_DATA_FIELDS, MODEL_FIELDS, ROW_FIELDS};
-use super::{Binding, Checker, Cx};
+use super::{Binding, Checker, Cx, ModelState};
 
 const MODEL_SOURCES: &[&str] = &["hf", "dir", "builtin", "init", "copy"];
 const DATA_SOURCES: &[&str] = &["hf", "text", "csv", "jsonl", "parquet", "tokens", "builtin"];
@@ -107,11 +107,11 @@ impl<'a> Checker<'a> {
             self.bind(name, Binding::Poison, cx.scope, false);
             return;
         };
-        let facts = match &decl.source {
-            ModelSource::Copy(other) => self.states.get(other).and_then(|s| s.facts.clone()),
-            _ => self.facts.facts(&decl),
+        let state = match &decl.source {
+            ModelSource::Copy(other) => self.states.get(other).cloned().unwrap_or_default(),
+            _ => ModelState { facts: self.facts.facts(&decl), ..ModelState::default() },
         };
-        self.state(&name.name).facts = facts;
+        self.states.insert(name.name.clone(), state);
         self.models.push(decl);
         self.bind(name, Binding::Model(name.name.clone()), cx.scope, false);
         self.emit(span, Some(&name.name), "load", StepKind::Load { model: name.name.clone() });

@@ -105,6 +105,8 @@ struct ModelState {
     masked_kinds: Vec<SiteKind>,
     /// Whether anything was masked at all.
     touched: bool,
+    /// Whether a `quantize` has had the last word about the weights.
+    quantised: bool,
 }
 
 /// A `--set`, its value parsed where it is an expression.
@@ -313,6 +315,15 @@ impl<'a> Checker<'a> {
 
     /// Appends a step under a name of its own or the next free one of its sort.
     fn emit(&mut self, span: Span, name: Option<&str>, sort: &'static str, kind: StepKind) -> String {
+        if let Some(model) = changed(&kind) {
+            let state = self.state(model);
+            let late = state.quantised;
+            state.quantised |= matches!(kind, StepKind::Quantize { .. });
+            if late {
+                let what = format!("`{model}` is quantised: nothing may change its weights afterwards");
+                self.report(Diagnostic::error("P0414", what, span, "too late").hint("`quantize` comes last, before `eval` and `save`"));
+            }
+        }
         let step = self.make_step(span, name, sort, kind);
         let full = step.name.clone();
         self.steps.push(step);
@@ -351,5 +362,18 @@ impl<'a> Checker<'a> {
 
     fn state(&mut self, model: &str) -> &mut ModelState {
         self.states.entry(model.to_owned()).or_default()
+    }
+}
+
+/// The model whose weights a step changes.
+fn changed(kind: &StepKind) -> Option<&str> {
+    match kind {
+        StepKind::Prune(p) => Some(selector::model_of(&p.selector)),
+        StepKind::Train(t) => Some(&t.model),
+        StepKind::Reconstruct { selector, .. } | StepKind::Attach { selector, .. } => Some(selector::model_of(selector)),
+        StepKind::Compact { model } | StepKind::Reinit { model, .. } | StepKind::Quantize { model, .. } | StepKind::Fuse { model, .. } => {
+            Some(model)
+        }
+        _ => None,
     }
 }

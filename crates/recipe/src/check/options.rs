@@ -20,7 +20,9 @@ const fn within(p: Param, low: f64, high: f64) -> Param {
     Param { range: Some((low, high)), ..p }
 }
 
-const DTYPES: Ty = Ty::OneOf(&["f32", "f16", "bf16"]);
+/// Types that the Hugging Face layout holds.
+pub(super) const FLOATS: &[&str] = &["f32", "f16", "bf16"];
+const DTYPES: Ty = Ty::OneOf(FLOATS);
 const SAVED_DTYPES: Ty = Ty::OneOf(&["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"]);
 const HUGE: f64 = 1e15;
 const BATCH: Param =

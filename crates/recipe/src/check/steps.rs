@@ -7,7 +7,7 @@ use crate::plan::{Expr as RunExpr, ParamValue, Span, StepKind, Unit, Value};
 use crate::syntax_error::nearest;
 
 use super::eval::Val;
-use super::options::{BATCH_FIELDS, EXPECT_FIELDS, REINIT_FIELDS, SAVE_FIELDS};
+use super::options::{BATCH_FIELDS, EXPECT_FIELDS, FLOATS, REINIT_FIELDS, SAVE_FIELDS};
 use super::{Binding, Checker, Cx, gate};
 
 /// The edition that this build reads.
@@ -573,7 +573,13 @@ impl<'a> Checker<'a> {
                     self.error("P0413", "`save` needs a folder", span, "an empty path");
                     return;
                 }
-                let kind = StepKind::Save { model, to, format: word("format").unwrap_or_default(), layout, dtype: word("dtype") };
+                let (format, dtype) = (word("format").unwrap_or_default(), word("dtype"));
+                if let Some(dtype) = dtype.as_ref().filter(|d| format != "gguf" && !FLOATS.contains(&d.as_str())) {
+                    let message = format!("`dtype = {dtype}` is a type of GGUF files");
+                    let d = Diagnostic::error("P0414", message, span, format!("the Hugging Face layout has {}", FLOATS.join(", ")));
+                    self.report(d.hint("add `format = gguf`, or choose another dtype"));
+                }
+                let kind = StepKind::Save { model, to, format, layout, dtype };
                 self.emit(span, None, "save", kind);
             }
             StmtKind::Broken { defines } => {

@@ -429,9 +429,9 @@ eval perplexity() of m on t as ppl
     Page {
         code: "P0414",
         title: "can't be carried out",
-        cause: "This build knows the method but does not carry it out, or a loader that `loads_in` names can't read what a prune would leave. `run` refuses it by name before it loads anything.",
-        bad: "prune m.layers[*].linears.weights by 50% using sparsegpt(on = d.train)\n",
-        good: "prune m.layers[*].linears.weights by 50% using wanda(on = d.train)\n",
+        cause: "What stands around the statement leaves no way to do it: `quantize` has the last word about a model's weights, only GGUF files hold the types of GGUF, and a loader that `loads_in` names must be able to read what the prune leaves.",
+        bad: "quantize m using int8()\nprune m.layers[*].linears.weights by 50% using magnitude()\n",
+        good: "prune m.layers[*].linears.weights by 50% using magnitude()\nquantize m using int8()\n",
     },
     Page {
         code: "P0501",

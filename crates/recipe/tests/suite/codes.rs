@@ -16,10 +16,9 @@ fn settings(example: &str) -> Vec<(String, String)> {
 /// Codes of an example, each once, and what the terminal shows.
 fn found(example: &str) -> (BTreeSet<&'static str>, String) {
     let text = whole(example);
-    let catalogue = catalogue();
-    let c = compile(&text, "recipe.prune", &settings(example), &Files, &catalogue, &Twelve);
+    let c = compile(&text, "recipe.prune", &settings(example), &Files, &catalogue(), &Twelve);
     let diagnostics = match c.result {
-        Ok(plan) => [plan.refused(&catalogue), plan.warnings].concat(),
+        Ok(plan) => plan.warnings,
         Err(d) => d,
     };
     (diagnostics.iter().map(|d| d.code).collect(), render::render(&diagnostics, &c.sources, false))

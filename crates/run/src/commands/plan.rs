@@ -11,7 +11,7 @@ use crate::cli::{DONE, parse_set};
 use crate::commands::draft::{self, DataArgs, Draft, stem};
 use crate::commands::run::table;
 use crate::commands::{print, print_json};
-use crate::compile::{compile, refused};
+use crate::compile::compile;
 use crate::error::{Error, Result};
 use crate::fit::{Fit, What};
 use crate::forecast::{Forecast, ModelForecast, Range, StepForecast, forecast};
@@ -51,7 +51,7 @@ impl PlanCommand {
             eprintln!("{}", render(&plan.warnings, sources, options.ui.color).trim_end());
         }
         let forecast = forecast(&plan, sources, &options.hub, self.memory);
-        let refused = [refused(&plan), forecast.unloadable()].concat();
+        let refused = forecast.unloadable();
         if options.json {
             let mut value = to_json(&plan, &forecast, &refused.iter().map(|d| d.message.clone()).collect::<Vec<_>>());
             if let (Some(fit), Some(object)) = (&found, value.as_object_mut()) {

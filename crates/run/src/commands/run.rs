@@ -172,13 +172,12 @@ fn finished_steps(events: Vec<Event>) -> BTreeMap<usize, StepDone> {
     steps.collect()
 }
 
-/// The plan, its warnings told; or every mistake, and every step that this build does not carry out.
+/// The plan, its warnings told; or every mistake, and every shape that a loader which must read it can't.
 pub fn accepted(result: Result<Plan, Vec<Diagnostic>>, sources: &Sources, options: &Options) -> Result<Plan> {
     let refuse =
         |mistakes: Vec<Diagnostic>| Error::Recipe { rendered: render(&mistakes, sources, options.ui.color), errors: mistakes.len() };
     let plan = result.map_err(refuse)?;
-    let refused =
-        [crate::compile::refused(&plan), crate::forecast::forecast(&plan, sources, &options.hub, options.memory).unloadable()].concat();
+    let refused = crate::forecast::forecast(&plan, sources, &options.hub, options.memory).unloadable();
     if !refused.is_empty() {
         return Err(refuse(refused));
     }

@@ -1,7 +1,7 @@
 //! `prunectl schema`: the catalogue for programs.
 
 use clap::Args;
-use prunectl_recipe::catalogue::{Spec, Support, Ty};
+use prunectl_recipe::catalogue::{Spec, Ty};
 use serde_json::{Value, json};
 
 use crate::cli::DONE;
@@ -33,7 +33,6 @@ fn method(spec: &Spec) -> Value {
         "source": spec.source,
         "doc": spec.doc,
         "sites": spec.sites.iter().map(|s| format!("{s:?}").to_lowercase()).collect::<Vec<_>>(),
-        "runs": spec.support == Support::Runs,
         "sequential": spec.sequential,
         "learns": spec.learns,
         "needs_data": spec.needs_data,

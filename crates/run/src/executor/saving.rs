@@ -51,12 +51,7 @@ impl Executor<'_> {
         let gguf = match format {
             "" | "hf" => None,
             "gguf" => Some(dtype.map(str::parse::<Quantization>).transpose().map_err(|e| Error::Internal(format!("dtype: {e}")))?),
-            _ => {
-                return Err(Error::Refused {
-                    what: format!("format = {format} is not carried out by this build"),
-                    remedy: "leave it out for the Hugging Face layout".to_owned(),
-                });
-            }
+            _ => return Err(Error::Internal(format!("format `{format}`"))),
         };
         let dtype = match (gguf, dtype) {
             (None, Some(word)) => Some(word.parse::<Dtype>().map_err(|e| Error::Internal(format!("dtype: {e}")))?.0),

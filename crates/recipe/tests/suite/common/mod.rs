@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use prunectl_recipe::catalogue::{Catalogue, Kind, Param, SiteKind, Spec, Support, Ty};
+use prunectl_recipe::catalogue::{Catalogue, Kind, Param, SiteKind, Spec, Ty};
 use prunectl_recipe::diagnostic::Diagnostic;
 use prunectl_recipe::plan::{DataDecl, DataSource, ModelDecl};
 use prunectl_recipe::{Compiled, Facts, Loader, ModelFacts, compile};
@@ -20,18 +20,7 @@ const fn within(p: Param, low: f64, high: f64) -> Param {
     Param { range: Some((low, high)), ..p }
 }
 const fn row(name: &'static str, kind: Kind, params: &'static [Param]) -> Spec {
-    Spec {
-        name,
-        kind,
-        source: "",
-        doc: "",
-        params,
-        sites: &[],
-        support: Support::Runs,
-        sequential: false,
-        learns: false,
-        needs_data: false,
-    }
+    Spec { name, kind, source: "", doc: "", params, sites: &[], sequential: false, learns: false, needs_data: false }
 }
 const fn criterion(name: &'static str, params: &'static [Param]) -> Spec {
     row(name, Kind::Criterion, params)
@@ -51,14 +40,13 @@ static ROWS: &[Spec] = &[
     Spec {
         sequential: true,
         sites: &[SiteKind::Weights],
-        support: Support::PlansOnly,
         ..criterion(
             "sparsegpt",
             &[need("on", Ty::Data), within(p("damp", Ty::Percent, "1%"), 0.0, 100.0), within(p("block", Ty::Count, "128"), 1.0, 65536.0)],
         )
     },
-    Spec { learns: true, support: Support::PlansOnly, ..criterion("movement", &[p("lr", Ty::Scheduled, "1e-2")]) },
-    Spec { learns: true, support: Support::PlansOnly, ..criterion("gum", &[within(p("uniqueness", Ty::Float, "0.5"), 0.0, 1.0)]) },
+    Spec { learns: true, ..criterion("movement", &[p("lr", Ty::Scheduled, "1e-2")]) },
+    Spec { learns: true, ..criterion("gum", &[within(p("uniqueness", Ty::Float, "0.5"), 0.0, 1.0)]) },
     on_data(row("accuracy", Kind::Metric, &[])),
     on_data(row("loss", Kind::Metric, &[])),
     on_data(row(
