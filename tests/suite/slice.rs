@@ -50,7 +50,11 @@ fn what_can_not_be_done_with_directions_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let head = "edition 2026\nmodel m = builtin(\"tiny-llama\")\nmodel b = builtin(\"tiny-bert\")\ndata  d = builtin(\"tales\")\nlet few = d.train.take(4)\n";
     for (text, says) in [
-        ("score m.hidden using slice(on = few) as s\n", "slice gives no scores apart from a prune"),
+        ("score m.hidden using slice(on = few) as s\n", "`slice` gives no scores apart from a prune"),
+        (
+            "snapshot m as early\nprune m.hidden by 20% using slice(on = few)\nrewind m to early\n",
+            "before line 7 turned the residual stream",
+        ),
         ("prune b.hidden by 20% using slice(on = few)\n", "norms behind the sublayers"),
         ("prune m.hidden by 20% using slice(on = few)\nsave m to \"out/m\"\n", "write `compact m` before the `save`"),
         ("prune m.layers[*].mlp.neurons by 20% using magnitude()\nprune m.hidden by 20% using slice(on = few)\n", "`compact` before it"),

@@ -64,7 +64,7 @@ pub(crate) const QUIRK: Param = param(
 );
 
 const fn plain(kind: Kind, name: &'static str, source: &'static str, params: &'static [Param], doc: &'static str) -> Spec {
-    Spec { name, kind, source, doc, params, sites: &[], sequential: false, learns: false, needs_data: false }
+    Spec { name, kind, source, doc, params, sites: &[], sequential: false, learns: false, turns: false, needs_data: false }
 }
 
 /// A criterion's row.
@@ -96,6 +96,11 @@ pub(crate) const fn sequential(s: Spec) -> Spec {
 /// The same row, usable inside `train` only.
 pub(crate) const fn learns(s: Spec) -> Spec {
     Spec { learns: true, ..s }
+}
+
+/// The same row, scoring nothing apart from its prune, which turns the residual stream.
+pub(crate) const fn turns(s: Spec) -> Spec {
+    Spec { turns: true, ..s }
 }
 
 /// The same row, with data needed (for a criterion: outside `train`).

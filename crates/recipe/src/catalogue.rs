@@ -127,6 +127,8 @@ pub struct Spec {
     pub sequential: bool,
     /// For criteria: it learns inside `train` and can't be used elsewhere.
     pub learns: bool,
+    /// For criteria: it turns the residual stream, so that it gives no scores apart from its prune, and weights of before fit no more.
+    pub turns: bool,
     /// For metrics: whether `on DATA` is needed.
     pub needs_data: bool,
 }

@@ -58,6 +58,7 @@ pub fn method_page(spec: &Spec) -> String {
     }
     for (said, words) in [
         (spec.learns, "Learns, inside `train` only."),
+        (spec.turns, "Turns the residual stream: it scores nothing apart from its prune, and a snapshot of before fits no more."),
         (spec.sequential, "Block by block: its scores hold for one amount."),
         (spec.needs_data, "Measured on data."),
     ] {

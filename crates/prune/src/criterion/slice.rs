@@ -23,7 +23,7 @@ use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
 use crate::linalg::symmetric_eigen;
-use crate::row::{CALIBRATION, criterion, needs_data};
+use crate::row::{CALIBRATION, criterion, needs_data, turns};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, select};
 use crate::site::{Key, Sites};
@@ -368,7 +368,7 @@ fn build(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
 }
 
 pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
-    spec: needs_data(criterion(
+    spec: turns(needs_data(criterion(
         "slice",
         "Ashkboos et al., SliceGPT: Compress Large Language Models by Deleting Rows and Columns (2024), sec. 3",
         &[CALIBRATION],
@@ -378,9 +378,9 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
          code of its own. A head that shares the table of embeddings gets a matrix of its own, so a small cut may add parameters. Norms' weights \
          move into the matrices that read them; kept indices are those of directions, the largest first. It is for networks with norms before \
          their sublayers (Llama, Mistral, Qwen, Phi-3, Mixtral, GPT-2, GPT-Neo, GPT-NeoX, CodeGen, OPT, Falcon); `compact` before anything else \
-         changes weights. `score` is refused.\n\n\
+         changes weights.\n\n\
          ```prune\nedition 2026\nmodel m = builtin(\"tiny-llama\")\ndata  d = builtin(\"tales\")\nprune m.hidden by 20% using slice(on = d.train.sample(64, seed = 0))\ncompact m\n```",
-    )),
+    ))),
     build,
 };
 

@@ -95,7 +95,7 @@ fn build(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
         Some(Value::Text(name)) => name.clone(),
         _ => "magnitude".to_owned(),
     };
-    let scores = |e: &&Entry<dyn Criterion>| e.spec.kind == Kind::Criterion && !e.spec.learns && e.spec.name == name;
+    let scores = |e: &&Entry<dyn Criterion>| e.spec.kind == Kind::Criterion && !e.spec.learns && !e.spec.turns && e.spec.name == name;
     let row = CRITERIA
         .iter()
         .find(scores)

@@ -57,6 +57,7 @@ enum Binding<'a> {
     Snapshot {
         model: String,
         full: String,
+        weights: Weights,
     },
     Adapter {
         model: String,
@@ -105,8 +106,16 @@ struct ModelState {
     masked_kinds: Vec<SiteKind>,
     /// Whether anything was masked at all.
     touched: bool,
-    /// Whether a `quantize` has had the last word about the weights.
+    weights: Weights,
+}
+
+/// What was done to a model's weights that a snapshot takes along.
+#[derive(Debug, Clone, Copy, Default)]
+struct Weights {
+    /// Whether a `quantize` has had the last word.
     quantised: bool,
+    /// The prune that turned the residual stream and is not compacted yet: what it masks are channels of that turn.
+    turned: Option<Span>,
 }
 
 /// A `--set`, its value parsed where it is an expression.
@@ -316,9 +325,9 @@ impl<'a> Checker<'a> {
     /// Appends a step under a name of its own or the next free one of its sort.
     fn emit(&mut self, span: Span, name: Option<&str>, sort: &'static str, kind: StepKind) -> String {
         if let Some(model) = changed(&kind) {
-            let state = self.state(model);
-            let late = state.quantised;
-            state.quantised |= matches!(kind, StepKind::Quantize { .. });
+            let weights = &mut self.state(model).weights;
+            let late = weights.quantised;
+            weights.quantised |= matches!(kind, StepKind::Quantize { .. });
             if late {
                 let what = format!("`{model}` is quantised: nothing may change its weights afterwards");
                 self.report(Diagnostic::error("P0414", what, span, "too late").hint("`quantize` comes last, before `eval` and `save`"));

@@ -1,7 +1,7 @@
 //! `score` and `prune`: selector, amount and criterion, and whether the three go together.
 
 use crate::ast::{Block, Expr, ExprKind, Ident, PruneStmt};
-use crate::catalogue::{Args, Kind, SiteKind};
+use crate::catalogue::{Args, Kind, SiteKind, Spec};
 use crate::diagnostic::Diagnostic;
 use crate::plan::{Amount, Bound, CriterionRef, Goal, Part, Prune, Scope, Selector, Share, Span, StepKind, Unit, Value};
 use crate::syntax_error::nearest;
@@ -99,6 +99,24 @@ impl<'a> Checker<'a> {
         Some(CriterionRef::Method(method))
     }
 
+    /// The row of a criterion that turns the residual stream.
+    fn turning(&self, criterion: &CriterionRef) -> Option<&'static Spec> {
+        let CriterionRef::Method(m) = criterion else { return None };
+        self.spec(Kind::Criterion, &m.name).filter(|spec| spec.turns)
+    }
+
+    /// A criterion of a `score`: one whose scores mean something apart from a prune.
+    fn scoring(&mut self, e: &'a Expr, cx: Cx, selector: Option<&Selector>) -> Option<CriterionRef> {
+        let criterion = self.criterion(e, cx, selector, false)?;
+        if let Some(Spec { name, .. }) = self.turning(&criterion) {
+            let d = Diagnostic::error("P0414", format!("`{name}` gives no scores apart from a prune"), e.span, "nothing to keep");
+            let hint = "it ranks directions that only its own turn makes channels of";
+            self.report(d.hint(format!("{hint}; write `prune m.hidden by … using {name}(…)`")));
+            return None;
+        }
+        Some(criterion)
+    }
+
     /// A `score` statement.
     #[expect(clippy::too_many_arguments, reason = "the parts of one statement")]
     pub(super) fn score_statement(
@@ -115,7 +133,7 @@ impl<'a> Checker<'a> {
         let criterion = match (using, from) {
             (_, Some(from)) => {
                 if let Some(using) = using {
-                    self.criterion(using, cx, s.as_ref(), false);
+                    self.scoring(using, cx, s.as_ref());
                 }
                 match self.eval(from, cx) {
                     Val::Text(dir) => Some(CriterionRef::Run { dir: dir.into(), name: name.map(|n| n.name.clone()) }),
@@ -125,7 +143,7 @@ impl<'a> Checker<'a> {
                     }
                 }
             }
-            (Some(using), None) => self.criterion(using, cx, s.as_ref(), false),
+            (Some(using), None) => self.scoring(using, cx, s.as_ref()),
             (None, None) => {
                 let d = Diagnostic::error("P0403", "`score` needs a criterion", span, "`using` is missing");
                 self.report(d.hint("write `using CRITERION()`, or `from \"runs/…\"`"));
@@ -219,7 +237,9 @@ impl<'a> Checker<'a> {
             Value::List(items) => items.iter().filter_map(|i| if let Value::Word(w) = i { Some(w.clone()) } else { None }).collect(),
             _ => Vec::new(),
         };
+        let turned = criterion.as_ref().and_then(|c| self.turning(c)).map(|_| span);
         let state = self.state(model_of(&selector));
+        state.weights.turned = turned.or(state.weights.turned);
         state.touched = true;
         if kinds_of(&selector).iter().any(|k| *k != SiteKind::Weights) {
             state.masked = Some(span);

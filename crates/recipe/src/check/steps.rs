@@ -437,6 +437,7 @@ impl<'a> Checker<'a> {
                 let Some(model) = self.model_ident(model, cx) else { return };
                 let state = self.state(&model);
                 let nothing = !state.touched;
+                state.weights.turned = None;
                 if state.masked.take().is_some() {
                     // Counts are only known to the run from here on.
                     state.facts = None;
@@ -498,7 +499,8 @@ impl<'a> Checker<'a> {
                     Some(model) => {
                         let full = format!("{}{}", name.name, self.suffix());
                         self.emit(span, Some(&name.name), "snapshot", StepKind::Snapshot { model: model.clone(), name: full.clone() });
-                        self.bind(name, Binding::Snapshot { model, full }, cx.scope, false);
+                        let weights = self.state(&model).weights;
+                        self.bind(name, Binding::Snapshot { model, full, weights }, cx.scope, false);
                     }
                     None => self.bind(name, Binding::Poison, cx.scope, false),
                 }
@@ -615,11 +617,22 @@ impl<'a> Checker<'a> {
         };
         let m = self.model_ident(model, cx);
         match self.lookup(&to.name, cx.scope) {
-            Some(Binding::Snapshot { model: of, full }) => {
+            Some(Binding::Snapshot { model: of, full, weights }) => {
                 let Some(model) = m else { return };
                 if of != model {
                     self.error("P0509", format!("`{}` is a snapshot of `{of}`, not of `{model}`", to.name), to.span, "another model's");
                     return;
+                }
+                if !schedule_only {
+                    let now = &mut self.state(&model).weights;
+                    if let Some(turn) = now.turned.filter(|turn| weights.turned != Some(*turn)) {
+                        let line = self.line(turn);
+                        let message = format!("`{}` was taken before line {line} turned the residual stream of `{model}`", to.name);
+                        let d = Diagnostic::error("P0514", message, to.span, "its channels are not those that are masked");
+                        self.report(d.hint(format!("take the snapshot after line {line}, or rewind before it")));
+                        return;
+                    }
+                    *now = weights;
                 }
                 self.emit(span, None, "rewind", StepKind::Rewind { model, to: full, schedule_only });
             }

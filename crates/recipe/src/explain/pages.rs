@@ -429,7 +429,7 @@ eval perplexity() of m on t as ppl
     Page {
         code: "P0414",
         title: "can't be carried out",
-        cause: "What stands around the statement leaves no way to do it: `quantize` has the last word about a model's weights, only GGUF files hold the types of GGUF, and a loader that `loads_in` names must be able to read what the prune leaves.",
+        cause: "What stands around the statement leaves no way to do it: `quantize` has the last word about a model's weights, only GGUF files hold the types of GGUF, a criterion that turns the residual stream scores nothing apart from its prune, and a loader that `loads_in` names must be able to read what the prune leaves.",
         bad: "quantize m using int8()\nprune m.layers[*].linears.weights by 50% using magnitude()\n",
         good: "prune m.layers[*].linears.weights by 50% using magnitude()\nquantize m using int8()\n",
     },
@@ -538,6 +538,22 @@ save m to "out/x"
         cause: "`reconstruct = …` fits the matrices that heads, KV groups and neurons write through, after a one-shot prune. Where single weights, sublayers, layers or channels go, and inside `train`, something else recovers.",
         bad: "prune m.layers[*] by 1 layers using magnitude() { reconstruct = least_squares  on = d.train.sample(64, seed = 0) }\n",
         good: "prune m.layers[*].mlp.neurons by 40% using magnitude() { reconstruct = least_squares  on = d.train.sample(64, seed = 0) }\n",
+    },
+    Page {
+        code: "P0514",
+        title: "weights of before a turn",
+        cause: "A criterion such as `slice` turns the residual stream: what it masks are channels of the turned network, and weights of before know no such channels.",
+        bad: r###"snapshot m as early
+prune m.hidden by 20% using slice(on = d.train)
+rewind m to early
+compact m
+"###,
+        good: r###"prune m.hidden by 20% using slice(on = d.train)
+snapshot m as turned
+train m on d.train for 10 steps { optimizer = adamw(lr = 1e-3) }
+rewind m to turned
+compact m
+"###,
     },
     Page {
         code: "P0601",

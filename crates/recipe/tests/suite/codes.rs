@@ -76,3 +76,30 @@ fn messages_are_as_they_were_read_last() {
     let stored = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(stored == shown, "{} is out of date (PRUNECTL_BLESS=1 rewrites it); now:\n{shown}", path.display());
 }
+
+/// What was done to a model's weights is followed into rounds, cells, copies and snapshots.
+#[test]
+fn what_was_done_to_weights_is_remembered() {
+    let cut = |model: &str| format!("prune {model}.layers[*].linears.weights by 10% using magnitude()\n");
+    let (prune, quantize) = (cut("m"), "quantize m using int8()\n");
+    let slice = "prune m.hidden by 20% using slice(on = d.train)\n";
+    let (before, back) = ("snapshot m as early\n", "rewind m to early\n");
+    for (text, expected) in [
+        (format!("{quantize}repeat i in 1..=2 {{\n{prune}}}\n"), &["P0414"][..]),
+        (format!("repeat i in 1..=2 {{\n{prune}{quantize}}}\n"), &["P0414", "P0414"]),
+        (format!("sweep share over [10%, 20%] {{\n{prune}{quantize}}}\n"), &[]),
+        (format!("{quantize}model c = copy(m)\n{}", cut("c")), &["P0414"]),
+        (format!("model c = copy(m)\n{quantize}{}", cut("c")), &[]),
+        (format!("{before}{quantize}{back}{prune}"), &[]),
+        (format!("{quantize}{before}{back}{prune}"), &["P0414"]),
+        ("save m to \"out/m\" { dtype = q8_0 }\n".to_owned(), &["P0414"]),
+        ("save m to \"out/m\" { format = gguf  dtype = q8_0 }\n".to_owned(), &[]),
+        ("score m.hidden using slice(on = d.train) as s\n".to_owned(), &["P0414"]),
+        (format!("{before}{slice}{back}compact m\n"), &["P0514"]),
+        (format!("{before}{slice}rewind m.schedule to early\ncompact m\n"), &[]),
+        (format!("{slice}{before}{back}compact m\n"), &[]),
+        (format!("{before}sweep share over [10%, 20%] {{\n{slice}compact m\n}}\n{prune}{back}"), &[]),
+    ] {
+        assert_eq!(crate::common::codes(&format!("{}{text}", crate::common::PRELUDE)), expected, "{text}");
+    }
+}

@@ -35,6 +35,7 @@ fn method(spec: &Spec) -> Value {
         "sites": spec.sites.iter().map(|s| format!("{s:?}").to_lowercase()).collect::<Vec<_>>(),
         "sequential": spec.sequential,
         "learns": spec.learns,
+        "turns": spec.turns,
         "needs_data": spec.needs_data,
         "params": spec.params.iter().map(|p| json!({
             "name": p.name,

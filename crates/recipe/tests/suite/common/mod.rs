@@ -20,7 +20,7 @@ const fn within(p: Param, low: f64, high: f64) -> Param {
     Param { range: Some((low, high)), ..p }
 }
 const fn row(name: &'static str, kind: Kind, params: &'static [Param]) -> Spec {
-    Spec { name, kind, source: "", doc: "", params, sites: &[], sequential: false, learns: false, needs_data: false }
+    Spec { name, kind, source: "", doc: "", params, sites: &[], sequential: false, learns: false, turns: false, needs_data: false }
 }
 const fn criterion(name: &'static str, params: &'static [Param]) -> Spec {
     row(name, Kind::Criterion, params)
@@ -45,6 +45,7 @@ static ROWS: &[Spec] = &[
             &[need("on", Ty::Data), within(p("damp", Ty::Percent, "1%"), 0.0, 100.0), within(p("block", Ty::Count, "128"), 1.0, 65536.0)],
         )
     },
+    Spec { turns: true, sites: &[SiteKind::Hidden], ..criterion("slice", &[need("on", Ty::Data)]) },
     Spec { learns: true, ..criterion("movement", &[p("lr", Ty::Scheduled, "1e-2")]) },
     Spec { learns: true, ..criterion("gum", &[within(p("uniqueness", Ty::Float, "0.5"), 0.0, 1.0)]) },
     on_data(row("accuracy", Kind::Metric, &[])),
