@@ -5,6 +5,7 @@
 
 mod amount;
 mod data;
+mod definitions;
 mod eval;
 mod files;
 mod gate;
