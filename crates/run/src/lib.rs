@@ -13,6 +13,7 @@ pub mod files;
 pub mod fit;
 pub mod forecast;
 pub mod gguf;
+mod held;
 pub mod hub;
 pub mod inspect;
 pub mod interrupt;

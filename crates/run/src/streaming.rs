@@ -2,22 +2,11 @@
 
 use prunectl_model::{Facts, LayerDims};
 use prunectl_prune::{CRITERIA, TOKENS_SIDE_BY_SIDE, build};
-use prunectl_recipe::plan::{CriterionRef, Goal, Plan, Scope, Step, StepKind};
+use prunectl_recipe::plan::{CriterionRef, Goal, Plan, Prune, Scope, Step, StepKind};
 
 use crate::data::{AutoBatch, USUAL_TOKENS, memory_bytes};
 use crate::executor::longest_of;
-
-/// Copies of the weights that a plan in memory holds at once: as loaded, as pruned, their scores, and masks with what makes them.
-const COPIES: u64 = 4;
-/// The same of one block: as it was, as it is, its scores, and masks with what makes them.
-const COPIES_OF_A_BLOCK: u64 = 4;
-/// f64 matrices of the widest input's size that a second-order method has at once: the sum of its products, its factor, that one's inverse.
-const PRODUCTS: u64 = 4;
-/// What the process takes without a model.
-const PROCESS_BYTES: u64 = 64 << 20;
-/// Bytes of a weight and of an entry of such a matrix.
-const WEIGHT_BYTES: u64 = 4;
-const ENTRY_BYTES: u64 = 8;
+use crate::held::{COPIES, PROCESS_BYTES, WEIGHT_BYTES, products};
 
 /// The memory that a command may use: as asked for, or the machine's.
 pub fn budget(asked: Option<u64>) -> u64 {
@@ -58,45 +47,38 @@ fn block_by_block(step: &Step) -> bool {
 /// the activations of a batch in a block.
 pub fn peak(plan: &Plan, model: &Facts, memory: u64) -> u64 {
     let blueprint = &model.blueprint;
-    let widest = widest(model);
     let of_blocks = |dims: &[LayerDims]| blueprint.parameter_count(dims);
     let rest = of_blocks(&[]);
     let block = model.dims.iter().map(|d| of_blocks(std::slice::from_ref(d)).saturating_sub(rest)).max().unwrap_or(0);
     let table = (blueprint.vocab * blueprint.hidden) as u64;
     let rows = activations(model, plan.steps.iter().any(measures));
-    let products = if plan.steps.iter().any(holds_products) { PRODUCTS * ENTRY_BYTES * widest * widest } else { 0 };
+    let products = plan.steps.iter().map(|step| most(step, &|s| held_products(s, model))).max().unwrap_or(0);
     // A table is read while no block is there.
-    let weights = WEIGHT_BYTES * (COPIES_OF_A_BLOCK * block).max(3 * table);
+    let weights = WEIGHT_BYTES * (COPIES * block).max(3 * table);
     let passes = rows.rows(memory).max(TOKENS_SIDE_BY_SIDE / length_of(model));
     PROCESS_BYTES + weights + products + passes as u64 * rows.row_bytes()
 }
 
-/// Inputs of the widest linear layer.
-pub fn widest(model: &Facts) -> u64 {
-    model.dims.iter().map(|d| d.ffn.max(d.q_width())).fold(model.blueprint.hidden, usize::max) as u64
-}
-
-/// Every step of a plan, those of rounds and cells too, that this holds of.
-fn any(step: &Step, holds: &dyn Fn(&Step) -> bool) -> bool {
+/// The most that a step comes to, or one of its rounds and cells.
+fn most(step: &Step, of: &dyn Fn(&Step) -> u64) -> u64 {
     match &step.kind {
-        StepKind::Repeat { rounds, .. } => rounds.iter().flatten().any(|s| any(s, holds)),
-        StepKind::Sweep { cells, .. } => cells.iter().flat_map(|c| &c.steps).any(|s| any(s, holds)),
-        _ => holds(step),
+        StepKind::Repeat { rounds, .. } => rounds.iter().flatten().map(|s| most(s, of)).max().unwrap_or(0),
+        StepKind::Sweep { cells, .. } => cells.iter().flat_map(|c| &c.steps).map(|s| most(s, of)).max().unwrap_or(0),
+        _ => of(step),
     }
 }
 
 fn measures(step: &Step) -> bool {
-    any(step, &|s| matches!(s.kind, StepKind::Eval { .. }))
+    most(step, &|s| u64::from(matches!(s.kind, StepKind::Eval { .. }))) > 0
 }
 
-fn holds_products(step: &Step) -> bool {
-    any(step, &|s| match &s.kind {
-        StepKind::Prune(prune) => match &prune.criterion {
-            CriterionRef::Method(m) => build(CRITERIA, &m.name, &m.args).is_ok_and(|criterion| criterion.holds_products()),
-            _ => false,
-        },
-        _ => false,
-    })
+fn held_products(step: &Step, model: &Facts) -> u64 {
+    match &step.kind {
+        StepKind::Prune(Prune { criterion: CriterionRef::Method(m), .. }) => {
+            build(CRITERIA, &m.name, &m.args).map_or(0, |criterion| products(criterion.as_ref(), model))
+        }
+        _ => 0,
+    }
 }
 
 /// Tokens of a row where the data does not say them.

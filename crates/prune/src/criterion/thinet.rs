@@ -266,6 +266,10 @@ impl Criterion for ThiNet {
     fn updates_weights(&self) -> bool {
         self.rescale
     }
+
+    fn holds_products(&self) -> bool {
+        true
+    }
 }
 
 impl Layerwise for ThiNet {

@@ -1,5 +1,5 @@
 //! How much memory each step takes: what stays resident, and what the step needs beside it. Estimates from above, for the CPU, from
-//! shapes alone; `tests/suite/plan.rs` holds them against what runs measure.
+//! shapes alone; `tests/suite/memory.rs` holds them against what runs measure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,16 +9,10 @@ use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, Plan, Prune, Selecto
 use super::{Sim, sites_of};
 use crate::data::{AutoBatch, SEGMENT_BYTES, USUAL_TOKENS, row_count, row_tokens};
 use crate::executor::{longest_of, model_of};
-use crate::streaming;
+use crate::held::{MASKED, PROCESS_BYTES, SCORES, WEIGHT_BYTES, products};
 
-const WEIGHT_BYTES: u64 = 4;
-/// The program, its threads, tokenizers, tables.
-const PROGRAM_BYTES: u64 = 32 << 20;
 /// What a tokenizer holds for each byte of the text that it works on.
 const TOKENIZER_BYTES: u64 = 400;
-/// Copies of a square f64 matrix over a layer's inputs in second-order methods: the statistic, its factor, its inverse, and the
-/// matrices of a block that are worked on at once.
-const SQUARES: u64 = 8;
 
 /// What a batch keeps of its activations.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,7 +36,7 @@ pub(super) fn resident(plan: &Plan, sims: &BTreeMap<String, Sim>) -> Option<u64>
     copies(&plan.steps, &mut kept);
     let loaded = sims.values().map(weights).sum::<u64>();
     let copied = kept.iter().map(|(model, _)| sims.get(model).map(weights)).sum::<Option<u64>>()?;
-    (!sims.is_empty()).then_some(PROGRAM_BYTES + loaded + copied)
+    (!sims.is_empty()).then_some(PROCESS_BYTES + loaded + copied)
 }
 
 fn weights(sim: &Sim) -> u64 {
@@ -127,7 +121,7 @@ fn scoring(selector: &Selector, criterion: &CriterionRef, batch: Option<u64>, si
     let Ok(criterion) = build(CRITERIA, &method.name, &method.args) else { return Some(0) };
     let sites = sites_of(selector, sims).unwrap_or_default();
     // Scores of weights are as large as the weights.
-    let scores = if sites.weights.is_empty() { 0 } else { weights(sim) };
+    let scores = if sites.weights.is_empty() { 0 } else { SCORES * weights(sim) };
     if !criterion.needs_data() {
         return Some(scores);
     }
@@ -136,13 +130,11 @@ fn scoring(selector: &Selector, criterion: &CriterionRef, batch: Option<u64>, si
         _ => None,
     };
     if criterion.layerwise().is_some() {
-        let widest = streaming::widest(&sim.file);
-        let squares = if criterion.updates_weights() { SQUARES * 8 * widest * widest } else { 0 };
-        let held = data.map_or(0, |d| 2 * states(sim, d));
+        let held = data.map_or(0, |d| 2 * states(sim, d)) + products(criterion.as_ref(), &sim.file);
         let length = data.and_then(row_tokens).unwrap_or(longest(sim)).max(1);
         let beside = (TOKENS_SIDE_BY_SIDE as u64 / length).max(1);
         let passes = activations(sim, data, batch, Rows::Forward).max(activations(sim, data, Some(beside), Rows::Forward));
-        return Some(scores + held + squares + passes);
+        return Some(scores + held + passes);
     }
     let gradients = if sites.weights.is_empty() { 0 } else { 2 * weights(sim) };
     let tokens = criterion.parallel_tokens() as u64 * threads();
@@ -155,7 +147,7 @@ fn pruning(prune: &Prune, sims: &BTreeMap<String, Sim>) -> Option<u64> {
     let scoring = scoring(&prune.selector, &prune.criterion, prune.batch, sims)?;
     let by_weight = sites_of(&prune.selector, sims).is_some_and(|s| !s.weights.is_empty());
     // Masked weights are written beside the ones that they replace.
-    Some(scoring + if by_weight { 2 * weights(sim) } else { weights(sim) / sim.file.dims.len().max(1) as u64 })
+    Some(scoring + if by_weight { MASKED * weights(sim) } else { weights(sim) / sim.file.dims.len().max(1) as u64 })
 }
 
 fn evaluating(sim: &Sim, metric: &Method, data: Option<&DataExpr>, batch: Option<u64>) -> u64 {
