@@ -4,6 +4,7 @@
 mod adapters;
 mod common;
 mod distillation;
+mod golden_gates;
 mod golden_learned;
 mod golden_methods;
 mod golden_weights;
