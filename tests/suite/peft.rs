@@ -39,6 +39,35 @@ fuse theirs into l
 save l to "theirs-fused"
 "#;
 
+/// LoRA on a family whose files join projections in one module; FAMILY and CONFIG stand for its name and its config. Of the layer's other
+/// matrices the rank is another than of the joined one.
+const JOINED: &str = r#"edition 2026
+
+model m = init("CONFIG", seed = 3)
+data  d = tokens("ids.safetensors")
+
+save m to "FAMILY"
+attach lora(rank = 2, alpha = 6) to m.layers[*].linears as low
+train m on d for 6 steps { batch = 8  optimizer = adamw(lr = 2e-2) }
+save m to "FAMILY-adapter" { format = peft }
+fuse low into m
+save m to "FAMILY-fused"
+"#;
+
+/// An adapter that peft made of whole modules is attached to their parts, and fused.
+const PARTS: &str = r#"edition 2026
+
+model m = dir("gpt2")
+
+attach lora(rank = 4, from = "gpt2-theirs") to m.tensors("*c_attn.weight") as theirs
+fuse theirs into m
+save m to "gpt2-theirs-fused"
+"#;
+
+/// Families with joined projections: in blocks (transposed in GPT-2), by group, by shard, with gate and up together; and experts, which
+/// transformers joins.
+const FAMILIES: [&str; 7] = ["gpt2", "gpt_neox", "falcon", "codegen", "phi3", "mixtral", "qwen3_moe"];
+
 /// Logits in f32 through two programs, as a share of the largest.
 const TOLERANCE: f64 = 1e-5;
 
@@ -67,15 +96,33 @@ fn peft_opens_our_adapters_and_we_open_its() {
     fs::write(d.join("takes.prune"), TAKES).unwrap();
     let out = run(d, &["run", "takes.prune", "--out", "r2"]);
     assert!(out.status.success(), "{}", stderr(&out));
+    let ids = candle_core::Tensor::arange(0i64, 16 * 12, &candle_core::Device::Cpu).unwrap();
+    let ids = ids.broadcast_mul(&candle_core::Tensor::new(37i64, ids.device()).unwrap()).unwrap();
+    let ids: Vec<i64> = ids.to_vec1::<i64>().unwrap().into_iter().map(|n| 5 + n % 50).collect();
+    let ids = candle_core::Tensor::from_vec(ids, (16, 12), &candle_core::Device::Cpu).unwrap();
+    candle_core::safetensors::save(&[("input_ids".to_owned(), ids)].into(), d.join("ids.safetensors")).unwrap();
+    for family in FAMILIES {
+        let config = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families").join(family).join("config.json");
+        let recipe = JOINED.replace("FAMILY", family).replace("CONFIG", &config.display().to_string());
+        fs::write(d.join(format!("{family}.prune")), recipe).unwrap();
+        let out = run(d, &["run", &format!("{family}.prune")]);
+        assert!(out.status.success(), "{family}: {}", stderr(&out));
+    }
+    peft(&["make", "gpt2", "gpt2-theirs", "AutoModelForCausalLM", "4", "c_attn"]);
+    fs::write(d.join("parts.prune"), PARTS).unwrap();
+    let out = run(d, &["run", "parts.prune", "--out", "r3"]);
+    assert!(out.status.success(), "{}", stderr(&out));
     let case = |name: &str, base: &str, adapter: &str, class: &str| json!({"name": name, "base": base, "adapter": adapter, "fused": format!("{name}-fused"), "auto_class": class});
-    let cases = json!([
+    let mut cases = vec![
         case("llama", "llama", "llama-adapter", "AutoModelForCausalLM"),
         case("bert", "bert", "bert-adapter", "AutoModelForSequenceClassification"),
         case("theirs", "llama", "theirs", "AutoModelForCausalLM"),
-    ]);
-    fs::write(d.join("cases.json"), cases.to_string()).unwrap();
+        case("gpt2-theirs", "gpt2", "gpt2-theirs", "AutoModelForCausalLM"),
+    ];
+    cases.extend(FAMILIES.map(|family| case(family, family, &format!("{family}-adapter"), "AutoModelForCausalLM")));
+    fs::write(d.join("cases.json"), json!(cases).to_string()).unwrap();
     let said = peft(&["check", "cases.json"]);
-    assert_eq!(said.lines().count(), 3, "{said}");
+    assert_eq!(said.lines().count(), cases.len(), "{said}");
     for line in said.lines() {
         let case: Value = serde_json::from_str(line).unwrap();
         println!("peft: {case}");

@@ -58,6 +58,17 @@ pub enum Projection {
     Sum,
 }
 
+/// Tokens of the longest row that a network takes: those that its learned positions hold, or that its config states; None where nothing
+/// says.
+pub fn stated_length(blueprint: &Blueprint, config: &serde_json::Value) -> Option<usize> {
+    let table = blueprint.embeddings.positions.as_ref().map(|p| match p.rule {
+        PositionRule::Index => p.rows,
+        PositionRule::RankInKeep { base } | PositionRule::RankAmongNot { base, .. } => p.rows.saturating_sub(base + 1),
+    });
+    let stated = ["max_position_embeddings", "n_positions", "seq_length"].into_iter().find_map(|k| config.get(k)?.as_u64());
+    table.or(stated.map(|n| n as usize))
+}
+
 /// Learned absolute positions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Positions {

@@ -10,7 +10,7 @@ pub enum ModelError {
     Tensor(#[from] candle_core::Error),
 
     /// A file could not be read or mapped.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {}", unread(source), path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -224,3 +224,13 @@ pub enum ModelError {
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, ModelError>;
+
+/// The system's words, with the way out where a file is not there.
+fn unread(e: &std::io::Error) -> String {
+    match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("{e}; a model is a folder with config.json and model.safetensors, or with shards and their index")
+        }
+        _ => e.to_string(),
+    }
+}

@@ -35,8 +35,8 @@ pub use adapter::AdapterPart;
 pub use batch::{Batch, IGNORED, Labels};
 pub use blueprint::*;
 pub use checkpoint::{
-    Facts, FilePart, LoadOptions, checkpoint_parts, file_matrices, file_parts, file_shape, from_file_tensors, init, int8_tensors, load,
-    to_checkpoint, to_file_tensors,
+    Facts, FileMatrix, FilePart, LoadOptions, checkpoint_parts, file_matrices, file_parts, file_shape, from_file_tensors, init,
+    int8_tensors, load, to_checkpoint, to_file_tensors,
 };
 pub use dims::LayerDims;
 pub use error::{ModelError, Result};

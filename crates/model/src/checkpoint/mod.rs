@@ -1,6 +1,7 @@
 //! Checkpoints: names ↔ slots, reading a folder, writing back.
 
 mod files;
+mod matrix;
 mod sentence;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,8 @@ use crate::params::Params;
 use crate::tensors::{Away, Shelf, Tensors};
 use crate::transformer::{Blocked, Origin, Transformer};
 use files::{Files, read_json};
+
+pub use matrix::FileMatrix;
 
 /// Seed of a head that the files lack.
 const HEAD_SEED: u64 = 0;

@@ -205,7 +205,11 @@ impl FileTensor {
                 let mut parts = vec![None; rows.len()];
                 for (place, piece) in places.iter().zip(pieces) {
                     if let (Some(part), Some(slot)) = (parts.get_mut(*place), self.parts.get(*place)) {
-                        *part = Some(piece.reshape(slot.shape.as_slice())?);
+                        let mut shape = tensor.dims().to_vec();
+                        if let (Some(rows), Some(own)) = (shape.first_mut(), slot.shape.first()) {
+                            *rows = *own;
+                        }
+                        *part = Some(piece.reshape(shape)?);
                     }
                 }
                 Ok(parts.into_iter().flatten().collect())
@@ -226,9 +230,9 @@ impl FileTensor {
                     pieces.push(part.reshape((outer, rows / outer, rest))?);
                 }
                 let joined = Tensor::cat(&pieces, 1)?;
-                let mut shape = self.shape();
-                if matches!(self.how, How::QkvTransposed(_)) {
-                    shape.reverse();
+                let mut shape = parts.first().map(|part| part.dims().to_vec()).unwrap_or_default();
+                if let Some(rows) = shape.first_mut() {
+                    *rows = parts.iter().map(|part| part.dim(0)).sum::<candle_core::Result<usize>>()?;
                 }
                 joined.reshape(shape)?
             }

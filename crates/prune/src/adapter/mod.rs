@@ -28,8 +28,11 @@ pub trait Adapter: Send + Sync {
 const SITES: &[SiteKind] = &[SiteKind::Attention, SiteKind::Mlp, SiteKind::Layers, SiteKind::Weights];
 
 /// Values from a folder instead of drawn ones; whoever attaches reads it.
-const FROM: Param =
-    optional("from", Ty::Path, "A folder that `save … { format = peft }` or peft wrote: its values, for the same rank and shapes.");
+const FROM: Param = optional(
+    "from",
+    Ty::Path,
+    "A folder that `save … { format = peft }` or peft wrote: its values, for the same rank and shapes, and those of a head that was saved along.",
+);
 
 /// Every adapter that the language knows.
 pub static ADAPTERS: &[Entry<dyn Adapter>] = &[lora::ENTRY, splora::ENTRY, splopa::ENTRY];

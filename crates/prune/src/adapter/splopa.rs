@@ -13,7 +13,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Spec, Ty};
 use prunectl_recipe::plan::Value;
 
 use super::splora::START;
-use super::{Adapter, SITES, kaiming, shapes, uniform};
+use super::{Adapter, FROM, SITES, kaiming, shapes, uniform};
 use crate::error::{PruneError, Result};
 use crate::row::{other, param, within};
 
@@ -99,6 +99,7 @@ pub(super) const ENTRY: Entry<dyn Adapter> = Entry {
                 param("shape", Ty::List(&Ty::Count), "[32, 32]", "Rows and columns of a block."),
                 within(param("rank", Ty::Count, "1", "Rank of a prototype."), 1.0, 65536.0),
                 within(param("seed", Ty::Count, "0", "Of the first values."), 0.0, 9e15),
+                FROM,
             ],
             "`W + Σ_n pos_n ⊗ P_n`: each block of the update is a mix of prototypes. The weight is frozen; a `train` without `only` trains adapters \
              alone.\n\n\

@@ -8,9 +8,10 @@ use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::{Method, Part, Selector, Value};
 
 use crate::error::{Error, Result};
+use crate::executor::preflight::saves_to;
 use crate::executor::state::{ModelState, model_of};
 use crate::executor::{Executor, Outcome};
-use crate::save::read_adapter;
+use crate::save::{adapter_files, check_adapter, read_adapter};
 
 impl Executor<'_> {
     pub(super) fn attach(&mut self, method: &Method, selector: &Selector, name: &str) -> Result<Outcome> {
@@ -25,12 +26,20 @@ impl Executor<'_> {
         }
         let added = build(ADAPTERS, &method.name, &method.args)?.attach(&state.model, &sites.weights)?;
         let stems: BTreeSet<String> = sites.weights.iter().map(|w| adapter::stem_of(w).to_owned()).collect();
+        let mut left = Vec::new();
+        if let Some(Value::Path(folder)) = method.args.get("from") {
+            check_adapter(folder)?;
+            // What this run makes itself may be another in the next round.
+            if !saves_to(self.plan, folder) {
+                self.lock_files(&adapter_files(folder))?;
+            }
+        }
         let state = self.state.model_mut(&model)?;
         for (slot, tensor) in added {
             state.model.params_mut().set(slot, tensor);
         }
         if let Some(Value::Path(folder)) = method.args.get("from") {
-            read_adapter(&mut state.model, &stems, folder)?;
+            left = read_adapter(&mut state.model, &stems, folder)?;
         }
         let slots = adapter_slots(&state.model, &stems);
         let numbers: usize = slots.iter().filter_map(|s| state.model.params().get(s)).map(|t| t.elem_count()).sum();
@@ -38,6 +47,12 @@ impl Executor<'_> {
         state.adapters.insert(name.to_owned(), stems.clone());
         state.changed = true;
         self.options.ui.note(format!("{name}: {} on {} matrices, {numbers} parameters beside {whole}", method.name, stems.len()));
+        if let Some(first) = left.first() {
+            self.warn(format!(
+                "{name}: the folder has updates of {} more modules, such as `{first}`; attach to these, too, to take them",
+                left.len()
+            ));
+        }
         let result = serde_json::json!({"adapter": method.name, "matrices": stems.len(), "parameters": numbers, "beside": whole});
         Ok(Outcome { result, ..Outcome::default() })
     }

@@ -131,16 +131,19 @@ impl Executor<'_> {
             });
         }
         let record = self.record_of(state, Layout::Compact);
-        let bytes = self.dir.uninterrupted(|| write_adapter(&state.model, &stems, &PathBuf::from(to), &record))?;
+        let written = self.dir.uninterrupted(|| write_adapter(&state.model, &stems, &PathBuf::from(to), &record))?;
         let saved = SavedFolder {
             model: model.to_owned(),
             dir: to.to_owned(),
-            weight_bytes: bytes,
-            loaders: vec![("peft".to_owned(), format!("peft: {} matrices, beside the model in the shape that it has here", stems.len()))],
+            weight_bytes: written.bytes,
+            loaders: vec![(written.reader.to_owned(), format!("{}: {}", written.reader, written.says))],
             verified: "adapters alone, in f32".to_owned(),
             warnings: Vec::new(),
         };
         self.options.ui.note(format!("saved the adapters of {model} to {to}"));
+        for (_, verdict) in &saved.loaders {
+            self.options.ui.note(format!("  {verdict}"));
+        }
         let result = serde_json::to_value(&saved).map_err(|e| Error::Internal(format!("a save can't be written as JSON: {e}")))?;
         self.book.saves.push(saved);
         Ok(Outcome { result, ..Outcome::default() })

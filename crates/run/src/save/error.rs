@@ -105,7 +105,15 @@ pub enum SaveError {
         /// The model crate's message.
         reason: String,
     },
-    /// An adapter that can't be written or read alone.
+    /// A folder whose adapter can't be attached.
+    #[error("the adapter in {} can't be attached: {reason}", .folder.display())]
+    AdapterFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// Why, and what would do.
+        reason: String,
+    },
+    /// An adapter that can't be written alone.
     #[error("the adapter can't stand alone: {reason}")]
     Adapter {
         /// Why.

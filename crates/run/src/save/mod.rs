@@ -29,7 +29,7 @@ pub use blocks::write_blocks;
 pub use card::CardFacts;
 pub use error::SaveError;
 pub use folder::check_target;
-pub use peft::{read_adapter, write_adapter};
+pub use peft::{adapter_files, check_adapter, read_adapter, write_adapter};
 pub use record::PruneRecord;
 pub use remote::REMOTE_CODE_FILE;
 pub use verify::Verified;
