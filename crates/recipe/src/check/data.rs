@@ -118,8 +118,19 @@ impl<'a> Checker<'a> {
     }
 
     fn model_decl(&mut self, span: Span, name: &'a Ident, value: &'a Expr, block: Option<&'a Block>, cx: Cx) -> Option<ModelDecl> {
-        let options = self.block_args(block, cx, MODEL_FIELDS, "model");
-        let (source, args, cx, call) = self.source_call(value, cx, MODEL_SOURCES, "models")?;
+        let Some((source, args, scx, call)) = self.source_call(value, cx, MODEL_SOURCES, "models") else {
+            self.block_args(block, cx, MODEL_FIELDS, "model");
+            return None;
+        };
+        // What a source has no use for would be left out without a word.
+        let params: &'static [Param] = match source {
+            "hf" => &MODEL_FIELDS[..4],
+            "init" => &MODEL_FIELDS[1..],
+            "copy" => &[],
+            _ => &MODEL_FIELDS[1..4],
+        };
+        let options = self.block_args(block, cx, params, "model");
+        let cx = scx;
         if source == "copy" {
             let [Arg { name: None, value }] = args else {
                 self.error("P0403", "`copy` takes one model", call, "write `copy(m)`");
@@ -133,18 +144,13 @@ impl<'a> Checker<'a> {
         for a in rest {
             self.static_argument(&a.value, cx);
         }
-        let params: &'static [Param] = match source {
-            "hf" => &MODEL_FIELDS[..4],
-            "init" => &MODEL_FIELDS[1..],
-            _ => &MODEL_FIELDS[1..4],
-        };
         let given = self.args(source, params, rest, cx, call);
         let (given, options) = (given?, options?);
         let text_of = |key: &str| match given.get(key).or_else(|| options.get(key)) {
             Some(Value::Text(s) | Value::Word(s)) => Some(s.clone()),
             _ => None,
         };
-        let seed = given.count("seed").unwrap_or(0);
+        let seed = given.count("seed").or_else(|_| options.count("seed")).unwrap_or(0);
         let labels = given.count("labels").or_else(|_| options.count("labels")).ok();
         let source = match source {
             "hf" => ModelSource::Hub { repo: text, revision: text_of("revision") },

@@ -28,8 +28,40 @@ const HUGE: f64 = 1e15;
 const BATCH: Param =
     within(option("batch", Ty::Count, "Examples at a time; left out, it is chosen to fit memory. Results do not depend on it."), 1.0, HUGE);
 
+const TEXT: Param = option(
+    "text",
+    Ty::Column,
+    "Column of the text. Left out, the usual names are looked for: text, sentence, sentence1, question1, premise, ….",
+);
+const TEXT_PAIR: Param = option("text_pair", Ty::Column, "Column of the second text of a pair.");
+const LABEL: Param = option(
+    "label",
+    Ty::Column,
+    "Column of the label: a class as a number or by name, a value for regression, or the right one of `choices`.",
+);
+const LABELS: Param = option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes.");
+const CHOICES: Param =
+    option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them.");
+const FORM: Param = option(
+    "form",
+    Ty::OneOf(&["arc", "blimp", "hellaswag", "mmlu", "piqa", "winogrande"]),
+    "A benchmark of multiple choice in its own columns: prompt, options and the right one are made as lm-evaluation-harness makes them.",
+);
+const MESSAGES: Param = option("messages", Ty::Column, "Column of the turns of a conversation.");
+const ANSWERS: Param = option(
+    "answers",
+    Ty::Column,
+    "Column of the right answers to the question in `text` about the context in `text_pair`, as SQuAD has it.",
+);
+const CORRUPT: Param = option(
+    "corrupt",
+    Ty::OneOf(&["stop", "skip"]),
+    "What a row that can't be read does: it is an error (`stop`, if left out), or it is left out, counted and reported.",
+);
+const REVISION: Param = option("revision", Ty::Text, "Branch, tag or commit on the Hub.");
+
 pub(super) const MODEL_FIELDS: &[Param] = &[
-    option("revision", Ty::Text, "Branch, tag or commit on the Hub."),
+    REVISION,
     option("dtype", DTYPES, "Type of the weights in memory; computing is in f32 unless this says otherwise."),
     option("task", Ty::Text, "Which head: `text-classification`, `fill-mask`, `text-generation`, …."),
     within(
@@ -46,92 +78,30 @@ pub(super) const MODEL_FIELDS: &[Param] = &[
 pub(super) const HUB_DATA_FIELDS: &[Param] = &[
     option("config", Ty::Text, "The set's configuration."),
     option("files", Ty::Text, "Only these files of it; `*` stands for any part of a name."),
-    option("revision", Ty::Text, "Branch, tag or commit on the Hub."),
-    option(
-        "text",
-        Ty::Column,
-        "Column of the text. Left out, the usual names are looked for: text, sentence, sentence1, question1, premise, ….",
-    ),
-    option("text_pair", Ty::Column, "Column of the second text of a pair."),
-    option(
-        "label",
-        Ty::Column,
-        "Column of the label: a class as a number or by name, a value for regression, or the right one of `choices`.",
-    ),
-    option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes."),
-    option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
-    option(
-        "form",
-        Ty::OneOf(&["arc", "blimp", "hellaswag", "mmlu", "piqa", "winogrande"]),
-        "A benchmark of multiple choice in its own columns: prompt, options and the right one are made as lm-evaluation-harness makes them.",
-    ),
-    option("messages", Ty::Column, "Column of the turns of a conversation."),
-    option(
-        "answers",
-        Ty::Column,
-        "Column of the right answers to the question in `text` about the context in `text_pair`, as SQuAD has it.",
-    ),
-    option(
-        "corrupt",
-        Ty::OneOf(&["stop", "skip"]),
-        "What a row that can't be read does: it is an error (`stop`, if left out), or it is left out, counted and reported.",
-    ),
+    REVISION,
+    TEXT,
+    TEXT_PAIR,
+    LABEL,
+    LABELS,
+    CHOICES,
+    FORM,
+    MESSAGES,
+    ANSWERS,
+    CORRUPT,
 ];
 pub(super) const CSV_FIELDS: &[Param] = &[
-    option(
-        "text",
-        Ty::Column,
-        "Column of the text. Left out, the usual names are looked for: text, sentence, sentence1, question1, premise, ….",
-    ),
-    option("text_pair", Ty::Column, "Column of the second text of a pair."),
-    option(
-        "label",
-        Ty::Column,
-        "Column of the label: a class as a number or by name, a value for regression, or the right one of `choices`.",
-    ),
-    option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes."),
-    option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
-    option("messages", Ty::Column, "Column of the turns of a conversation."),
-    option(
-        "corrupt",
-        Ty::OneOf(&["stop", "skip"]),
-        "What a row that can't be read does: it is an error (`stop`, if left out), or it is left out, counted and reported.",
-    ),
+    TEXT,
+    TEXT_PAIR,
+    LABEL,
+    LABELS,
+    CHOICES,
+    MESSAGES,
+    CORRUPT,
     option("header", Ty::Bool, "Whether the first row names the columns; left out, it does unless columns are given by number."),
     option("separator", Ty::Text, "One character; left out, a tab for .tsv and a comma otherwise."),
     option("quoting", Ty::Bool, "Whether \"…\" may hold separators and line breaks; left out, it may except in .tsv."),
 ];
-pub(super) const ROW_FIELDS: &[Param] = &[
-    option(
-        "text",
-        Ty::Column,
-        "Column of the text. Left out, the usual names are looked for: text, sentence, sentence1, question1, premise, ….",
-    ),
-    option("text_pair", Ty::Column, "Column of the second text of a pair."),
-    option(
-        "label",
-        Ty::Column,
-        "Column of the label: a class as a number or by name, a value for regression, or the right one of `choices`.",
-    ),
-    option("labels", Ty::List(&Ty::Text), "Names of the labels in the order of the model's classes."),
-    option("choices", Ty::List(&Ty::Column), "Columns of the continuations to choose from, or one column that holds a list of them."),
-    option(
-        "form",
-        Ty::OneOf(&["arc", "blimp", "hellaswag", "mmlu", "piqa", "winogrande"]),
-        "A benchmark of multiple choice in its own columns: prompt, options and the right one are made as lm-evaluation-harness makes them.",
-    ),
-    option("messages", Ty::Column, "Column of the turns of a conversation."),
-    option(
-        "answers",
-        Ty::Column,
-        "Column of the right answers to the question in `text` about the context in `text_pair`, as SQuAD has it.",
-    ),
-    option(
-        "corrupt",
-        Ty::OneOf(&["stop", "skip"]),
-        "What a row that can't be read does: it is an error (`stop`, if left out), or it is left out, counted and reported.",
-    ),
-];
+pub(super) const ROW_FIELDS: &[Param] = &[TEXT, TEXT_PAIR, LABEL, LABELS, CHOICES, FORM, MESSAGES, ANSWERS, CORRUPT];
 pub(super) const DATA_FIELDS: &[Param] = &[];
 
 /// `score`, `eval` outside `train`.
@@ -175,18 +145,27 @@ pub(super) const PRUNE_EXTRA: &[Param] = &[
         Ty::Data,
         "Data that `reconstruct` fits on (labels are not used) and that a bound's sensitivity curves are measured on; left out, the criterion's.",
     ),
-    option("seed", Ty::Count, "Seed of whatever is drawn."),
 ];
+const STEP_BATCH: Param = within(
+    with(option("batch", Ty::Count, "Examples of a step. It decides the result, so it is never chosen by the machine."), "16"),
+    1.0,
+    HUGE,
+);
+const ACCUMULATE: Param = within(with(option("accumulate", Ty::Count, "Batches whose gradients make one step."), "1"), 1.0, HUGE);
+const CLIP: Param = within(option("clip", Ty::Float, "Largest norm of the gradient."), 1e-12, HUGE);
+const PASSES: Param = option(
+    "dtype",
+    DTYPES,
+    "Type of the forward and the backward pass; the model's if left out. Weights and the optimizer's state stay in f32 while it lasts. Nothing \
+     scales the loss: `bf16` has the range of f32, in `f16` small gradients vanish.",
+);
+
 pub(super) const TRAIN_FIELDS: &[Param] = &[
-    within(
-        with(option("batch", Ty::Count, "Examples of a step. It decides the result, so it is never chosen by the machine."), "16"),
-        1.0,
-        HUGE,
-    ),
-    within(with(option("accumulate", Ty::Count, "Batches whose gradients make one step."), "1"), 1.0, HUGE),
-    within(option("clip", Ty::Float, "Largest norm of the gradient."), 1e-12, HUGE),
+    STEP_BATCH,
+    ACCUMULATE,
+    CLIP,
     with(option("seed", Ty::Count, "Seed of the data's order and of dropout."), "0"),
-    option("dtype", DTYPES, "Type of the computation."),
+    PASSES,
     option(
         "flops_of",
         Ty::Model,
@@ -196,17 +175,8 @@ pub(super) const TRAIN_FIELDS: &[Param] = &[
     within(with(option("checkpoint_every", Ty::Steps, "How often the state is written for `resume`."), "50 steps"), 1.0, HUGE),
     with(option("recompute", Ty::Bool, "Whether a block's graph is rebuilt in the backward pass, to save memory."), "false"),
 ];
-pub(super) const RECONSTRUCT_FIELDS: &[Param] = &[
-    within(
-        with(option("batch", Ty::Count, "Examples of a step. It decides the result, so it is never chosen by the machine."), "16"),
-        1.0,
-        HUGE,
-    ),
-    within(with(option("accumulate", Ty::Count, "Batches whose gradients make one step."), "1"), 1.0, HUGE),
-    within(option("clip", Ty::Float, "Largest norm of the gradient."), 1e-12, HUGE),
-    with(option("seed", Ty::Count, "Seed of the data's order."), "0"),
-    option("dtype", DTYPES, "Type of the computation."),
-];
+pub(super) const RECONSTRUCT_FIELDS: &[Param] =
+    &[STEP_BATCH, ACCUMULATE, CLIP, with(option("seed", Ty::Count, "Seed of the data's order."), "0"), PASSES];
 pub(super) const SAVE_FIELDS: &[Param] = &[
     with(option("format", Ty::OneOf(&["hf", "gguf", "peft"]), "What is written."), "hf"),
     with(

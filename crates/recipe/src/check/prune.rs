@@ -96,6 +96,12 @@ impl<'a> Checker<'a> {
             self.report(d.hint("move the `prune` into the block of a `train`"));
             return None;
         }
+        if spec.needs_data && !in_train && method.args.get("on").is_none() {
+            let message = format!("`{}` is measured on data, and outside `train` none is at hand", method.name);
+            let d = Diagnostic::error("P0410", message, e.span, "`on` is missing");
+            self.report(d.hint(format!("write `{}(on = d.train.sample(64, seed = 0))`", method.name)));
+            return None;
+        }
         Some(CriterionRef::Method(method))
     }
 
@@ -189,6 +195,10 @@ impl<'a> Checker<'a> {
                 amount.map(Goal::By)
             }
             (None, Some(to)) => {
+                if train.is_some() {
+                    let d = Diagnostic::error("P0310", "a bound is met at once, not over a training", to.span, "not inside `train`");
+                    self.report(d.hint("say how much goes: `by cubic(0% -> 40%)`; or prune to the bound before the `train`"));
+                }
                 let bound = self.bound(to, cx);
                 if let (Some(Bound::Shape(shape)), Some(s)) = (&bound, &selector) {
                     let kinds = kinds_of(s);
@@ -214,6 +224,7 @@ impl<'a> Checker<'a> {
             }
             None => None,
         };
+        let places = ["rescore", "inputs", "on"].map(|name| fields.span(name));
         let options = self.take_options(&mut fields, PRUNE_FIELDS);
         let refit = fields.span("reconstruct");
         let extra = self.take_options(&mut fields, PRUNE_EXTRA);
@@ -230,6 +241,7 @@ impl<'a> Checker<'a> {
         {
             self.refit(at, extra, &selector, criterion.as_ref(), train.is_some());
         }
+        self.without_use(places, refit.is_some(), goal.as_ref(), train.is_some());
         if let (Some(Goal::To(bound)), Some(extra)) = (&goal, &extra) {
             self.can_be_met(bound, &selector, criterion.as_ref(), extra, p)?;
         }
@@ -266,6 +278,24 @@ impl<'a> Checker<'a> {
             options: extra?,
             selector,
         })
+    }
+
+    /// Options (`rescore`, `inputs`, `on`, where they stand) that nothing here would read, and a bound inside a training.
+    fn without_use(&mut self, [rescore, inputs, on]: [Option<Span>; 3], refit: bool, goal: Option<&Goal>, in_train: bool) {
+        let mut error = |at: Span, message: &str, hint: &str| {
+            self.report(Diagnostic::error("P0408", message, at, "nothing reads it here").hint(hint));
+        };
+        if let (true, Some(at)) = (in_train, rescore) {
+            error(at, "`rescore` is of a prune outside `train`", "inside, `every = 20 steps` says when it is scored again");
+        }
+        if let (true, Some(at)) = (in_train, inputs) {
+            error(at, "`inputs` is of a prune outside `train`", "inside, scores are of the model as it stands");
+        }
+        // `reconstruct = none` may be one cell of a sweep.
+        if let (Some(at), Some(Goal::By(_)), false) = (on, goal, refit) {
+            let hint = "the criterion's data stands in its brackets: `using taylor(on = …)`; write `reconstruct = least_squares` for a fit on these";
+            error(at, "`on` beside a prune is for `reconstruct = …` and for bounds", hint);
+        }
     }
 
     /// Whether `reconstruct = …` has something to fit, and data to fit it on.

@@ -65,8 +65,23 @@ impl<'a> Checker<'a> {
                 _ => self.error("P0503", "only `prune` and `eval` stand inside `train`", stmt.span, "not here"),
             }
         }
-        let keep = fields.take("keep").map(|(e, cx)| self.keep(e, cx));
-        let stop = fields.take("stop").map(|(e, cx)| self.stop(e, cx));
+        let keep = fields.take("keep").map(|(e, cx)| (self.keep(e, cx), e.span));
+        let stop = fields.take("stop").map(|(e, cx)| (self.stop(e, cx), e.span));
+        let of_stop = |m: &Method| match m.args.get("metric") {
+            Some(Value::Name(name) | Value::Word(name) | Value::Text(name)) => Some(name.clone()),
+            _ => None,
+        };
+        let watched = [
+            keep.as_ref().and_then(|(k, at)| Some((k.as_ref()?.0.clone(), *at))),
+            stop.as_ref().and_then(|(s, at)| Some((of_stop(s.as_ref()?)?, *at))),
+        ];
+        let known = ok;
+        for (name, at) in watched.into_iter().flatten().filter(|(name, _)| known && evals.iter().all(|(step, _)| step.name != *name)) {
+            let d = Diagnostic::error("P0512", format!("`{name}` is not measured inside this `train`"), at, "its value never changes here");
+            self.report(d.hint(format!("write `eval … as {name} {{ every = 20 steps }}` in its block, under a name of its own")));
+            ok = false;
+        }
+        let (keep, stop) = (keep.map(|(k, _)| k), stop.map(|(s, _)| s));
         let known = ["only", "optimizer", "loss", "keep", "stop"].into_iter().chain(TRAIN_FIELDS.iter().map(|p| p.name)).collect();
         self.leftover(fields, known, "train");
         if matches!(keep, Some(None)) || matches!(stop, Some(None)) || matches!(only, Some(None)) || !ok {

@@ -381,7 +381,7 @@ save m to out
     Page {
         code: "P0408",
         title: "no such option",
-        cause: "The statement has no option of that name.",
+        cause: "The statement has no option of that name, or nothing reads it where it stands: `rescore` inside `train`, `on` beside a prune that fits nothing.",
         bad: "prune m.layers[*].attention.heads by 40% using magnitude() { at_leest = 1 head }\n",
         good: "prune m.layers[*].attention.heads by 40% using magnitude() { at_least = 1 head }\n",
     },

@@ -40,6 +40,49 @@ fn bad_examples_give_their_code_and_good_ones_nothing() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
+/// An option that nothing would read is a mistake: left out without a word it would seem to have done something.
+#[test]
+fn options_without_use_are_told() {
+    let inside = |options: &str| {
+        format!("train m on d.train for 20 steps {{\n    optimizer = adamw(lr = 1e-4)\n    prune m.layers[*].mlp.neurons {options}\n}}\n")
+    };
+    for (example, code, hint) in [
+        (inside("by 40% using magnitude() { rescore = 10% }"), "P0408", "every"),
+        (inside("by 40% using magnitude() { inputs = dense }"), "P0408", "inputs"),
+        (inside("to params <= 60% of dense using magnitude() { on = d.train }"), "P0310", "by cubic"),
+        ("prune m.layers[*].mlp.neurons by 40% using magnitude() { on = d.train }\n".to_owned(), "P0408", "reconstruct"),
+        ("prune m.layers[*].mlp.neurons by 40% using magnitude() { seed = 3 }\n".to_owned(), "P0408", "takes"),
+        ("model c = copy(m) { dtype = bf16 }\neval params() of c as n\n".to_owned(), "P0408", "no options"),
+        ("model c = builtin(\"tiny-bert\") { revision = \"v1\" }\neval params() of c as n\n".to_owned(), "P0408", "takes"),
+        (
+            "eval loss() of m on d.test as val\ntrain m on d.train for 20 steps { optimizer = adamw(lr = 1e-4)  keep = lowest(val) }\n"
+                .to_owned(),
+            "P0512",
+            "in its block",
+        ),
+        (
+            "eval loss() of m on d.test as val\ntrain m on d.train for 20 steps { optimizer = adamw(lr = 1e-4)  stop = stale(val, after = 2) }\n"
+                .to_owned(),
+            "P0512",
+            "in its block",
+        ),
+        ("train m on d.train for 20 steps { optimizer = adamw(lr = linear(0 -> -1e-4)) }\n".to_owned(), "P0306", "lr"),
+        ("score m.layers[*].mlp.neurons using taylor() as s\n".to_owned(), "P0410", "on ="),
+    ] {
+        let (codes, shown) = found(&example);
+        assert_eq!(codes, BTreeSet::from([code]), "{example}{shown}");
+        assert!(shown.contains(hint), "{example}{shown}");
+    }
+    for fine in [
+        inside("by cubic(0% -> 40%) using magnitude() { every = 5 steps }"),
+        "prune m.layers[*].mlp.neurons by 40% using magnitude() { on = d.train  reconstruct = bias }\n".to_owned(),
+        "prune m.layers[*].mlp.neurons to params <= 60% of dense using magnitude() { on = d.train }\ncompact m\n".to_owned(),
+    ] {
+        let (codes, shown) = found(&fine);
+        assert!(codes.is_empty(), "{fine}{shown}");
+    }
+}
+
 #[test]
 fn every_code_has_a_page_and_every_page_a_code() {
     fn sources(dir: &std::path::Path, out: &mut String) {
