@@ -125,6 +125,7 @@ impl Job {
             loss: vec![distill, task],
             only: None,
             seed: 0,
+            dtype: None,
             recompute: false,
             prunes: Vec::new(),
         };

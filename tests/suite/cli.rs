@@ -262,6 +262,23 @@ fn new_writes_a_recipe_that_checks() {
     assert!(out.status.code() == Some(2) && stderr(&out).contains("--model"), "{}", stderr(&out));
 }
 
+/// However few rows the data has, and of a text that is one document, what `new` writes runs.
+#[test]
+fn new_runs_on_ones_own_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let rows: String = (0..12).map(|i| format!("\"Tom saw a {} dog.\",{}\n", if i % 2 == 0 { "sad" } else { "happy" }, i % 2)).collect();
+    fs::write(d.join("few.csv"), format!("text,label\n{rows}")).unwrap();
+    fs::write(d.join("one.txt"), "Once there was a small cat. It went to the park with a big dog. ".repeat(40)).unwrap();
+    for (model, data, what) in [("builtin:tiny-bert", "few.csv", "neurons"), ("builtin:tiny-llama", "one.txt", "heads")] {
+        let file = format!("{what}.prune");
+        let out = run(d, &["new", &file, "--model", model, "--data", data, "--remove", what, "--share", "10%"]);
+        assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+        let out = run(d, &["run", &file]);
+        assert!(matches!(out.status.code(), Some(0 | 1)) && stderr(&out).contains("are masked"), "{}", stderr(&out));
+    }
+}
+
 #[test]
 fn doctor_and_completions_answer() {
     let dir = tempfile::tempdir().unwrap();

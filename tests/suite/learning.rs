@@ -202,3 +202,112 @@ fn what_a_tolerance_holds_back_goes_in_the_end() {
     );
     assert!(said.contains("674 of 688 neurons are masked"), "{said}");
 }
+
+/// What a training can't do is told by `check`, and by `run` before it makes a folder.
+#[test]
+fn what_a_training_refuses_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let inside = |prune: &str, loss: &str| {
+        format!("train m on d.train.take(8) for 2 steps {{\n    optimizer = adamw(lr = 1e-3)\n    {loss}\n    {prune}\n}}\n")
+    };
+    let lora = "attach lora(rank = 2) to m.layers[*].linears as a\n";
+    let movement = "prune m.layers[*].mlp.neurons by 20% using movement()";
+    let config = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-bert/config.json")).unwrap();
+    fs::write(d.join("wide.json"), config.replace("\"hidden_size\": 96", "\"hidden_size\": 48")).unwrap();
+    for (body, says) in [
+        (inside("prune m.layers[*].linears.weights by 20% using sparsegpt(on = d.train.take(8))", ""), "`sparsegpt` makes up"),
+        (format!("{lora}{}", inside(movement, "")), "adapters are attached"),
+        (format!("{lora}{}", inside("prune m.layers[*].linears.weights by 20% using magnitude()", "")), "adapters are attached"),
+        (format!("model t = builtin(\"tiny-llama\")\n{}", inside("", "loss = distill(t)")), "`t` can't teach `m`: its vocabulary"),
+        (
+            "model t = init(\"wide.json\", seed = 1)\nreconstruct m.layers[*] from t on d.train.take(8) for 2 steps { optimizer = adamw(lr = 1e-3) }\n".to_owned(),
+            "residual stream is 48 wide",
+        ),
+    ] {
+        fs::write(d.join("r.prune"), format!("edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata d = builtin(\"tales\")\n{body}")).unwrap();
+        for args in [&["check", "r.prune"][..], &["plan", "r.prune"], &["run", "r.prune", "--out", "run"]] {
+            let out = run(d, args);
+            assert!(stderr(&out).contains(says) && stderr(&out).contains("r.prune:"), "{args:?}\n{body}{}", stderr(&out));
+        }
+        assert!(!d.join("run").exists());
+    }
+    // Fused before, or never there, they are no obstacle.
+    for body in [format!("{lora}fuse a into m\n{}", inside(movement, "")), inside(movement, "")] {
+        fs::write(d.join("r.prune"), format!("edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata d = builtin(\"tales\")\n{body}"))
+            .unwrap();
+        assert!(run(d, &["check", "r.prune"]).status.success(), "{body}");
+    }
+}
+
+/// `dtype` of a training is the type of its passes: near f32, not it; the saved weights are f32 all the same. An adapter of prototypes,
+/// saved alone, gives the same model again, and so does the head that was trained beside it.
+#[test]
+fn passes_in_bf16_and_adapters_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = |dtype: &str| {
+        format!(
+            "edition 2026
+model m = builtin(\"tiny-bert\")
+model n = builtin(\"tiny-bert\")
+data d = builtin(\"tales\")
+let teacher = frozen(m)
+attach splopa(prototypes = 3, shape = [16, 16]) to m.layers[*].linears as a
+train m on d.train.take(24) for 6 steps {{ only = a | m.classifier  batch = 8  optimizer = adamw(lr = 1e-2)  {dtype} }}
+eval loss() of m on d.validation.take(32) as trained
+save m to \"alone\" {{ format = peft }}
+attach splopa(prototypes = 3, shape = [16, 16], from = \"alone\") to n.layers[*].linears as b
+eval loss() of n on d.validation.take(32) as again
+fuse b into n
+prune n.layers[*].mlp.neurons by 40% using magnitude()
+reconstruct n.layers[*] from teacher on d.train.take(24) for 4 steps {{ batch = 8  optimizer = adamw(lr = 1e-3)  {dtype} }}
+eval loss() of n on d.validation.take(32) as rebuilt
+"
+        )
+    };
+    let value = |found: &Value, name: &str| found[name]["value"].as_f64().unwrap();
+    let (exact, _) = metrics(dir.path(), &recipe(""));
+    fs::remove_dir_all(dir.path().join("run")).unwrap();
+    let (coarse, said) = metrics(dir.path(), &recipe("dtype = bf16"));
+    assert!(said.contains("peft has no such adapter; the head goes along"), "{said}");
+    for found in [&exact, &coarse] {
+        assert_eq!(value(found, "trained"), value(found, "again"));
+    }
+    for name in ["trained", "rebuilt"] {
+        let (a, b) = (value(&coarse, name), value(&exact, name));
+        assert!(a != b && (a - b).abs() < 0.1 * b, "{name}: {a} {b}");
+    }
+}
+
+/// Distances are computed in f32 whatever the passes are: neither their sums nor the masks of attention overflow in f16.
+#[test]
+fn every_imitation_in_half() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = |dtype: &str| {
+        let recipe = format!(
+            "edition 2026
+model m = builtin(\"tiny-bert\")
+model n = builtin(\"tiny-bert\")
+data d = builtin(\"tales\")
+prune m.layers[*].mlp.neurons by 60% using magnitude()
+train m on d.train.take(16) for 2 steps {{
+    batch = 16
+    optimizer = adamw(lr = 1e-3)
+    {dtype}
+    loss = task() + distill(n, temperature = 2) + hidden(n) + 10 * hidden(n, distance = cosine) + 0.1 * attention_maps(n) + attention_maps(n, kind = kl) + minilm(n) + relation(n) + noisy_student(n)
+}}
+"
+        );
+        metrics(dir.path(), &recipe);
+        let journal = fs::read_to_string(dir.path().join("run/journal.jsonl")).unwrap();
+        let line = journal.lines().find(|l| l.contains("\"train-1\"") && l.contains("\"loss\"")).unwrap();
+        let event: Value = serde_json::from_str(line).unwrap();
+        fs::remove_dir_all(dir.path().join("run")).unwrap();
+        event["result"]["loss"][0][1].as_f64().unwrap()
+    };
+    let exact = first("");
+    for (dtype, tolerance) in [("dtype = f16", 5e-3), ("dtype = bf16", 3e-2)] {
+        let found = first(dtype);
+        assert!(found != exact && (found - exact).abs() < tolerance * exact, "{dtype}: {found} {exact}");
+    }
+}

@@ -130,6 +130,42 @@ pub fn a_locked_run_refuses_what_has_changed() {
     assert_eq!(run(dir.path(), &["run", "r/a.prune", "-q"]).status.code(), Some(0));
 }
 
+/// Scores of another run and an adapter's folder are read, too, and data that only a criterion inside `train` names.
+#[test]
+fn a_lock_has_all_that_steps_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let head = "edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata d = builtin(\"tales\")\n";
+    std::fs::write(
+        d.join("make.prune"),
+        format!("{head}score m.layers[*].mlp.neurons using magnitude() as s\nattach lora(rank = 2) to m.layers[0].linears as a\nsave m to \"low\" {{ format = peft }}\n"),
+    )
+    .unwrap();
+    let out = run(d, &["run", "make.prune", "--out", "made", "-q"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    std::fs::write(d.join("e.csv"), "text,label\nthe fox was happy,1\nthe fox was sad,0\n").unwrap();
+    let steps = "data e = csv(\"e.csv\")\nscore m.layers[*].mlp.neurons from \"made\" as s\nattach lora(rank = 2, from = \"low\") to m.layers[0].linears as a\n\
+                 train m on d.train.take(8) for 1 steps { optimizer = adamw(lr = 1e-4)  prune m.layers[*].mlp.neurons by 10% using taylor(on = e) }\n";
+    std::fs::write(d.join("take.prune"), format!("{head}{steps}")).unwrap();
+    assert_eq!(run(d, &["lock", "take.prune", "-q"]).status.code(), Some(0));
+    let lock = std::fs::read_to_string(d.join("take.lock")).unwrap();
+    for file in ["e.csv", "made/scores/s.safetensors", "low/adapter_config.json", "low/adapter_model.safetensors"] {
+        assert!(lock.contains(file), "{file}: {lock}");
+    }
+    let out = run(d, &["run", "take.prune", "--locked", "-q", "--out", "taken"]);
+    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
+    let taken = std::fs::read_to_string(d.join("taken/recipe.lock")).unwrap();
+    assert!(taken.contains("s.safetensors") && taken.contains("adapter_config.json"), "{taken}");
+    let config = std::fs::read_to_string(d.join("low/adapter_config.json")).unwrap();
+    std::fs::write(d.join("low/adapter_config.json"), format!("{config} ")).unwrap();
+    let out = run(d, &["run", "take.prune", "--locked", "-q"]);
+    assert!(out.status.code() == Some(2) && stderr(&out).contains("low/adapter_config.json"), "{}", stderr(&out));
+    // What is not there is told before anything is loaded.
+    std::fs::remove_dir_all(d.join("low")).unwrap();
+    let out = run(d, &["run", "take.prune", "--out", "none"]);
+    assert!(stderr(&out).contains("there is no adapter_config.json") && !d.join("none").exists(), "{}", stderr(&out));
+}
+
 #[test]
 fn choices_and_last_words() {
     let dir = tempfile::tempdir().unwrap();

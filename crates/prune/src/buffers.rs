@@ -61,6 +61,14 @@ pub(crate) fn square_sum(values: &[f32]) -> f64 {
     sums.iter().sum()
 }
 
+/// Whether every value is a number. The largest bits without the sign say so, in one pass without branches.
+pub(crate) fn finite(values: &[f32]) -> bool {
+    values.iter().fold(0, |most, x| most.max(x.to_bits() & !SIGN)) < f32::INFINITY.to_bits()
+}
+
+/// The sign bit of an f32.
+const SIGN: u32 = 1 << 31;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +81,7 @@ mod tests {
         assert_eq!(values(t.to_dtype(DType::F64).unwrap()).unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         assert_eq!(values(t).unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         assert_eq!(square_sum(&[3.0, 4.0]), 25.0);
+        assert!(finite(&[]) && finite(&[0.0, -f32::MAX, f32::MIN_POSITIVE]));
+        assert!([f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY].iter().all(|x| !finite(&[1.0, *x])));
     }
 }

@@ -193,6 +193,19 @@ pub enum PruneError {
         lr: f64,
     },
 
+    /// A weight that is NaN or infinite although loss and gradient are not.
+    #[error(
+        "a weight of `{slot}` is no number at step {step}, after its update (learning rate {lr:e}); try a smaller learning rate, a longer warm-up, or `clip = 1`"
+    )]
+    WeightsDiverged {
+        /// The step, from 1.
+        step: u64,
+        /// The parameter.
+        slot: String,
+        /// The learning rate of that step.
+        lr: f64,
+    },
+
     /// A saved training state that does not belong to this training.
     #[error("the saved state does not fit: {what}: found {found}, expected {expected}")]
     State {
@@ -205,7 +218,9 @@ pub enum PruneError {
     },
 
     /// Nothing would be trained.
-    #[error("`only` names no parameter of the model")]
+    #[error(
+        "`only` names no parameter of the model: a language model's output is `m.head`, a classifier's `m.classifier`, layers are `m.layers[*]`"
+    )]
     NothingToTrain,
 
     /// A parameter outside its legal values.

@@ -52,6 +52,9 @@ pub struct TrainSpec {
     pub only: Option<BTreeSet<String>>,
     /// Seed of the data order and of everything random inside a step.
     pub seed: u64,
+    /// Type of the forward and the backward pass; None: the model's. Weights, the optimiser and whatever looks at the model between steps
+    /// keep theirs.
+    pub dtype: Option<DType>,
     /// Of each block only its input is kept for the backward pass.
     pub recompute: bool,
     /// `prune … inside`, in order.
@@ -202,6 +205,8 @@ pub struct Trainer<'a> {
     spec: &'a TrainSpec,
     /// Holds what does not train; trained slots are replaced in every step.
     model: Transformer,
+    /// The same in the type of the passes, where it is another.
+    cast: Option<Transformer>,
     slots: BTreeMap<String, Slot>,
     clock: Clock,
     step: u64,
@@ -266,7 +271,8 @@ impl<'a> Trainer<'a> {
         }
         let clock = Clock { steps, ..clock };
         let (model, removed, order) = (model.clone(), removed.clone(), (u64::MAX, Vec::new()));
-        let mut trainer = Self { spec, model, slots, clock, step: 0, examples, steps_per_epoch, order, removed, inner, finished: false };
+        let (cast, step, finished) = (None, 0, false);
+        let mut trainer = Self { spec, model, cast, slots, clock, step, examples, steps_per_epoch, order, removed, inner, finished };
         trainer.hold()?;
         Ok(trainer)
     }
@@ -314,6 +320,8 @@ impl<'a> Trainer<'a> {
     }
 
     fn hold(&mut self) -> Result<()> {
+        let other = self.spec.dtype.filter(|dtype| *dtype != self.model.dtype());
+        self.cast = other.map(|dtype| self.model.to_dtype(dtype)).transpose()?;
         let mut keeps = surgery::keeps(&self.model, &self.removed)?;
         let mut held = surgery::held(&self.model, &self.removed)?;
         for (slot, own) in &mut self.slots {
@@ -449,6 +457,9 @@ impl<'a> Trainer<'a> {
             own.hold();
         }
         self.shrink(&felt, step)?;
+        if let Some((slot, _)) = self.slots.iter().find(|(_, own)| own.trains && !buffers::finite(&own.weights)) {
+            return Err(PruneError::WeightsDiverged { step: step + 1, slot: slot.clone(), lr });
+        }
         self.step += 1;
         match self.step == self.clock.steps {
             true => self.end()?,
@@ -487,6 +498,7 @@ impl<'a> Trainer<'a> {
     fn gradients(&self, batches: &[Batch], step: u64) -> Result<(f64, BTreeMap<String, Vec<f32>>)> {
         let seed = |micro: usize| mix(self.spec.seed, step, micro as u64);
         let mut scales = Vec::with_capacity(self.spec.loss.len());
+        let mut weighed = false;
         let terms: Vec<&Term> = self.spec.loss.iter().filter(|t| !t.term.of_scores()).collect();
         for term in &terms {
             let mut count = 0.0;
@@ -494,12 +506,13 @@ impl<'a> Trainer<'a> {
                 count += term.term.count(&self.model, batch, seed(i))?;
             }
             let weight = self.clock.value(&term.weight, step);
+            weighed |= weight != 0.0;
             scales.push(if count > 0.0 { weight / count } else { 0.0 });
         }
-        let mut model = self.model.clone();
+        let mut model = self.cast.as_ref().unwrap_or(&self.model).clone();
         let mut vars = Vec::with_capacity(self.slots.len());
         for (slot, own) in &self.slots {
-            let var = buffers::variable(&own.seen(), &own.shape, &self.model)?;
+            let var = buffers::variable(&own.seen(), &own.shape, &model)?;
             model.params_mut().set(slot.clone(), var.as_tensor().clone());
             vars.push((slot, var));
         }
@@ -543,7 +556,8 @@ impl<'a> Trainer<'a> {
                 }
             }
         }
-        if gradients.is_empty() && loss.is_finite() {
+        // Where every weight of the loss is 0 just now, nothing moves.
+        if gradients.is_empty() && weighed && loss.is_finite() {
             return Err(PruneError::NoData { method: "train", batches: batches.len() });
         }
         Ok((loss, gradients))

@@ -2,11 +2,13 @@
 //! left in each layer as far as the recipe decides it, and what only scores can decide as a range.
 
 mod advice;
+mod inside;
 mod loads_in;
 mod memory;
 mod shapes;
+mod teacher;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 
@@ -48,11 +50,11 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// Prunes that leave a shape which a loader in their `loads_in` can't read, each once.
+    /// Prunes that leave a shape which a loader in their `loads_in` can't read, and teachers that can't teach, each once.
     #[must_use]
-    pub fn unloadable(&self) -> Vec<Diagnostic> {
+    pub fn refused(&self) -> Vec<Diagnostic> {
         let mut out: Vec<Diagnostic> = Vec::new();
-        for d in self.steps.iter().flat_map(|s| &s.unloadable) {
+        for d in self.steps.iter().flat_map(|s| &s.refused) {
             if !out.iter().any(|known| known.span == d.span && known.message == d.message) {
                 out.push(d.clone());
             }
@@ -174,9 +176,9 @@ pub struct StepForecast {
     pub passes: Option<u64>,
     /// Resident bytes of the process while it runs, estimated from above; `None` where a model is not at hand.
     pub memory_bytes: Option<u64>,
-    /// Loaders of its `loads_in` that can't read what it leaves.
+    /// Loaders of its `loads_in` that can't read what it leaves; teachers with other tokens.
     #[serde(skip)]
-    unloadable: Vec<Diagnostic>,
+    refused: Vec<Diagnostic>,
 }
 
 /// A model while the steps are walked.
@@ -195,6 +197,8 @@ struct Sim {
     compacted: bool,
     /// A head that shared the table of embeddings has a matrix of its own.
     untied: bool,
+    /// Adapters that it carries, as far as the steps say it.
+    adapters: BTreeSet<String>,
     /// It is saved in the original shape only.
     padded: bool,
     /// Bytes of memory that batches are made for.
@@ -227,6 +231,7 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door, memory: Option<u64>)
                     vague: false,
                     compacted: false,
                     untied: false,
+                    adapters: BTreeSet::new(),
                     padded: padded.contains(&decl.name),
                     budget,
                 };
@@ -285,7 +290,7 @@ fn walk(steps: &[Step], sims: &mut BTreeMap<String, Sim>, sources: &Sources, res
 
 fn plain(step: &Step, notes: Vec<String>) -> StepForecast {
     let (kind, name) = (kind_name(&step.kind), step.name.clone());
-    StepForecast { line: step.line, kind, name, notes, passes: None, memory_bytes: None, unloadable: Vec::new() }
+    StepForecast { line: step.line, kind, name, notes, passes: None, memory_bytes: None, refused: Vec::new() }
 }
 
 fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> StepForecast {
@@ -293,8 +298,8 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
     match &step.kind {
         StepKind::Prune(prune) => {
             let (notes, passes) = prune_notes(prune, sims, sources);
-            let unloadable = sims.get(model_of(&prune.selector)).map(|sim| loads_in::check(prune, step, sim)).unwrap_or_default();
-            StepForecast { passes, unloadable, ..plain(step, notes) }
+            let refused = sims.get(model_of(&prune.selector)).map(|sim| loads_in::check(prune, step, sim)).unwrap_or_default();
+            StepForecast { passes, refused, ..plain(step, notes) }
         }
         StepKind::Score { selector, criterion, .. } => {
             let sites = sites_of(selector, sims);
@@ -317,26 +322,46 @@ fn one(step: &Step, sims: &mut BTreeMap<String, Sim>, sources: &Sources) -> Step
             if let Some(of) = train.options.get("flops_of") {
                 notes.push(format!("times the FLOPs of {} over its own, which the run finds", named_model(of)));
             }
-            let mut unloadable = Vec::new();
+            let mut refused = teacher::of_losses(train, sims);
+            refused.extend(inside::check(train, step, sims));
             for prune in &train.prunes {
                 notes.extend(prune_notes(&at_the_end(prune), sims, sources).0);
-                unloadable.extend(sims.get(model_of(&prune.selector)).map(|sim| loads_in::check(prune, step, sim)).unwrap_or_default());
+                refused.extend(sims.get(model_of(&prune.selector)).map(|sim| loads_in::check(prune, step, sim)).unwrap_or_default());
             }
             if memory::recomputes(train) {
                 notes.push("blocks are computed again in the backward pass".to_owned());
             }
-            StepForecast { unloadable, ..plain(step, notes) }
+            StepForecast { refused, ..plain(step, notes) }
         }
-        StepKind::Reconstruct { selector, data, length: each, .. } => {
+        StepKind::Reconstruct { selector, teacher, data, length: each, .. } => {
             let of = sites_of(selector, sims).map_or_else(|| "blocks of a model that is not at hand".to_owned(), |s| named(&s));
-            plain(step, vec![format!("{of}, each trained alone on {} for {}", describe_data(data), length(*each))])
+            let refused = teacher::of_blocks(teacher, model_of(selector), step, sims);
+            StepForecast {
+                refused,
+                ..plain(step, vec![format!("{of}, each trained alone on {} for {}", describe_data(data), length(*each))])
+            }
         }
-        StepKind::Attach { adapter, selector, .. } => {
+        StepKind::Attach { adapter, selector, name } => {
+            if let Some(sim) = sims.get_mut(model_of(selector)) {
+                sim.adapters.insert(name.clone());
+            }
             let of = sites_of(selector, sims)
                 .map_or_else(|| "a model that is not at hand".to_owned(), |s| format!("{} matrices", s.weights.len()));
             plain(step, vec![format!("{} on {of}; only adapters train, unless `only` says more", call(adapter.span))])
         }
-        StepKind::Fuse { model, .. } => plain(step, vec![format!("its update becomes part of the weights of {model}")]),
+        StepKind::Fuse { adapter, model } => {
+            if let Some(sim) = sims.get_mut(model) {
+                sim.adapters.remove(adapter);
+            }
+            plain(step, vec![format!("its update becomes part of the weights of {model}")])
+        }
+        // What a snapshot carries is not followed here.
+        StepKind::Rewind { model, schedule_only: false, .. } => {
+            if let Some(sim) = sims.get_mut(model) {
+                sim.adapters.clear();
+            }
+            plain(step, Vec::new())
+        }
         StepKind::Save { to, layout, .. } => {
             plain(step, vec![format!("to {to}{}", if layout == "padded" { ", removed units as zeros" } else { "" })])
         }

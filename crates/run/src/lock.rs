@@ -26,6 +26,9 @@ pub struct Lock {
     /// Data files, by path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<LockedFile>,
+    /// What else steps read: adapters, scores of earlier runs. By path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<LockedFile>,
 }
 
 /// A file and its hash.
@@ -57,6 +60,7 @@ impl Lock {
             uses: uses.iter().map(|(path, text)| locked(path.display().to_string(), text)).collect(),
             models: BTreeMap::new(),
             data: Vec::new(),
+            files: Vec::new(),
         }
     }
 
@@ -82,7 +86,7 @@ impl Lock {
             rest.map_or_else(|| path.to_owned(), |p| p.display().to_string())
         };
         self.recipe.path = inside(&self.recipe.path);
-        for file in self.uses.iter_mut().chain(&mut self.data) {
+        for file in self.uses.iter_mut().chain(&mut self.data).chain(&mut self.files) {
             file.path = inside(&file.path);
         }
         for source in self.models.values_mut() {
@@ -118,6 +122,7 @@ impl Lock {
             out.extend(model.files.iter().map(|(file, hash)| (format!("model {name}, {file}"), hash.as_str())));
         }
         out.extend(self.data.iter().map(|f| (format!("data {}", f.path), f.sha256.as_str())));
+        out.extend(self.files.iter().map(|f| (format!("file {}", f.path), f.sha256.as_str())));
         out
     }
 
@@ -145,6 +150,17 @@ impl Lock {
             }
         }
         Ok(false)
+    }
+
+    /// Adds a file that a step reads, or refuses it if the lock has another hash. Returns whether the lock changed.
+    pub fn file(&mut self, path: &Path, since: &'static str) -> Result<bool> {
+        let file = LockedFile { path: path.display().to_string(), sha256: crate::files::sha256_file(path)? };
+        if let Some(expected) = self.files.iter().find(|f| f.path == file.path) {
+            return verify(expected, &file, since).map(|()| false);
+        }
+        self.files.push(file);
+        self.files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(true)
     }
 
     /// Adds data files, or refuses those whose hash is another one. Returns whether the lock changed.

@@ -87,6 +87,8 @@ pub struct Measured {
     pub per_example: Vec<f64>,
     /// Further values by name, of a metric whose one value sums up many (`0-1`: of blocks 0 and 1).
     pub details: BTreeMap<String, f64>,
+    /// What whoever reads the value should be warned of.
+    pub warnings: Vec<String>,
 }
 
 /// A number about a model.

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use prunectl_kernels::cross_entropy;
-use prunectl_model::{Batch, Gates, Transformer};
+use prunectl_model::{Batch, Gates, Transformer, stated_length};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
 use super::{Inputs, Measured, Metric, Needs};
@@ -19,10 +19,23 @@ enum Bos {
 
 /// The pruning papers' variant: windows of the model's 2048 tokens, tail dropped, every window's mean weighted alike.
 const PAPERS: &str = "wikitext2-2048";
+/// Its windows.
+const PAPERS_TOKENS: usize = 2048;
 /// Tokens of a window where neither the recipe nor a protocol says.
 const WINDOW_TOKENS: usize = 1024;
 
+#[derive(Debug, Clone, Copy)]
 struct Perplexity {
+    /// None: [`WINDOW_TOKENS`], or what the model takes, if that is less.
+    window: Option<usize>,
+    /// None: the window.
+    stride: Option<usize>,
+    bos: Bos,
+    papers: bool,
+}
+
+/// The same for a model.
+struct Protocol {
     window: usize,
     stride: usize,
     bos: Bos,
@@ -37,7 +50,7 @@ struct Window {
     from: usize,
 }
 
-impl Perplexity {
+impl Protocol {
     fn windows(&self, stream: &TokenStream) -> Vec<Window> {
         let mut out = Vec::new();
         match self.bos {
@@ -93,7 +106,9 @@ impl Metric for Perplexity {
 
     fn measure(&self, inputs: &mut Inputs<'_>) -> Result<Measured> {
         let stream = inputs.stream.ok_or(PruneError::Missing { method: "perplexity", needs: "a text".into() })?;
-        let windows = self.windows(stream);
+        let longest = stated_length(inputs.model.blueprint(), &inputs.model.origin().config);
+        let protocol = self.of(longest);
+        let windows = protocol.windows(stream);
         let (mut sum, mut squares, mut tokens, mut done) = (0.0, 0.0, 0u64, 0);
         let total = windows.len() as u64;
         // Only the first and the last window differ from the others, so cutting at changes wastes nothing.
@@ -120,7 +135,8 @@ impl Metric for Perplexity {
             value: mean.exp(),
             // The delta method: d exp(x) = exp(x) dx.
             stderr: Some(mean.exp() * deviation),
-            protocol: self.protocol(),
+            protocol: protocol.words(),
+            warnings: longest.and_then(|longest| protocol.too_long(longest)).into_iter().collect(),
             tokens: Some(tokens),
             examples: Some(total),
             per_example: Vec::new(),
@@ -130,7 +146,27 @@ impl Metric for Perplexity {
 }
 
 impl Perplexity {
-    fn protocol(&self) -> String {
+    /// The protocol for a model that takes so many tokens.
+    fn of(self, longest: Option<usize>) -> Protocol {
+        let usual = || longest.map_or(WINDOW_TOKENS, |n| n.clamp(2, WINDOW_TOKENS));
+        // A stride that is given says that windows are no shorter.
+        let window = self.window.unwrap_or_else(|| usual().max(self.stride.unwrap_or_default()));
+        Protocol { window, stride: self.stride.unwrap_or(window), bos: self.bos, papers: self.papers }
+    }
+}
+
+impl Protocol {
+    /// Where positions are computed nothing stops a window that the model was never trained on.
+    fn too_long(&self, longest: usize) -> Option<String> {
+        (self.window > longest).then(|| {
+            format!(
+                "windows of {} tokens on a model whose config states {longest}: what lies behind these it has not learned. Write perplexity(window = {longest} tokens)",
+                self.window
+            )
+        })
+    }
+
+    fn words(&self) -> String {
         let bos = match self.bos {
             Bos::Once => "special tokens once, in front of the text",
             Bos::Each => "special tokens in front of every window",
@@ -167,18 +203,16 @@ fn token_nll(model: &Transformer, windows: &[Window]) -> Result<Vec<f32>> {
 
 fn build(args: &Args) -> std::result::Result<Box<dyn Metric>, ArgError> {
     let papers = args.get("protocol").is_some() && args.word("protocol")? == PAPERS;
-    let window = match args.get("window") {
-        Some(_) => args.count("window")? as usize,
-        None if papers => 2048,
-        None => WINDOW_TOKENS,
-    };
-    let stride = if args.get("stride").is_some() { args.count("stride")? as usize } else { window };
+    let given = |name: &str| args.get(name).map(|_| args.count(name)).transpose().map(|n| n.map(|n| n as usize));
+    let window = given("window")?.or(papers.then_some(PAPERS_TOKENS));
+    let stride = given("stride")?;
     let wrong = |name: &str, found: usize, expected: String| ArgError { name: name.into(), found: found.to_string(), expected };
-    if window < 2 {
+    if let Some(window) = window.filter(|n| *n < 2) {
         return Err(wrong("window", window, "at least 2 tokens: the first is context only".into()));
     }
-    if stride == 0 || stride > window {
-        return Err(wrong("stride", stride, format!("1 to {window} tokens: a longer stride would skip text")));
+    let most = window.unwrap_or(WINDOW_TOKENS);
+    if let Some(stride) = stride.filter(|n| *n == 0 || *n > most) {
+        return Err(wrong("stride", stride, format!("1 to {most} tokens: a longer stride would skip text")));
     }
     let bos = if args.word("bos")? == "each" { Bos::Each } else { Bos::Once };
     Ok(Box::new(Perplexity { window, stride, bos, papers }))
@@ -190,7 +224,11 @@ pub(super) const ENTRY: Entry<dyn Metric> = Entry {
         "exp of the token-weighted mean negative log-likelihood",
         &[
             within(
-                optional("window", Ty::Tokens, "Tokens of a window, each run alone; its first token is context only. 1024 if left out."),
+                optional(
+                    "window",
+                    Ty::Tokens,
+                    "Tokens of a window, each run alone; its first token is context only. 1024 if left out, or as many as the model's config states, if these are fewer.",
+                ),
                 2.0,
                 1e7,
             ),
@@ -220,7 +258,21 @@ mod tests {
 
     fn windows(window: usize, stride: usize, bos: Bos, papers: bool, text: u32) -> Vec<(Vec<u32>, usize)> {
         let stream = TokenStream { prefix: vec![99], ids: (0..text).collect() };
-        Perplexity { window, stride, bos, papers }.windows(&stream).into_iter().map(|w| (w.ids, w.from)).collect()
+        Protocol { window, stride, bos, papers }.windows(&stream).into_iter().map(|w| (w.ids, w.from)).collect()
+    }
+
+    #[test]
+    fn a_window_that_is_left_out_is_one_that_the_model_takes() {
+        let of = |window: Option<usize>, stride: Option<usize>, longest: Option<usize>| {
+            let p = Perplexity { window, stride, bos: Bos::Once, papers: false }.of(longest);
+            (p.window, p.stride, longest.and_then(|n| p.too_long(n)).is_some())
+        };
+        assert_eq!(of(None, None, None), (1024, 1024, false));
+        assert_eq!(of(None, None, Some(4096)), (1024, 1024, false));
+        assert_eq!(of(None, None, Some(512)), (512, 512, false));
+        assert_eq!(of(None, Some(64), Some(512)), (512, 64, false));
+        assert_eq!(of(None, Some(600), Some(512)), (600, 600, true));
+        assert_eq!(of(Some(4096), None, Some(512)), (4096, 4096, true));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Wang et al., MiniLM (2020), eq. 4: KL of the maps (`kl`), the mean over real queries. Both the mean over heads and layers. A causal
 //! model's pairs are those that it sees.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use prunectl_model::{Batch, Point, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Ty};
 use prunectl_recipe::plan::Value;
@@ -28,11 +28,11 @@ fn places(layers: impl Iterator<Item = usize>) -> Vec<(usize, Point)> {
     layers.flat_map(|l| [(l, Point::Queries), (l, Point::Keys)]).collect()
 }
 
-/// Attention scores of a layer, `[b, h, s, s]`, before the mask; None where its attention is gone.
-fn scores(model: &Transformer, seen: &Seen, layer: usize) -> Result<Option<Tensor>> {
+/// Attention scores of a layer, `[b, h, s, s]`, before the mask, in that type; None where its attention is gone.
+fn scores(model: &Transformer, seen: &Seen, layer: usize, dtype: DType) -> Result<Option<Tensor>> {
     let (Some(q), Some(k)) = (seen.get(layer, Point::Queries), seen.get(layer, Point::Keys)) else { return Ok(None) };
     let scale = model.blueprint().layers.get(layer).map_or(1.0, |l| l.scale);
-    imitate::products(q, k, scale).map(Some)
+    imitate::products(&q.to_dtype(dtype)?, &k.to_dtype(dtype)?, scale).map(Some)
 }
 
 impl LossTerm for AttentionMaps {
@@ -61,8 +61,10 @@ impl LossTerm for AttentionMaps {
         let seen = imitate::seen(&real, input.model.blueprint().attention.causal)?;
         let (mut total, mut layers): (Option<Tensor>, usize) = (None, 0);
         for (layer, of) in map.iter().enumerate() {
-            let (Some(x), Some(y)) = (scores(input.model, ours, layer)?, scores(teacher, &theirs, *of)?) else { continue };
-            let mut y = y.detach().to_dtype(x.dtype())?;
+            let (Some(x), Some(y)) = (scores(input.model, ours, layer, input.wide())?, scores(teacher, &theirs, *of, input.wide())?) else {
+                continue;
+            };
+            let mut y = y.detach();
             let mut x = x;
             if x.dim(1)? != y.dim(1)? {
                 // Which head was which is not known any more: the means over the heads are compared.

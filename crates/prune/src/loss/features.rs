@@ -128,9 +128,17 @@ impl<'a> LossInput<'a> {
         Ok(teacher)
     }
 
-    /// 1 on real tokens, `[b, s, 1]`, in the model's type.
+    /// The type that distances are computed in: half of one holds neither their sums nor what stands for −∞.
+    pub(super) fn wide(&self) -> DType {
+        match self.model.dtype() {
+            DType::F16 | DType::BF16 => DType::F32,
+            whole => whole,
+        }
+    }
+
+    /// 1 on real tokens, `[b, s, 1]`, in [`Self::wide`].
     pub(super) fn real(&self) -> Result<Tensor> {
-        let dtype = self.model.dtype();
+        let dtype = self.wide();
         Ok(match real_tokens(self.batch)? {
             Some(real) => real.to_dtype(dtype)?,
             None => {

@@ -73,12 +73,13 @@ impl LossTerm for Hidden {
         let mut total: Option<Tensor> = None;
         for (layer, of) in map.iter().enumerate() {
             let missing = || PruneError::Missing { method: NAME, needs: format!("the output of layer {layer}") };
-            let y = theirs.fixed(*of, Point::BlockOutput, input.model.dtype())?.ok_or_else(missing)?;
+            let y = theirs.fixed(*of, Point::BlockOutput, input.wide())?.ok_or_else(missing)?;
             let mut x = ours.get(layer, Point::BlockOutput).ok_or_else(missing)?.clone();
             if x.dim(2)? != y.dim(2)? {
                 let weight = input.parameter(WEIGHT).ok_or(PruneError::Missing { method: NAME, needs: "its projection".into() })?;
                 x = linear(&x, weight, input.parameter(BIAS))?;
             }
+            let x = x.to_dtype(input.wide())?;
             let sum = match self.distance {
                 Distance::Mse => imitate::squares(&x, &y, &real)?,
                 Distance::Cosine => imitate::cosines(&x, &y, &real)?,

@@ -74,9 +74,9 @@ impl LossTerm for MiniLm {
         let seen = imitate::seen(&real, false)?;
         let mut total: Option<Tensor> = None;
         for point in &self.points {
-            let y = theirs.fixed(of, *point, input.model.dtype())?.ok_or_else(|| missing("teacher's layer"))?;
-            let x = ours.get(last, *point).ok_or_else(|| missing("student's last layer"))?;
-            let (x, y) = (relations(x, self.heads, "student")?, relations(&y, self.heads, "teacher")?);
+            let y = theirs.fixed(of, *point, input.wide())?.ok_or_else(|| missing("teacher's layer"))?;
+            let x = ours.get(last, *point).ok_or_else(|| missing("student's last layer"))?.to_dtype(input.wide())?;
+            let (x, y) = (relations(&x, self.heads, "student")?, relations(&y, self.heads, "teacher")?);
             let sum = imitate::relation_kl(&x, &y, &seen, &real)?;
             total = Some(match total {
                 Some(total) => (total + sum)?,

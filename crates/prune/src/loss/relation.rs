@@ -46,8 +46,8 @@ impl LossTerm for Relation {
         let real = input.real()?;
         let lengths = real.sum(1)?.maximum(1.0)?;
         let embed = |x: &Tensor| -> Result<Tensor> { Ok(x.broadcast_mul(&real)?.sum(1)?.broadcast_div(&lengths)?) };
-        let y = embed(&theirs.fixed(of, Point::BlockOutput, input.model.dtype())?.ok_or_else(missing)?)?;
-        let x = embed(ours.get(last, Point::BlockOutput).ok_or_else(missing)?)?;
+        let y = embed(&theirs.fixed(of, Point::BlockOutput, input.wide())?.ok_or_else(missing)?)?;
+        let x = embed(&ours.get(last, Point::BlockOutput).ok_or_else(missing)?.to_dtype(input.wide())?)?;
         let loss = ((imitate::distance_relation(&x, &y)? * self.distance)? + (imitate::angle_relation(&x, &y)? * self.angle)?)?;
         Ok((loss * input.batch.size()?.0 as f64)?)
     }

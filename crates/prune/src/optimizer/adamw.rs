@@ -62,7 +62,7 @@ pub(super) const ENTRY: Entry<dyn Optimizer> = Entry {
         "adamw",
         "Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019), algorithm 2",
         &[
-            required("lr", Ty::Scheduled, "Learning rate, or a schedule of it."),
+            within(required("lr", Ty::Scheduled, "Learning rate, or a schedule of it."), 0.0, f64::MAX),
             within(param("weight_decay", Ty::Float, "0.01", "λ of the decoupled decay, multiplied by the learning rate."), 0.0, 1e3),
             param(
                 "decay",

@@ -61,7 +61,7 @@ pub(super) const ENTRY: Entry<dyn Optimizer> = Entry {
         "sgd",
         "Sutskever et al., On the importance of initialization and momentum in deep learning (2013), eq. 1-4",
         &[
-            required("lr", Ty::Scheduled, "Learning rate, or a schedule of it."),
+            within(required("lr", Ty::Scheduled, "Learning rate, or a schedule of it."), 0.0, f64::MAX),
             within(param("momentum", Ty::Float, "0", "μ."), 0.0, 1.0),
             param("nesterov", Ty::Bool, "false", "Nesterov's variant."),
             within(param("weight_decay", Ty::Float, "0", "Added to the gradient: λ·w."), 0.0, 1e3),

@@ -131,6 +131,8 @@ pub struct BlockSpec<'a> {
     pub optimizer: &'a dyn Fn() -> Result<Box<dyn Optimizer>>,
     /// Seed of the data order.
     pub seed: u64,
+    /// Type of the passes; None: the model's.
+    pub dtype: Option<DType>,
     /// The teacher's layer of each of the model's.
     pub teacher_layers: Vec<usize>,
 }
@@ -343,6 +345,7 @@ pub fn reconstruct(
             loss: vec![Term { weight: Schedule::Hold { value: 1.0, length: None }, term: Box::new(local), teacher: None }],
             only: Some(only),
             seed: spec.seed,
+            dtype: spec.dtype,
             recompute: false,
             prunes: Vec::new(),
         };

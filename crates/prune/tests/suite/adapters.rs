@@ -286,6 +286,7 @@ fn only_they_train_and_what_is_removed_stays_so() {
             loss: vec![Term { weight: Schedule::Hold { value: 1.0, length: None }, term: build(LOSSES, "task", &[]), teacher: None }],
             only: Some(only.clone()),
             seed: 0,
+            dtype: None,
             recompute: false,
             prunes: Vec::new(),
         };

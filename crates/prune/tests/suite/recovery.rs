@@ -182,6 +182,7 @@ fn rebuild(
         clip: Some(1.0),
         optimizer: &make,
         seed: 3,
+        dtype: None,
         teacher_layers,
     };
     let mut model = start.clone();

@@ -55,6 +55,7 @@ pub fn spec(length: When, optimizer: &str, args: &[(&str, Value)]) -> TrainSpec 
         loss: vec![term],
         only: None,
         seed: 7,
+        dtype: None,
         recompute: false,
         prunes: Vec::new(),
     }
@@ -211,6 +212,60 @@ fn a_diverging_loss_stops_with_its_step() {
     let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
     let e = trainer.run(&mut data(), &mut ()).unwrap_err();
     assert!(matches!(e, PruneError::Diverged { step: 2.., .. } | PruneError::GradientDiverged { step: 2.., .. }), "{e}");
+}
+
+/// `lr` of 1e38 times a momentum of ten steps overflows f32 while the loss of a step is still finite: that update is the one that is named.
+#[test]
+fn an_update_that_overflows_is_told_at_its_own_step() {
+    let spec = TrainSpec { clip: None, ..spec(When::Steps(1), "sgd", &[("lr", Value::Number(1e300))]) };
+    let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
+    let e = trainer.run(&mut data(), &mut ()).unwrap_err();
+    assert!(matches!(e, PruneError::WeightsDiverged { step: 1, .. }) && e.to_string().contains("1e300"), "{e}");
+}
+
+/// A loss whose weight begins at 0 moves nothing at first; it is no lack of data.
+#[test]
+fn a_loss_may_come_in_late() {
+    let weight = Schedule::Stairs { values: vec![0.0, 1.0], during: None };
+    let mut spec = spec(When::Steps(4), "adamw", &adamw());
+    spec.loss = vec![Term { weight, term: crate::common::build(LOSSES, "task", &[]), teacher: None }];
+    let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
+    let losses: Vec<f64> = (0..4).map(|_| trainer.advance(&mut data()).unwrap().loss).collect();
+    assert!(losses[..2] == [0.0, 0.0] && losses[2] > 1.0 && losses[3] > 1.0, "{losses:?}");
+    assert_ne!(bits(&trainer.model().unwrap()), bits(&model()));
+}
+
+/// In bf16 the passes are coarse, near those of f32; the weights are not: what an update adds may be less than bf16 can hold.
+#[test]
+fn passes_in_another_type_leave_the_weights_theirs() {
+    let args = vec![("lr", Value::Number(1e-5)), ("weight_decay", Value::Number(0.0))];
+    let train = |dtype: Option<DType>, state: Option<&TrainState>| {
+        let spec = TrainSpec { dtype, ..spec(When::Steps(6), "adamw", &args) };
+        let mut record = Record { save_at: Some(3), ..Record::default() };
+        let mut trainer = match state {
+            None => Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap(),
+            Some(state) => Trainer::resume(&model(), &Removed::default(), &spec, &data(), state).unwrap(),
+        };
+        trainer.run(&mut data(), &mut record).unwrap();
+        (trainer.model().unwrap(), record)
+    };
+    let (fine, exact) = train(None, None);
+    for dtype in [DType::BF16, DType::F16, DType::F64] {
+        let (coarse, record) = train(Some(dtype), None);
+        assert_eq!(coarse.dtype(), DType::F32);
+        let (a, b) = (record.events[0], exact.events[0]);
+        let tolerance = if dtype == DType::BF16 { 2e-2 } else { 3e-3 };
+        assert!((a.loss - b.loss).abs() < tolerance * b.loss && (a.grad_norm - b.grad_norm).abs() < 3.0 * tolerance * b.grad_norm);
+        assert_ne!(a.grad_norm, b.grad_norm, "{dtype:?}");
+        // Adam's first steps are about lr, whatever the gradient's size: far below bf16's resolution of weights near 0.02 (6e-5).
+        let slot = "layers.0.mlp.up.weight";
+        let (start, end, other) = (model(), coarse.params().require(slot).unwrap(), fine.params().require(slot).unwrap());
+        let apart = |a: &Tensor, b: &Tensor| values(a).iter().zip(values(b)).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>();
+        let (moved, off) = (apart(end, start.params().require(slot).unwrap()), apart(end, other));
+        assert!(off < 0.2 * moved, "{dtype:?}: moved by {moved}, {off} off");
+        let (again, _) = train(Some(dtype), record.saved.as_ref());
+        assert_eq!(bits(&coarse), bits(&again));
+    }
 }
 
 #[test]

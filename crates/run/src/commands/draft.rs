@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use prunectl_model::{Facts, Head, Task};
+use prunectl_model::{Facts, Head, Task, stated_length};
 use prunectl_recipe::plan::{DataDecl, ModelDecl, Plan};
 
 use crate::builtin;
@@ -154,9 +154,7 @@ impl Draft {
 
     /// Tokens that the model's config allows in a row.
     pub fn longest(&self) -> u64 {
-        let config = &self.facts.config;
-        let stated = ["max_position_embeddings", "n_positions", "seq_length"].into_iter().find_map(|k| config.get(k)?.as_u64());
-        stated.unwrap_or(WINDOW_TOKENS).max(2)
+        stated_length(&self.facts.blueprint, &self.facts.config).map_or(WINDOW_TOKENS, |n| n as u64).max(2)
     }
 }
 

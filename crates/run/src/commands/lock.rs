@@ -11,7 +11,7 @@ use crate::commands::{print, print_json};
 use crate::compile::{Compiled, compile};
 use crate::data::DataStore;
 use crate::error::{Error, Result};
-use crate::executor::data_of;
+use crate::executor::{data_of, others_of};
 use crate::files::write_atomic;
 use crate::lock::{Lock, LockedSource};
 use crate::models::{describe, hashes};
@@ -78,6 +78,9 @@ pub fn made(recipe: &RecipeFile, compiled: Compiled, options: &Options) -> Resul
         data.resolve(expr)?;
     }
     lock.data(&data.files(), "it was locked")?;
+    for path in others_of(&plan) {
+        lock.file(&path, "it was locked")?;
+    }
     Ok(lock.within(&recipe.base))
 }
 

@@ -4,16 +4,18 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use prunectl_model::Task;
-use prunectl_recipe::plan::{ModelDecl, ModelSource, Span};
+use prunectl_model::{Task, stated_length};
+use prunectl_recipe::plan::{DataExpr, DataSource, ModelDecl, ModelSource, Plan, Span};
 use prunectl_recipe::render::render;
 
 use crate::cli::DONE;
 use crate::commands::draft::{data_source, model_source, stem};
 use crate::commands::{print, print_json};
 use crate::compile::compile;
+use crate::data::DataStore;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
+use crate::hub::Door;
 use crate::models::read_facts;
 use crate::recipes::RecipeFile;
 use crate::session::Options;
@@ -97,16 +99,39 @@ impl New {
         if path.exists() {
             return Err(Error::Usage { message: format!("{} exists; give another name: prunectl new NAME.prune", path.display()) });
         }
-        let text = recipe(&source, &data_source(&data)?, facts.task, remove, self.share, &stem(&model), data == "builtin:tales");
-        let formatted = prunectl_recipe::format::format(&text).unwrap_or(text);
+        let (data_source, name) = (data_source(&data)?, stem(&model));
+        let window = stated_length(&facts.blueprint, &facts.config).map_or(WINDOW_TOKENS, |n| (n as u64).clamp(2, WINDOW_TOKENS));
+        let splits = data == "builtin:tales";
+        let mut wanted = Wanted {
+            model: &source,
+            data: &data_source,
+            task: facts.task,
+            remove,
+            share: self.share,
+            name: &name,
+            splits,
+            window,
+            rows: PROBE_ROWS,
+        };
+        let formatted = |wanted: &Wanted<'_>| {
+            let text = recipe(wanted);
+            prunectl_recipe::format::format(&text).unwrap_or(text)
+        };
         // Paths in a recipe start from its folder; those given here start from the working directory, so only a recipe in it is checked as it is.
-        let draft = RecipeFile {
+        let mut draft = RecipeFile {
             shown: path.display().to_string(),
             name: path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default(),
             base: path.parent().map(Path::to_owned).unwrap_or_default(),
-            text: formatted,
+            text: formatted(&wanted),
         };
         let compiled = compile(&draft, &[], options.hub.clone())?;
+        if let Ok(plan) = &compiled.result
+            && !splits
+            && let Some(rows) = rows_of(plan, &options.hub).filter(|rows| (1..PROBE_ROWS).contains(rows))
+        {
+            wanted.rows = rows;
+            draft.text = formatted(&wanted);
+        }
         if let Err(mistakes) = &compiled.result {
             return Err(Error::Recipe { rendered: render(mistakes, &compiled.sources, options.ui.color), errors: mistakes.len() });
         }
@@ -137,11 +162,43 @@ impl New {
     }
 }
 
-fn recipe(model: &str, data: &str, task: Task, remove: Remove, share: u8, name: &str, splits: bool) -> String {
+/// Rows that a criterion is measured on, where there are so many.
+const PROBE_ROWS: u64 = 256;
+/// Windows of text that one is measured on, and the tokens of each, where the model takes so many.
+const PROBE_WINDOWS: u64 = 64;
+const WINDOW_TOKENS: u64 = 256;
+
+/// Rows of the recipe's data, where they can be counted here.
+fn rows_of(plan: &Plan, hub: &Door) -> Option<u64> {
+    let decl = plan.data.first().filter(|decl| !matches!(decl.source, DataSource::Hub(_)))?;
+    let whole = DataExpr::Source { name: decl.name.clone(), split: None };
+    let rows = DataStore::new(&plan.data, hub).resolve(&whole).ok()?.count()?;
+    Some(rows as u64)
+}
+
+/// What a recipe is written for.
+struct Wanted<'a> {
+    model: &'a str,
+    data: &'a str,
+    task: Task,
+    remove: Remove,
+    share: u8,
+    name: &'a str,
+    /// Whether the data has splits.
+    splits: bool,
+    /// Tokens of a window.
+    window: u64,
+    /// Rows of the probe.
+    rows: u64,
+}
+
+fn recipe(wanted: &Wanted<'_>) -> String {
+    let Wanted { model, data, task, remove, share, name, splits, window, rows } = *wanted;
     let (train, test) = if splits { ("d.train", "d.validation") } else { ("d", "d") };
+    let perplexity = format!("perplexity(window = {window} tokens)");
     let (metric, gate) = match task {
         Task::Classification => ("accuracy()", "after >= before - 2 pp"),
-        Task::CausalLm => ("perplexity(window = 256 tokens)", "after <= 1.5 * before"),
+        Task::CausalLm => (perplexity.as_str(), "after <= 1.5 * before"),
         Task::QuestionAnswering => ("answer_f1()", "after >= before - 2 pp"),
         Task::MaskedLm | Task::Encoder => ("loss()", "after <= 1.5 * before"),
     };
@@ -156,7 +213,12 @@ fn recipe(model: &str, data: &str, task: Task, remove: Remove, share: u8, name: 
         Remove::Neurons => ("FFN neurons", "m.layers[*].mlp.neurons", "taylor(on = probe)", "{ scope = layer  at_least = 10% }", true),
         Remove::Weights => ("single weights", "m.layers[*].linears.weights", "magnitude()", "{ scope = matrix }", false),
     };
-    let probe = if method.contains("probe") { format!("let probe = {train}.take(256)\n\n") } else { String::new() };
+    let probe = match (method.contains("probe"), task) {
+        (false, _) => String::new(),
+        // However long the documents are.
+        (true, Task::CausalLm) => format!("let probe = {train}.sample({PROBE_WINDOWS}, length = {window} tokens, seed = 0)\n\n"),
+        (true, _) => format!("let probe = {train}.take({rows})\n\n"),
+    };
     let compact = if compact { "compact m\n" } else { "" };
     format!(
         "## Remove {what} from {name}.\nedition 2026\n\n## Share of the {what} to remove.\nparam sparsity: percent = {share}% in 0%..=90%\n\n\
@@ -176,7 +238,18 @@ mod tests {
         for model in ["builtin:tiny-bert", "builtin:tiny-llama"] {
             let task = if model.ends_with("bert") { Task::Classification } else { Task::CausalLm };
             for remove in [Remove::Heads, Remove::Neurons, Remove::Weights] {
-                let text = recipe(&model_source(model).unwrap(), "builtin(\"tales\")", task, remove, 40, &stem(model), true);
+                let (source, name) = (model_source(model).unwrap(), stem(model));
+                let text = recipe(&Wanted {
+                    model: &source,
+                    data: "builtin(\"tales\")",
+                    task,
+                    remove,
+                    share: 40,
+                    name: &name,
+                    splits: true,
+                    window: 256,
+                    rows: 256,
+                });
                 let file = RecipeFile { shown: "new.prune".into(), name: "new".into(), base: ".".into(), text: text.clone() };
                 let compiled = compile(&file, &[], crate::hub::Door::cache_only()).unwrap();
                 if let Err(mistakes) = compiled.result {

@@ -51,7 +51,7 @@ impl PlanCommand {
             eprintln!("{}", render(&plan.warnings, sources, options.ui.color).trim_end());
         }
         let forecast = forecast(&plan, sources, &options.hub, self.memory);
-        let refused = forecast.unloadable();
+        let refused = forecast.refused();
         if options.json {
             let mut value = to_json(&plan, &forecast, &refused.iter().map(|d| d.message.clone()).collect::<Vec<_>>());
             if let (Some(fit), Some(object)) = (&found, value.as_object_mut()) {

@@ -177,7 +177,7 @@ pub fn accepted(result: Result<Plan, Vec<Diagnostic>>, sources: &Sources, option
     let refuse =
         |mistakes: Vec<Diagnostic>| Error::Recipe { rendered: render(&mistakes, sources, options.ui.color), errors: mistakes.len() };
     let plan = result.map_err(refuse)?;
-    let refused = crate::forecast::forecast(&plan, sources, &options.hub, options.memory).unloadable();
+    let refused = crate::forecast::forecast(&plan, sources, &options.hub, options.memory).refused();
     if !refused.is_empty() {
         return Err(refuse(refused));
     }
@@ -192,10 +192,13 @@ fn told(ran: Result<Finished>, path: &Path, options: &Options) -> Result<u8> {
     let finished = match ran {
         Ok(finished) => finished,
         Err(e) => {
-            options.ui.note(format!(
-                "what was finished is kept; when the cause is gone, go on with:\n    prunectl resume {}",
-                shell_quote(&path.display().to_string())
-            ));
+            let dir = shell_quote(&path.display().to_string());
+            options.ui.note(match e.exit_status() {
+                EXIT_RECIPE => {
+                    format!("what was finished is kept in {dir}; `resume` would take the recipe as it was: change it and `run` it again")
+                }
+                _ => format!("what was finished is kept; when the cause is gone, go on with:\n    prunectl resume {dir}"),
+            });
             return Err(e);
         }
     };

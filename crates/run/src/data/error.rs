@@ -88,7 +88,7 @@ pub enum DataError {
     #[error("{what}: {found}; expected {expected}")]
     Argument { what: String, found: String, expected: String },
     /// The operating system refused.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {error}{}", path.display(), way_out(error))]
     Io { path: PathBuf, error: std::io::Error },
     /// A path that is not what the source reads.
     #[error("{}: found {found}; expected {expected}", path.display())]
@@ -168,6 +168,14 @@ fn splits(data: &str, known: &[String]) -> String {
     match known.is_empty() {
         true => format!("it is one file without splits: use `{data}` itself"),
         false => format!("it has {}", dotted(data, known)),
+    }
+}
+
+/// What to look at where a file is not there.
+fn way_out(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "; paths in a recipe start from its folder, those of arguments from the working directory",
+        _ => "",
     }
 }
 

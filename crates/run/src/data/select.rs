@@ -210,7 +210,10 @@ impl Dataset {
             DataExpr::Take { of, n } => {
                 let mut s = self.eval(of, tokenizer)?;
                 if (s.rows.len() as u64) < *n {
-                    return Err(fewer(s.rows.len(), format!("at least {n}")));
+                    return Err(fewer(
+                        s.rows.len(),
+                        format!("at least {n}: take fewer, or cut a long text into rows, `.pack(256 tokens)`"),
+                    ));
                 }
                 s.rows.truncate(*n as usize);
                 Ok(s)

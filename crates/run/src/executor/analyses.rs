@@ -81,6 +81,7 @@ mod tests {
             data: None,
             dense: true,
             details: details.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect(),
+            warnings: Vec::new(),
         };
         Row { name: "a".to_owned(), call: format!("{metric}()"), recorded, higher_is_better: None }
     }

@@ -39,6 +39,9 @@ pub struct Recorded {
     /// Further values by name, where the value sums up many.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub details: BTreeMap<String, f64>,
+    /// What whoever reads the value should be warned of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// One `eval` with what only the report needs.
@@ -70,6 +73,7 @@ impl Row {
             data: None,
             dense: false,
             details: BTreeMap::new(),
+            warnings: Vec::new(),
         };
         Self { name: name.into(), call: format!("{metric}()"), recorded, higher_is_better: Some(true) }
     }
@@ -370,6 +374,7 @@ mod tests {
             data: None,
             dense: true,
             details: BTreeMap::new(),
+            warnings: Vec::new(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::Tensor;
 use prunectl_model::Transformer;
@@ -152,18 +153,20 @@ pub(super) fn choose(decisions: &mut Decided, best: &BTreeMap<String, Tensor>) -
     Ok(())
 }
 
-/// An error that ended a training, with what there is to go back to.
-pub(super) fn stopped(error: PruneError, saved: Option<&TrainMeta>) -> Error {
-    match error {
-        PruneError::Diverged { .. } | PruneError::GradientDiverged { .. } => {
-            let kept = saved.map_or_else(
-                || "no checkpoint was written before it".to_owned(),
-                |m| format!("the last good checkpoint, of step {} of {}, is in the run directory", m.step, m.steps),
-            );
-            Error::Refused { what: error.to_string(), remedy: format!("{kept}; change the recipe and run it again") }
-        }
-        other => other.into(),
-    }
+/// An error that ended a training, with what there is to go back to: a step's state in that file.
+pub(super) fn stopped(error: PruneError, saved: Option<&TrainMeta>, file: &Path) -> Error {
+    // What was computed with the weights of the step before, and so speaks of these.
+    let by_those = match error {
+        PruneError::Diverged { step, .. } | PruneError::GradientDiverged { step, .. } => step.checked_sub(1),
+        PruneError::WeightsDiverged { .. } => None,
+        other => return other.into(),
+    };
+    let kept = match saved {
+        None => "no checkpoint of it was written before".to_owned(),
+        Some(m) if Some(m.step) == by_those => format!("the only checkpoint, of step {} of {}, is where it went wrong", m.step, m.steps),
+        Some(m) => format!("the last good checkpoint, of step {} of {}, is {}", m.step, m.steps, file.display()),
+    };
+    Error::Refused { what: error.to_string(), remedy: format!("{kept}; change the recipe and run it again") }
 }
 
 #[cfg(test)]
@@ -182,5 +185,20 @@ mod tests {
         assert_eq!(decisions[0].as_ref().unwrap().0.sites[&key], [1, 2]);
         choose(&mut decisions, &BTreeMap::new()).unwrap();
         assert_eq!(decisions[0].as_ref().unwrap().0.sites[&key], [1, 2]);
+    }
+
+    /// A checkpoint whose own loss is no number is not called good.
+    #[test]
+    fn a_diverging_training_says_what_is_left() {
+        let meta = |step| TrainMeta { step, steps: 9, seed: 0, examples: 1 };
+        let said = |saved: Option<u64>| {
+            let error = PruneError::Diverged { step: 5, loss: f64::NAN, lr: 1.0 };
+            stopped(error, saved.map(meta).as_ref(), Path::new("c/t")).to_string()
+        };
+        assert!(said(None).contains("no checkpoint of it"), "{}", said(None));
+        assert!(said(Some(3)).contains("the last good checkpoint, of step 3 of 9, is c/t"), "{}", said(Some(3)));
+        assert!(!said(Some(4)).contains("good") && said(Some(4)).contains("of step 4 of 9"), "{}", said(Some(4)));
+        let other = PruneError::NothingToTrain;
+        assert!(!stopped(other, None, Path::new("c/t")).to_string().contains("checkpoint"));
     }
 }

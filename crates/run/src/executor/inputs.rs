@@ -1,6 +1,6 @@
 //! What methods read: batches and token streams, made for a model from a recipe's data.
 
-use prunectl_model::{Blueprint, Head, Transformer};
+use prunectl_model::{Blueprint, Head, Transformer, stated_length};
 use prunectl_recipe::plan::DataExpr;
 
 use crate::data::{Ask, AutoBatch, BatchSpec, Classes, DataBatches, DataStore, Need, Target, USUAL_TOKENS, Windows, row_tokens};
@@ -34,14 +34,7 @@ pub fn longest_row(model: &Transformer) -> usize {
 
 /// The same of a model that is only described.
 pub fn longest_of(blueprint: &Blueprint, config: &serde_json::Value) -> usize {
-    let table = blueprint.embeddings.positions.as_ref().map(|p| match p.rule {
-        prunectl_model::PositionRule::Index => p.rows,
-        prunectl_model::PositionRule::RankInKeep { base } | prunectl_model::PositionRule::RankAmongNot { base, .. } => {
-            p.rows.saturating_sub(base + 1)
-        }
-    });
-    let stated = ["max_position_embeddings", "n_positions", "seq_length"].into_iter().find_map(|k| config.get(k)?.as_u64());
-    table.or(stated.map(|n| n as usize)).unwrap_or(LONGEST_TOKENS).max(1)
+    stated_length(blueprint, config).unwrap_or(LONGEST_TOKENS).max(1)
 }
 
 /// What a model's loss compares with.

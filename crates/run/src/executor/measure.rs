@@ -47,6 +47,12 @@ impl Executor<'_> {
             }
         };
         self.options.ui.note(format!("{} = {}", step.name, crate::report::figure(recorded.value, super::book::unit_of(&recorded.metric))));
+        for warning in recorded.warnings.iter().map(|w| format!("{}: {w}", plain_name(&step.name))) {
+            // Of every round and cell it would be the same.
+            if !self.book.warnings.contains(&warning) {
+                self.warn(warning);
+            }
+        }
         self.enter(step, metric, recorded.clone(), built.higher_is_better());
         if !examples.is_empty() {
             self.examples.insert(plain_name(&step.name).to_owned(), examples.clone());
@@ -81,6 +87,7 @@ impl Executor<'_> {
             data: data.map(describe),
             dense: !changed,
             details: measured.details.clone(),
+            warnings: measured.warnings.clone(),
         })
     }
 

@@ -42,7 +42,7 @@ use crate::session::{Options, device_name};
 
 pub use book::{Book, Size, SweepResult, plain_name, unit_of};
 pub use inputs::longest_of;
-pub use preflight::{data_of, preflight};
+pub use preflight::{data_of, others_of, preflight};
 use state::State;
 pub use state::{model_of, to_sites};
 pub use store::named_scores;
@@ -338,6 +338,15 @@ impl<'a> Executor<'a> {
             self.write_lock()?;
         }
         Ok(())
+    }
+
+    /// Adds other files that a step reads to the lock.
+    fn lock_files(&mut self, paths: &[std::path::PathBuf]) -> Result<()> {
+        let mut changed = false;
+        for path in paths {
+            changed |= self.lock.file(path, "the run began")?;
+        }
+        if changed { self.write_lock() } else { Ok(()) }
     }
 
     fn write_lock(&self) -> Result<()> {

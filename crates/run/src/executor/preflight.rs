@@ -1,6 +1,6 @@
 //! What can be found wrong before a run directory is made: models and data that are not there, targets that belong to somebody else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use prunectl_prune::{OPTIMIZERS, build};
 use prunectl_recipe::Sources;
@@ -9,8 +9,9 @@ use prunectl_recipe::plan::{CriterionRef, DataExpr, Method, ModelDecl, ModelSour
 use crate::data::DataStore;
 use crate::error::{Error, Result};
 use crate::executor::at;
+use crate::executor::pruning::stored_in;
 use crate::models::read_facts;
-use crate::save::check_target;
+use crate::save::{adapter_files, check_adapter, check_target};
 use crate::session::{DeviceChoice, Dtype, Options};
 use crate::streaming;
 
@@ -25,6 +26,11 @@ pub fn preflight(plan: &Plan, sources: &Sources, options: &Options) -> Result<()
     let data = DataStore::new(&plan.data, hub);
     for (span, expr) in found.data {
         data.check(expr).map_err(|e| at(sources, span, e.into()))?;
+    }
+    for (span, folder) in &found.adapters {
+        if !found.saves.iter().any(|(_, to)| same_place(to, folder)) {
+            check_adapter(folder).map_err(|e| at(sources, *span, e.into()))?;
+        }
     }
     room(plan, sources, options)?;
     for (span, to) in found.saves {
@@ -90,6 +96,32 @@ fn trained<'p>(steps: &'p [Step], into: &mut Vec<(Span, &'p Train)>) {
     }
 }
 
+/// Whether both name one folder; what is saved starts from the working directory.
+fn same_place(saved: &str, folder: &Path) -> bool {
+    let whole = |path: &Path| std::path::absolute(path).ok();
+    whole(Path::new(saved)).is_some_and(|saved| Some(saved) == whole(folder))
+}
+
+/// Whether a step of the plan saves to that folder.
+pub(super) fn saves_to(plan: &Plan, folder: &Path) -> bool {
+    let mut found = Found::default();
+    found.steps(&plan.steps);
+    found.saves.iter().any(|(_, to)| same_place(to, folder))
+}
+
+/// Files that steps of a plan read besides models and data, as far as they are there before it runs: adapters, scores of earlier runs.
+pub fn others_of(plan: &Plan) -> Vec<PathBuf> {
+    let mut found = Found::default();
+    found.steps(&plan.steps);
+    let Found { adapters, saves, mut scores, .. } = found;
+    let from_elsewhere = |folder: &&Path| !saves.iter().any(|(_, to)| same_place(to, folder));
+    scores.extend(adapters.iter().map(|(_, folder)| *folder).filter(from_elsewhere).flat_map(adapter_files));
+    scores.sort();
+    scores.dedup();
+    scores.retain(|path| path.is_file());
+    scores
+}
+
 /// Every data expression that the steps of a plan read.
 pub fn data_of(plan: &Plan) -> Vec<&DataExpr> {
     let mut found = Found::default();
@@ -102,6 +134,10 @@ pub fn data_of(plan: &Plan) -> Vec<&DataExpr> {
 struct Found<'p> {
     data: Vec<(Span, &'p DataExpr)>,
     saves: Vec<(Span, &'p str)>,
+    /// Folders that adapters are read from.
+    adapters: Vec<(Span, &'p Path)>,
+    /// Scores of earlier runs, where they can be found.
+    scores: Vec<PathBuf>,
 }
 
 impl<'p> Found<'p> {
@@ -111,9 +147,14 @@ impl<'p> Found<'p> {
                 StepKind::Save { to, .. } => self.saves.push((step.span, to)),
                 StepKind::Repeat { rounds, .. } => rounds.iter().for_each(|r| self.steps(r)),
                 StepKind::Sweep { cells, .. } => cells.iter().for_each(|c| self.steps(&c.steps)),
-                StepKind::Score { criterion, .. } => self.criterion(criterion),
+                StepKind::Attach { adapter, .. } => {
+                    if let Some(Value::Path(folder)) = adapter.args.get("from") {
+                        self.adapters.push((adapter.span, folder));
+                    }
+                }
+                StepKind::Score { criterion, .. } => self.criterion(criterion, &step.name),
                 StepKind::Prune(prune) => {
-                    self.criterion(&prune.criterion);
+                    self.criterion(&prune.criterion, &step.name);
                     if let Some(Value::Data(expr)) = prune.options.get("on") {
                         self.data.push((step.span, expr));
                     }
@@ -126,6 +167,7 @@ impl<'p> Found<'p> {
                 StepKind::Train(train) => {
                     self.data.push((step.span, &train.data));
                     train.loss.iter().for_each(|(_, m)| self.method(m));
+                    train.prunes.iter().for_each(|p| self.criterion(&p.criterion, &step.name));
                     train.evals.iter().for_each(|(s, _)| self.steps(std::slice::from_ref(s)));
                 }
                 _ => {}
@@ -133,9 +175,11 @@ impl<'p> Found<'p> {
         }
     }
 
-    fn criterion(&mut self, criterion: &'p CriterionRef) {
-        if let CriterionRef::Method(method) = criterion {
-            self.method(method);
+    fn criterion(&mut self, criterion: &'p CriterionRef, step: &str) {
+        match criterion {
+            CriterionRef::Method(method) => self.method(method),
+            CriterionRef::Run { dir, name } => self.scores.extend(stored_in(dir, name.as_deref(), step)),
+            CriterionRef::Stored(_) => {}
         }
     }
 

@@ -55,6 +55,7 @@ impl Executor<'_> {
             (None, CriterionRef::Stored(of)) => (self.scores_named(of)?, Some(format!("the scores of `{of}`"))),
             (None, CriterionRef::Run { dir, name: of }) => {
                 let (scores, path) = scores_of_run(dir, of.as_deref(), &step.name, &state.model)?;
+                self.lock_files(std::slice::from_ref(&path))?;
                 fits(&scores, &state.model, &sites, &path)?;
                 let reason = format!("the scores in {}", path.display());
                 (scores, Some(reason))
@@ -140,6 +141,7 @@ impl Executor<'_> {
                 let (scores, reason) = match stored {
                     CriterionRef::Run { dir, name: of } => {
                         let (scores, path) = scores_of_run(dir, of.as_deref(), &step.name, &state.model)?;
+                        self.lock_files(std::slice::from_ref(&path))?;
                         fits(&scores, &state.model, &sites, &path)?;
                         (scores, format!("the scores in {}", path.display()))
                     }
@@ -396,6 +398,13 @@ fn reusable(dir: &Path, name: &str) -> Result<()> {
 
 /// Scores in another run's directory: by name, by the same step's name, or the only ones there.
 fn scores_of_run(dir: &Path, name: Option<&str>, step: &str, model: &Transformer) -> Result<(Scores, std::path::PathBuf)> {
+    let path = stored_in(dir, name, step)?;
+    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    Ok((read_scores(&bytes, &path, model)?, path))
+}
+
+/// The file of a run's scores of that name, or of the only ones that it has.
+pub(super) fn stored_in(dir: &Path, name: Option<&str>, step: &str) -> Result<std::path::PathBuf> {
     let folder = dir.join(SCORES);
     let mut names: Vec<String> = std::fs::read_dir(&folder)
         .map_err(Error::io("read", &folder))?
@@ -421,9 +430,7 @@ fn scores_of_run(dir: &Path, name: Option<&str>, step: &str, model: &Transformer
     if dir.join(crate::journal::JOURNAL).exists() {
         reusable(dir, &chosen)?;
     }
-    let path = folder.join(format!("{chosen}.safetensors"));
-    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-    Ok((read_scores(&bytes, &path, model)?, path))
+    Ok(folder.join(format!("{chosen}.safetensors")))
 }
 
 /// Refuses stored scores that lack a selected site or have another shape.

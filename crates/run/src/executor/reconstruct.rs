@@ -17,9 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::data::Need;
 use crate::error::{Error, Result};
 use crate::executor::book::{Curve, Recovered};
+use crate::executor::inner::stopped;
 use crate::executor::inputs::{Wanted, batches};
 use crate::executor::state::{ModelState, model_of};
 use crate::executor::store::{from_bytes, to_bytes};
+use crate::executor::training::passes;
 use crate::executor::{Executor, Outcome};
 use crate::files::file_name_of;
 use crate::journal::StepDone;
@@ -71,6 +73,7 @@ impl Executor<'_> {
                 reused: Some("trained before the interruption".to_owned()),
             });
         }
+        self.same_tokens(teacher, &state)?;
         let (teacher, _) = self.state.network(teacher)?;
         let all = stages(&state.sites(selector)?, &state.model, &state.removed)?;
         let count = |name: &str| options.get(name).and_then(Value::as_u64);
@@ -85,6 +88,7 @@ impl Executor<'_> {
             clip: options.get("clip").and_then(Value::as_f64),
             optimizer: &make,
             seed: count("seed").unwrap_or(0),
+            dtype: passes(options),
             teacher_layers: teacher_layers(&state, &teacher)?,
         };
         let wanted = Wanted { need: Need::Optional, labels: false, batch: Some(batch as u64), backward: true, apart: false };
@@ -105,9 +109,17 @@ impl Executor<'_> {
         }
         let bar = self.options.ui.bar(&step.name);
         let mut watch = Watching { executor: self, stages: &all, path: &path, record, bar };
-        prunectl_prune::reconstruct(&mut model, &state.removed, &all, &spec, &mut data, from, &mut watch)?;
+        let ran = prunectl_prune::reconstruct(&mut model, &state.removed, &all, &spec, &mut data, from, &mut watch);
         watch.bar.finish_and_clear();
-        let record = Done { losses: Vec::new(), meta: None, ..watch.record };
+        let record = watch.record;
+        if let (Err(_), Some(at)) = (&ran, all.get(record.blocks.len())) {
+            self.options.ui.note(format!("{}: stopped in {}, after {} of {} parts", step.name, at.name(), record.blocks.len(), all.len()));
+        }
+        ran.map_err(|e| stopped(e, record.meta.as_ref(), &self.dir.join(&path)))?;
+        for note in data.notes() {
+            self.options.ui.note(note);
+        }
+        let record = Done { losses: Vec::new(), meta: None, ..record };
         let learned = learned(&model, &all);
         let file = format!("{CHECKPOINTS}/{}-done.safetensors", file_name_of(&step.name));
         let hash = self.dir.write(&file, &to_bytes(&learned)?)?;

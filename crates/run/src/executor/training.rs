@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use prunectl_model::{Transformer, cost};
 use prunectl_prune::{
     Examples, Flow, LOSSES, METRICS, Metric, OPTIMIZERS, Observer, PruneError, StepEvent, Stored, Term, TrainMeta, TrainSpec, TrainState,
@@ -26,6 +26,7 @@ use crate::executor::{Executor, Outcome};
 use crate::files::file_name_of;
 use crate::journal::{Event, StepDone};
 use crate::rundir::CHECKPOINTS;
+use crate::session::Dtype;
 
 /// Seconds between checkpoints where the recipe doesn't say.
 const CHECKPOINT_SECONDS: u64 = 300;
@@ -104,7 +105,7 @@ impl Executor<'_> {
         };
         let ran = trainer.run(&mut data, &mut observer);
         observer.bar.finish_and_clear();
-        ran.map_err(|e| stopped(e, watch.meta.as_ref()))?;
+        ran.map_err(|e| stopped(e, watch.meta.as_ref(), &self.dir.join(&path)))?;
         for note in data.notes() {
             self.options.ui.note(note);
         }
@@ -159,6 +160,7 @@ impl Executor<'_> {
             loss,
             only,
             seed: count("seed").unwrap_or(0),
+            dtype: passes(&train.options),
             recompute: matches!(train.options.get("recompute"), Some(Value::Bool(true))),
             prunes: self.inner_prunes(train, state)?,
         })
@@ -430,6 +432,11 @@ fn due(every: When, event: &StepEvent) -> bool {
         When::Epochs(epochs) => crossed(event.epoch + 1e-9, per_step_epochs, epochs),
         When::Tokens(tokens) => crossed(event.step as f64 * event.tokens as f64, event.tokens as f64, tokens as f64),
     }
+}
+
+/// The type that a training's passes are computed in, where the recipe names one.
+pub(super) fn passes(options: &Args) -> Option<DType> {
+    options.word("dtype").ok().and_then(|word| word.parse::<Dtype>().ok()).map(|dtype| dtype.0)
 }
 
 fn checkpoint_every(options: &Args) -> Option<When> {
