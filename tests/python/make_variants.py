@@ -63,7 +63,7 @@ class Draw:
 def encoder(d, **more):
     heads, _, _, hidden = d.heads(False)
     return dict(
-        vocab_size=d.size(61, 140), hidden_size=hidden, num_hidden_layers=d.size(2, 3), num_attention_heads=heads,
+        vocab_size=d.size(64, 140), hidden_size=hidden, num_hidden_layers=d.size(2, 3), num_attention_heads=heads,
         intermediate_size=d.size(17, 90), max_position_embeddings=d.size(30, 70), type_vocab_size=d.of(1, 2, 3),
         hidden_act=d.of("gelu", "gelu_new", "relu", "silu"), layer_norm_eps=d.of(1e-12, 1e-5, 1e-3), **more,
     )  # fmt: skip
@@ -77,6 +77,9 @@ def long_rope(d, pairs):
 def decoder(d, free=True, ropes=("default", "linear", "dynamic", "llama3", "yarn", "longrope"), **more):
     heads, kv, width, hidden = d.heads(True, free)
     rope = dict(rope_type=d.of(*ropes), rope_theta=d.of(100.0, 10000.0, 500000.0))
+    if width == 2 and rope["rope_type"] == "dynamic":
+        # transformers divides by the width less 2.
+        rope["rope_type"] = "default"
     if rope["rope_type"] != "default":
         rope["factor"] = d.of(2.0, 4.0, 8.0)
     if rope["rope_type"] == "llama3":
@@ -88,7 +91,7 @@ def decoder(d, free=True, ropes=("default", "linear", "dynamic", "llama3", "yarn
         rope.update(long_rope(d, width // 2), original_max_position_embeddings=d.of(8, 32))
     own = dict(head_dim=width) if free else {}
     return dict(
-        vocab_size=d.size(61, 140), hidden_size=hidden, num_hidden_layers=d.size(2, 4), num_attention_heads=heads,
+        vocab_size=d.size(64, 140), hidden_size=hidden, num_hidden_layers=d.size(2, 4), num_attention_heads=heads,
         num_key_value_heads=kv, intermediate_size=d.size(17, 90), max_position_embeddings=d.of(12, 64, 256), rope_parameters=rope,
         rms_norm_eps=d.of(1e-6, 1e-5, 1e-3), tie_word_embeddings=d.of(True, False), pad_token_id=0, bos_token_id=1, eos_token_id=2,
         **own, **more,
@@ -97,7 +100,7 @@ def decoder(d, free=True, ropes=("default", "linear", "dynamic", "llama3", "yarn
 
 def plain(d, multiple=1):
     heads, _, width, hidden = d.heads(False, multiple=multiple)
-    more = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, vocab_size=d.size(61, 140), tie_word_embeddings=d.of(True, False))
+    more = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, vocab_size=d.size(64, 140), tie_word_embeddings=d.of(True, False))
     return heads, width, hidden, d.size(2, 3), d.of(None, d.size(17, 90)), more
 
 
@@ -112,7 +115,7 @@ def roberta(d, cls=T.RobertaConfig):
 def distilbert(d):
     heads, _, _, hidden = d.heads(False)
     return T.DistilBertConfig(
-        vocab_size=d.size(61, 140), dim=hidden, n_layers=d.size(2, 3), n_heads=heads, hidden_dim=d.size(17, 90),
+        vocab_size=d.size(64, 140), dim=hidden, n_layers=d.size(2, 3), n_heads=heads, hidden_dim=d.size(17, 90),
         max_position_embeddings=d.size(30, 70), activation=d.of("gelu", "relu"), sinusoidal_pos_embds=d.of(True, False), pad_token_id=0,
     )  # fmt: skip
 

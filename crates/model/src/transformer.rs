@@ -302,6 +302,9 @@ impl Transformer {
         if self.blueprint.attention.causal && !of_last {
             return Ok(None);
         }
+        if of_last && !context.ends {
+            return Ok(None);
+        }
         let at = if of_last { context.last.clone() } else { vec![0; context.batch] };
         One::new(context, at, &self.device).map(Some)
     }

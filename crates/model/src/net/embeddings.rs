@@ -58,12 +58,13 @@ pub(crate) fn embed(model: &Transformer, batch: &Batch, past: usize) -> Result<(
         _ => None,
     };
     let last = batch.last(pad)?;
+    let ends = pad.is_none() || last == batch.last(None)?;
     let keep = match keep {
         None => None,
         Some(rows) => Some(Tensor::from_vec(rows.concat(), (b, s), device)?),
     };
     let rotary = blueprint.rotary.iter().map(|r| position::rotary_table(r, past, s, model.dtype, device)).collect::<Result<Vec<_>>>()?;
-    Ok((x, Context { batch: b, seq: s, keep, last, rotary, hidden_gate: None }))
+    Ok((x, Context { batch: b, seq: s, keep, last, ends, rotary, hidden_gate: None }))
 }
 
 fn checked_types(types: &Tensor, rows: usize, (b, s): (usize, usize)) -> Result<Tensor> {

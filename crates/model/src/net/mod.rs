@@ -27,8 +27,10 @@ pub struct Context {
     pub(crate) seq: usize,
     /// u8 `[batch, seq]`; None where every token is real.
     pub(crate) keep: Option<Tensor>,
-    /// Index of the last real token of each row.
+    /// Index of the last real token of each row, or of the one before that speaks for it.
     pub(crate) last: Vec<u32>,
+    /// Whether these are the last real tokens: no real one stands behind them.
+    pub(crate) ends: bool,
     /// cos and sin `[1, seq, dim / 2]` of each rotary table.
     pub(crate) rotary: Vec<(Tensor, Tensor)>,
     /// `[hidden]`: multiplies what is written to the residual stream.

@@ -60,3 +60,27 @@ fn other_heads_and_variants_equal_transformers() {
     }
     assert_eq!(with_gradients, 1, "XLM-R has them");
 }
+
+/// A classifier's class looks for the last token that is not the padding's id, and whoever takes the short way must see no more than it.
+#[test]
+fn a_padding_id_at_the_end_of_a_text_is_not_looked_at() {
+    struct Open;
+    impl prunectl_model::Tap for Open {
+        fn wants(&self, _: usize, _: prunectl_model::Point) -> bool {
+            true
+        }
+        fn see(&mut self, _: usize, _: prunectl_model::Point, _: &Tensor) -> prunectl_model::Result<()> {
+            Ok(())
+        }
+    }
+    let model = load(&root().join("../more/llama_cls"), &LoadOptions::default()).unwrap();
+    let ids = Tensor::new(&[[7_u32, 30, 12, 0], [7, 30, 12, 9]], &candle_core::Device::Cpu).unwrap();
+    let outputs = |ids: &Tensor, tap: &mut dyn prunectl_model::Tap| {
+        let batch = Batch::new(ids.clone());
+        model.forward(&batch, &Gates::default(), tap).unwrap()
+    };
+    let (short, long) = (outputs(&ids, &mut ()), outputs(&ids, &mut Open));
+    assert!(error(&short, &long) < TOLERANCE, "{short} {long}");
+    let cut = outputs(&ids.narrow(0, 0, 1).unwrap().narrow(1, 0, 3).unwrap().contiguous().unwrap(), &mut ());
+    assert!(error(&short.narrow(0, 0, 1).unwrap(), &cut) < TOLERANCE, "what stands behind it changes nothing");
+}
