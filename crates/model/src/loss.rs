@@ -54,10 +54,13 @@ pub struct ScoredTokens {
 }
 
 impl Transformer {
-    /// Which states are scored against which tokens. A causal model without labels predicts its own input, padding left out.
+    /// Which states are scored against which tokens. A causal model without labels predicts its own input, padding left out. Nothing is
+    /// predicted from the state of a padding token: what stands first in a text counts nowhere, on whichever side the padding is.
     pub fn scored_tokens(&self, batch: &Batch) -> Result<ScoredTokens> {
         let (b, s) = batch.size()?;
         let causal = self.blueprint.attention.causal;
+        let keep = batch.host_keep()?;
+        let padding = |row: usize, at: usize| keep.as_ref().and_then(|k| k.get(row)?.get(at)).is_some_and(|k| *k == 0);
         let labels = match &batch.labels {
             Some(Labels::Tokens(t)) => {
                 expect_shape("token labels", t, &[b, s])?;
@@ -65,7 +68,7 @@ impl Transformer {
             }
             None if causal => {
                 let mut ids = batch.input_ids.to_dtype(DType::I64)?.to_vec2::<i64>()?;
-                if let Some(keep) = batch.host_keep()? {
+                if let Some(keep) = &keep {
                     for (id, _) in ids.iter_mut().flatten().zip(keep.iter().flatten()).filter(|(_, k)| **k == 0) {
                         *id = IGNORED;
                     }
@@ -77,7 +80,7 @@ impl Transformer {
         let mut scored = ScoredTokens::default();
         for (example, tokens) in labels.iter().enumerate() {
             for (at, &label) in tokens.iter().enumerate() {
-                if label == IGNORED || (causal && at == 0) {
+                if label == IGNORED || (causal && (at == 0 || padding(example, at - 1))) {
                     continue;
                 }
                 if label < 0 || label as usize >= self.blueprint.vocab {

@@ -10,8 +10,8 @@ use candle_core::{DType, Tensor};
 use prunectl_model::{Slice, Transformer};
 
 use crate::error::Result;
+use crate::network::Network;
 use crate::site::{Key, Sites};
-use crate::units::{count, group};
 
 /// How entries become a unit's sum.
 #[derive(Clone, Copy)]
@@ -39,12 +39,12 @@ pub(crate) struct GroupSum {
 }
 
 /// The matrices that the sites' groups touch, and those whose single weights are meant.
-pub(crate) fn slots(model: &Transformer, sites: &Sites) -> Result<BTreeSet<String>> {
+pub(crate) fn slots(network: &dyn Network, sites: &Sites) -> Result<BTreeSet<String>> {
     let mut out = sites.weights.clone();
     for (key, units) in &sites.units {
         for unit in units {
-            for slice in group(model, *key, unit)? {
-                if model.params().shape(&slice.slot)?.len() > 1 {
+            for slice in network.group(*key, unit)? {
+                if network.params().shape(&slice.slot)?.len() > 1 {
                     out.insert(slice.slot);
                 }
             }
@@ -55,7 +55,7 @@ pub(crate) fn slots(model: &Transformer, sites: &Sites) -> Result<BTreeSet<Strin
 
 /// The sum of each selected unit's group over `entries(slot)`, a tensor of the slot's shape.
 pub(crate) fn sums(
-    model: &Transformer,
+    network: &dyn Network,
     sites: &Sites,
     fold: Fold,
     entries: &dyn Fn(&str) -> Result<Tensor>,
@@ -63,12 +63,12 @@ pub(crate) fn sums(
     let mut lines: BTreeMap<(String, usize), Vec<f64>> = BTreeMap::new();
     let mut out = BTreeMap::new();
     for (key, units) in &sites.units {
-        let mut sums = vec![GroupSum::default(); count(model, *key)?];
+        let mut sums = vec![GroupSum::default(); network.count(*key)?];
         for unit in units {
             let Some(own) = sums.get_mut(unit) else { continue };
             let mut members = BTreeSet::new();
-            for Slice { slot, dim, start, len } in group(model, *key, unit)? {
-                let dims = model.params().shape(&slot)?;
+            for Slice { slot, dim, start, len } in network.group(*key, unit)? {
+                let dims = network.params().shape(&slot)?;
                 if dims.len() < 2 {
                     continue;
                 }

@@ -280,6 +280,18 @@ mod tests {
         assert_eq!(kept, expected["mask"].flatten_all().and_then(|m| m.to_vec1::<u8>()).unwrap());
     }
 
+    /// Attention (2, 4, 1) is (½, 1, ¼) of the largest. The threshold grows by ¼ until one misses: then half of that from the last that held.
+    #[test]
+    fn by_hand() {
+        let mut scores = Scores { sites: [(Key::of(SiteKind::Neurons, 0), vec![2.0, 4.0, 1.0])].into(), ..Scores::default() };
+        normalise(&mut scores);
+        assert_eq!(scores.sites.values().next().unwrap(), &[0.5, 1.0, 0.25]);
+        let (rounds, last) = search(0.25, 5, |t| Ok(t <= 0.375)).unwrap();
+        let of = |threshold, accepted| Round { threshold, accepted };
+        assert_eq!(rounds, [of(0.0, true), of(0.25, true), of(0.5, false), of(0.375, true), of(0.5, false)]);
+        assert_eq!(last, 0.375);
+    }
+
     #[test]
     fn a_layer_without_activations_stays_zero() {
         let mut scores = Scores { sites: [(Key::of(SiteKind::Neurons, 0), vec![0.0, 0.0])].into(), ..Scores::default() };

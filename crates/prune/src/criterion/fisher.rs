@@ -6,10 +6,11 @@
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry};
 
-use super::Criterion;
 use super::gate_gradients::{Of, score};
+use super::{Criterion, Formula};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
+use crate::network::Network;
 use crate::row::{GATED_SITES, ON, criterion, needs_data};
 use crate::scores::Scores;
 use crate::site::Sites;
@@ -24,7 +25,17 @@ impl Criterion for Fisher {
     }
 
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
-        let mut scores = score(NAME, Of::Square, model, sites, data, progress)?;
+        self.scores(model, sites, data, progress)
+    }
+
+    fn formula(&self) -> Option<&dyn Formula> {
+        Some(self)
+    }
+}
+
+impl Formula for Fisher {
+    fn scores(&self, network: &dyn Network, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+        let mut scores = score(NAME, Of::Square, network, sites, data, progress)?;
         scores.sites.values_mut().flatten().for_each(|s| *s *= 0.5);
         scores.checked(NAME)
     }
@@ -47,3 +58,17 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     )),
     build,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::criterion::by_hand::{UNITS, gated};
+
+    /// Gradients by gates (6, 4) and (6, 0): ½·(36 + 36)/2 and ½·(16 + 0)/2.
+    #[test]
+    fn by_hand() {
+        let (network, sites, mut data) = gated();
+        let scores = Fisher.scores(&network, &sites, &mut data, &()).unwrap();
+        assert_eq!(scores.get(UNITS).unwrap(), [18.0, 4.0]);
+    }
+}

@@ -1,19 +1,19 @@
 //! Sums over the data of what a gate's gradient ∂L/∂ξ says, from one backward pass a batch: every example has its own gates, so its
 //! gradient comes out alone. No weight is a variable. Shared by loss_delta, fisher and group_fisher.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Tensor};
 use prunectl_kernels::threads::side_by_side;
-use prunectl_model::{Batch, Gates, LayerGates, Transformer};
+use prunectl_model::{Batch, LossOut};
 use prunectl_recipe::catalogue::SiteKind;
 use rayon::prelude::*;
 
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
+use crate::network::{Network, Total};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
-use crate::units::count;
 
 /// How gradients become a unit's share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ const TOKENS_PER_PIECE: usize = 1024;
 pub(super) fn score(
     method: &'static str,
     of: Of,
-    model: &Transformer,
+    network: &dyn Network,
     sites: &Sites,
     data: &mut dyn Batches,
     progress: &dyn Progress,
@@ -58,7 +58,7 @@ pub(super) fn score(
     }
     let mut sums = Sums { sites: BTreeMap::new(), examples: 0, tokens: 0 };
     for key in sites.units.keys() {
-        sums.sites.insert(*key, vec![0.0; count(model, *key)?]);
+        sums.sites.insert(*key, vec![0.0; network.count(*key)?]);
     }
     // A gate on an expert is shared by its batch: examples run one by one.
     let one_by_one = sites.kinds().contains(&SiteKind::Experts);
@@ -68,10 +68,10 @@ pub(super) fn score(
         progress.check()?;
         if one_by_one && of.example_by_example() {
             for row in 0..batch.size()?.0 {
-                sums.add(of, model, &batch.rows(&[row as u32])?)?;
+                sums.add(of, network, &batch.rows(&[row as u32])?)?;
             }
         } else {
-            sums.add(of, model, &batch)?;
+            sums.add(of, network, &batch)?;
         }
         done += 1;
         progress.advance(done, data.len_hint().map_or(done, |n| n as u64), method);
@@ -79,7 +79,7 @@ pub(super) fn score(
     if sums.examples == 0 {
         return Err(PruneError::NoData { method, batches: done as usize });
     }
-    Ok(sums.scores(of, model))
+    Ok(sums.scores(of, network))
 }
 
 struct Sums {
@@ -90,49 +90,18 @@ struct Sums {
     tokens: usize,
 }
 
-/// The gates of one layer as variables.
-struct Handles {
-    heads: Option<Var>,
-    neurons: Option<Var>,
-    experts: Option<Var>,
-    attention: Option<Var>,
-    mlp: Option<Var>,
-    layer: Option<Var>,
-}
-
 impl Sums {
-    fn wants(&self, kind: SiteKind, layer: usize) -> bool {
-        self.sites.contains_key(&Key::of(kind, layer))
-    }
-
-    fn gates(&self, of: Of, model: &Transformer, batch: &Batch, layer: usize) -> Result<Handles> {
-        let (b, s) = batch.size()?;
-        let d = model.layer_dims(layer)?;
-        let ones = |shape: &[usize]| Var::ones(shape, model.dtype(), model.device());
-        let make = |wanted: bool, shape: &[usize]| wanted.then(|| ones(shape)).transpose();
-        let heads: &[usize] = if of == Of::Token { &[b, s, d.q_heads] } else { &[b, d.q_heads] };
-        let neurons: &[usize] = if d.experts > 0 { &[b, d.experts, d.ffn] } else { &[b, d.ffn] };
-        Ok(Handles {
-            heads: make(self.wants(SiteKind::Heads, layer) || self.wants(SiteKind::KvGroups, layer), heads)?,
-            neurons: make(self.wants(SiteKind::Neurons, layer), neurons)?,
-            experts: make(self.wants(SiteKind::Experts, layer), &[d.experts])?,
-            attention: make(self.wants(SiteKind::Attention, layer), &[b])?,
-            mlp: make(self.wants(SiteKind::Mlp, layer), &[b])?,
-            layer: make(self.wants(SiteKind::Layers, layer), &[b])?,
-        })
-    }
-
     /// Adds a batch; where its examples count one by one, pieces of it pass side by side.
-    fn add(&mut self, of: Of, model: &Transformer, batch: &Batch) -> Result<()> {
+    fn add(&mut self, of: Of, network: &dyn Network, batch: &Batch) -> Result<()> {
         let (examples, length) = batch.size()?;
         let rows = (TOKENS_PER_PIECE / length.max(1)).max(1);
-        if !of.example_by_example() || rows >= examples || !model.device().is_cpu() {
-            let sums = self.of_batch(of, model, batch)?;
+        if !of.example_by_example() || rows >= examples || !batch.input_ids.device().is_cpu() {
+            let sums = self.of_batch(of, network, batch)?;
             self.merge(sums);
             return Ok(());
         }
         let all: Vec<u32> = (0..examples as u32).collect();
-        for sums in side_by_side(all.par_chunks(rows), |rows| self.of_batch(of, model, &batch.rows(rows)?))? {
+        for sums in side_by_side(all.par_chunks(rows), |rows| self.of_batch(of, network, &batch.rows(rows)?))? {
             self.merge(sums);
         }
         Ok(())
@@ -149,76 +118,40 @@ impl Sums {
     }
 
     /// The sums of one batch alone.
-    fn of_batch(&self, of: Of, model: &Transformer, batch: &Batch) -> Result<Self> {
+    fn of_batch(&self, of: Of, network: &dyn Network, batch: &Batch) -> Result<Self> {
         let mut own = Self { sites: self.sites.iter().map(|(k, s)| (*k, vec![0.0; s.len()])).collect(), examples: 0, tokens: 0 };
-        let mut handles = Vec::with_capacity(model.n_layers());
-        for layer in 0..model.n_layers() {
-            handles.push(self.gates(of, model, batch, layer)?);
-        }
-        let tensor = |v: &Option<Var>| v.as_ref().map(|v| v.as_tensor().clone());
-        let layers = handles.iter().map(|h| LayerGates {
-            heads: tensor(&h.heads),
-            neurons: tensor(&h.neurons),
-            potentials: None,
-            experts: tensor(&h.experts),
-            attention: tensor(&h.attention),
-            mlp: tensor(&h.mlp),
-            layer: tensor(&h.layer),
-        });
-        let loss = model.forward_loss(batch, &Gates { layers: layers.collect(), hidden: None }, &mut ())?;
-        let live = loss.per_example_count.iter().filter(|n| **n > 0).count();
+        // The codes behind the quirks differentiate the mean of the batch, the paper the mean of each example.
+        let total: Total = if of.example_by_example() { |l| Ok(l.per_example_mean()?.sum_all()?) } else { LossOut::mean };
+        let keys: BTreeSet<Key> = self.sites.keys().copied().collect();
+        let found = network.gate_gradients(&keys, batch, of == Of::Token, total)?;
+        let live = found.loss.per_example_count.iter().filter(|n| **n > 0).count();
         if live == 0 {
             return Ok(own);
         }
-        // The codes behind the quirks differentiate the mean of the batch, the paper the mean of each example.
-        let total = if of.example_by_example() { loss.per_example_mean()?.sum_all()? } else { loss.mean()? };
-        let grads = total.backward()?;
         own.examples += live;
         own.tokens += match &batch.keep {
             Some(keep) => keep.flatten_all()?.to_vec1::<u8>()?.iter().filter(|k| **k != 0).count(),
             None => batch.input_ids.elem_count(),
         };
         for (key, sums) in &mut own.sites {
-            let layers = match key.layer {
-                Some(layer) => layer..layer + 1,
-                None => 0..model.n_layers(),
-            };
-            for layer in layers {
-                let Some(h) = handles.get(layer) else { continue };
-                let d = model.layer_dims(layer)?;
-                let (var, group) = match key.kind {
-                    SiteKind::Heads => (&h.heads, 1),
-                    SiteKind::KvGroups => (&h.heads, d.group_size().max(1)),
-                    SiteKind::Neurons => (&h.neurons, 1),
-                    SiteKind::Experts => (&h.experts, 1),
-                    SiteKind::Attention => (&h.attention, 1),
-                    SiteKind::Mlp => (&h.mlp, 1),
-                    SiteKind::Layers => (&h.layer, 1),
-                    SiteKind::Hidden | SiteKind::Weights => (&None, 1),
-                };
-                let Some(var) = var else { continue };
-                // A unit that the loss does not depend on has no gradient: its share is 0.
-                let Some(g) = grads.get(var.as_tensor()) else { continue };
-                let start = if key.kind == SiteKind::Layers { layer } else { 0 };
-                let width = if key.kind == SiteKind::Layers { 1 } else { sums.len() };
-                for (sum, share) in sums.iter_mut().skip(start).zip(shares(of, g, width, group)?) {
-                    *sum += share;
-                }
+            // A unit that the loss does not depend on has no gradient: its share is 0.
+            let Some(g) = found.sites.get(key) else { continue };
+            let shares = shares(of, g, sums.len(), network.coupled(*key)?)?;
+            for (sum, share) in sums.iter_mut().zip(shares) {
+                *sum += share;
             }
         }
         Ok(own)
     }
 
-    fn scores(self, of: Of, model: &Transformer) -> Scores {
+    fn scores(self, of: Of, network: &dyn Network) -> Scores {
         let mut out = Scores::default();
-        // The authors divide the last layer of a classifier by examples: only the first token has a gradient there.
-        let tokens_everywhere = matches!(model.blueprint().head, prunectl_model::Head::Tokens { .. });
         for (key, sums) in self.sites {
-            let last = key.layer.is_some_and(|l| l + 1 == model.n_layers());
             let n = match of {
                 Of::Example | Of::Square => self.examples,
                 Of::SquareOfBatchMean => 1,
-                Of::Token if last && !tokens_everywhere => self.examples,
+                // The authors divide the last layer of a classifier by examples: only the first token has a gradient there.
+                Of::Token if !network.every_token(key) => self.examples,
                 Of::Token | Of::Batch => self.tokens,
             };
             out.sites.insert(key, sums.into_iter().map(|s| (s / n.max(1) as f64) as f32).collect());

@@ -10,13 +10,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Gates, Transformer};
+use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
-use super::Criterion;
-use super::weight_gradients::with_variables;
+use super::weight_gradients::variables;
+use super::{Criterion, Formula};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
+use crate::network::Network;
 use crate::row::{ON, WEIGHTS, criterion, needs_data, param, within};
 use crate::scores::Scores;
 use crate::site::Sites;
@@ -33,16 +34,16 @@ type BySlot = BTreeMap<String, Tensor>;
 
 impl Grasp {
     /// Gradients of the mean loss with the logits divided by the temperature; zeros where it does not depend on a weight.
-    fn gradient(&self, model: &Transformer, slots: &BTreeSet<String>, data: &mut dyn Batches, progress: &dyn Progress) -> Result<BySlot> {
-        let (model, vars) = with_variables(model, slots)?;
+    fn gradient(&self, network: &dyn Network, slots: &BTreeSet<String>, data: &mut dyn Batches, progress: &dyn Progress) -> Result<BySlot> {
+        let (params, vars) = variables(network.params(), slots)?;
+        let network = network.with(params);
         let mut sums = BySlot::new();
         let (mut tokens, mut done) = (0, 0);
         data.reset()?;
         while let Some(batch) = data.next()? {
             progress.check()?;
             done += 1;
-            let logits = model.forward(&batch, &Gates::default(), &mut ())?;
-            let loss = model.loss(&batch, &(logits / self.temperature)?)?;
+            let loss = network.loss_of(&batch, &(network.outputs(&batch)? / self.temperature)?)?;
             if loss.count() == 0 {
                 continue;
             }
@@ -72,14 +73,14 @@ impl Grasp {
     }
 }
 
-/// The model with its weights moved by `by` times `along`.
-fn moved(model: &Transformer, along: &BySlot, by: f64) -> Result<Transformer> {
-    let mut model = model.clone();
+/// The network with its weights moved by `by` times `along`.
+fn moved(network: &dyn Network, along: &BySlot, by: f64) -> Result<Box<dyn Network>> {
+    let mut params = network.params().clone();
     for (slot, g) in along {
-        let w = (model.params().require(slot)? + (g * by)?)?;
-        model.params_mut().set(slot.clone(), w);
+        let w = (params.require(slot)? + (g * by)?)?;
+        params.set(slot.clone(), w);
     }
-    Ok(model)
+    Ok(network.with(params))
 }
 
 impl Criterion for Grasp {
@@ -92,11 +93,21 @@ impl Criterion for Grasp {
     }
 
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+        self.scores(model, sites, data, progress)
+    }
+
+    fn formula(&self) -> Option<&dyn Formula> {
+        Some(self)
+    }
+}
+
+impl Formula for Grasp {
+    fn scores(&self, network: &dyn Network, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
         if let Some(kind) = sites.kinds().into_iter().find(|k| *k != prunectl_recipe::catalogue::SiteKind::Weights) {
             return Err(PruneError::Site { method: NAME, kind, hint: "it scores single weights: `m.layers[*].linears.weights`" });
         }
-        let model = model.to_dtype(DType::F64)?;
-        let g = self.gradient(&model, &sites.weights, data, progress)?;
+        let network = network.wide()?;
+        let g = self.gradient(&*network, &sites.weights, data, progress)?;
         let mut squares = 0.0;
         for (slot, t) in &g {
             let values = t.flatten_all()?.to_vec1::<f64>()?;
@@ -107,13 +118,13 @@ impl Criterion for Grasp {
         }
         // Without a gradient Hg is zero: all weights tie.
         let step = if squares > 0.0 { STEP / squares.sqrt() } else { 1.0 };
-        let ahead = self.gradient(&moved(&model, &g, step)?, &sites.weights, data, progress)?;
-        let behind = self.gradient(&moved(&model, &g, -step)?, &sites.weights, data, progress)?;
+        let ahead = self.gradient(&*moved(&*network, &g, step)?, &sites.weights, data, progress)?;
+        let behind = self.gradient(&*moved(&*network, &g, -step)?, &sites.weights, data, progress)?;
         let mut out = Scores::default();
         for (slot, ahead) in &ahead {
             let Some(behind) = behind.get(slot) else { continue };
             let hg = ((ahead - behind)? / (2.0 * step))?;
-            let score = model.params().require(slot)?.mul(&hg)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            let score = network.params().require(slot)?.mul(&hg)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
             out.weights.insert(slot.clone(), score);
         }
         out.checked(NAME)
@@ -136,3 +147,26 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
     )),
     build,
 };
+
+#[cfg(test)]
+mod tests {
+    use prunectl_model::{Batch, Labels};
+
+    use super::*;
+    use crate::criterion::by_hand::{Product, numbers, tensor};
+    use crate::data::InMemory;
+
+    /// L = (w·x/T − y)², w = (3, 1), x = (1, 2), y = 1. At T = 1: g = 2·(5 − 1)·x = (8, 16), H = 2·xxᵀ, Hg = 2·40·x = (80, 160),
+    /// w·Hg = (240, 160). At T = 2: g = (5/2 − 1)·x = (1½, 3), H = ½·xxᵀ, Hg = ½·7½·x = (3¾, 7½), w·Hg = (11¼, 7½).
+    #[test]
+    fn by_hand() {
+        let network = Product::of(&[&[&[3.0, 1.0]]]);
+        let one = Batch { labels: Some(Labels::Values(tensor(&[&[1.0]]).squeeze(1).unwrap())), ..Batch::new(tensor(&[&[1.0, 2.0]])) };
+        // Twice the same example: the mean over all data.
+        let mut data = InMemory::new(vec![one.clone(), one]);
+        for (temperature, expected) in [(1.0, [240.0, 160.0]), (2.0, [11.25, 7.5])] {
+            let scores = Grasp { temperature }.scores(&network, &network.weights(), &mut data, &()).unwrap();
+            assert!(numbers(&scores.weights["0"]).iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-6 * b), "{temperature}");
+        }
+    }
+}

@@ -4,17 +4,18 @@
 //! they are squared: a gate on a KV group multiplies all its heads. The costs are ours, since the paper's count convolutions: parameters;
 //! multiply-adds of the removed weights for each token, counted as 2; activations for each token that disappear.
 
-use prunectl_model::{LayerDims, Transformer};
-use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind, Ty};
+use prunectl_model::Transformer;
+use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
-use super::Criterion;
 use super::gate_gradients::{Of, score};
+use super::{Criterion, Formula};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
 use crate::groups::{Fold, same, sums};
+use crate::network::Network;
 use crate::row::{INNER_SITES, ON, QUIRK, criterion, needs_data, param};
 use crate::scores::Scores;
-use crate::site::{Key, Sites};
+use crate::site::Sites;
 
 const NAME: &str = "group_fisher";
 
@@ -31,38 +32,35 @@ struct GroupFisher {
     of: Of,
 }
 
-/// Activations of one token that a unit's removal saves.
-fn activations(key: Key, d: &LayerDims, gated: bool) -> usize {
-    let r = d.group_size();
-    match key.kind {
-        SiteKind::Neurons => 1 + usize::from(gated),
-        SiteKind::KvGroups => (2 + r) * d.head_dim,
-        // A query head with keys and values of its own takes them along.
-        _ if r == 1 => 3 * d.head_dim,
-        _ => d.head_dim,
-    }
-}
-
 impl Criterion for GroupFisher {
     fn needs_data(&self) -> bool {
         true
     }
 
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+        self.scores(model, sites, data, progress)
+    }
+
+    fn formula(&self) -> Option<&dyn Formula> {
+        Some(self)
+    }
+}
+
+impl Formula for GroupFisher {
+    fn scores(&self, network: &dyn Network, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
         if let Some(kind) = sites.kinds().into_iter().find(|k| !INNER_SITES.contains(k)) {
             return Err(PruneError::Site { method: NAME, kind, hint: "it scores heads, KV groups and neurons" });
         }
-        let mut scores = score(NAME, self.of, model, sites, data, progress)?;
+        let mut scores = score(NAME, self.of, network, sites, data, progress)?;
         if self.per != Per::Nothing {
-            let weights = |slot: &str| Ok(model.params().require(slot)?.clone());
-            for (key, groups) in sums(model, sites, Fold { entry: same, line: same }, &weights)? {
-                let d = *model.layer_dims(key.layer.unwrap_or_default())?;
-                let gated = model.blueprint().mlp.gated;
+            let weights = |slot: &str| Ok(network.params().require(slot)?.clone());
+            for (key, groups) in sums(network, sites, Fold { entry: same, line: same }, &weights)? {
+                let activations = network.activations(key)?;
                 let cost = |entries: usize| match self.per {
                     Per::Nothing => 1,
                     Per::Params => entries,
                     Per::Flops => 2 * entries,
-                    Per::Memory => activations(key, &d, gated),
+                    Per::Memory => activations,
                 };
                 for (score, group) in scores.sites.entry(key).or_default().iter_mut().zip(groups) {
                     *score = (f64::from(*score) / cost(group.entries).max(1) as f64) as f32;
@@ -101,15 +99,21 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::criterion::by_hand::{UNITS, gated};
 
-    /// Heads of 4 entries, two a group: a group saves its keys, values and two heads' outputs; a gated neuron two activations.
+    /// Gradients by gates (6, 4) and (6, 0): (36 + 36)/2 and (16 + 0)/2. A unit is a row of two weights and a column of one: three
+    /// parameters, six operations a token, one activation. The authors differentiate the mean of both, half of it, and add the squares.
     #[test]
-    fn activations_by_hand() {
-        let d = LayerDims { q_heads: 4, kv_heads: 2, head_dim: 4, ffn: 6, ..LayerDims::default() };
-        assert_eq!(activations(Key::of(SiteKind::KvGroups, 0), &d, true), 16);
-        assert_eq!(activations(Key::of(SiteKind::Heads, 0), &d, true), 4);
-        assert_eq!((activations(Key::of(SiteKind::Neurons, 0), &d, true), activations(Key::of(SiteKind::Neurons, 0), &d, false)), (2, 1));
-        let alone = LayerDims { kv_heads: 4, ..d };
-        assert_eq!(activations(Key::of(SiteKind::Heads, 0), &alone, true), 12);
+    fn by_hand() {
+        let (network, sites, mut data) = gated();
+        let mut of = |per, of| {
+            let scores = GroupFisher { per, of }.scores(&network, &sites, &mut data, &()).unwrap();
+            scores.get(UNITS).unwrap().to_vec()
+        };
+        assert_eq!(of(Per::Nothing, Of::Square), [36.0, 8.0]);
+        assert_eq!(of(Per::Memory, Of::Square), [36.0, 8.0]);
+        assert_eq!(of(Per::Params, Of::Square), [12.0, 8.0 / 3.0]);
+        assert_eq!(of(Per::Flops, Of::Square), [6.0, 4.0 / 3.0]);
+        assert_eq!(of(Per::Nothing, Of::SquareOfBatchMean), [18.0, 4.0]);
     }
 }

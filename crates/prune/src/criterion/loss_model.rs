@@ -8,11 +8,12 @@ use candle_core::{DType, Device, Tensor};
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
-use super::Criterion;
 use super::weight_gradients::{Curvature, Gradients, gradients};
+use super::{Criterion, Formula};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::groups::{Fold, same, slots, sums};
+use crate::network::Network;
 use crate::row::{INNER_AND_WEIGHTS, ON, criterion, needs_data, param, within};
 use crate::scores::Scores;
 use crate::site::Sites;
@@ -47,25 +48,36 @@ impl Criterion for LossModel {
     }
 
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
-        let slots = slots(model, sites)?;
-        self.of(model, sites, &gradients(self.name, self.curvature, model, &slots, data, progress)?)
+        self.scores(model, sites, data, progress)
+    }
+
+    fn formula(&self) -> Option<&dyn Formula> {
+        Some(self)
+    }
+}
+
+impl Formula for LossModel {
+    fn scores(&self, network: &dyn Network, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+        let slots = slots(network, sites)?;
+        self.of(network, sites, &gradients(self.name, self.curvature, network, &slots, data, progress)?)
     }
 }
 
 impl LossModel {
-    fn of(&self, model: &Transformer, sites: &Sites, gradients: &Gradients) -> Result<Scores> {
+    fn of(&self, network: &dyn Network, sites: &Sites, gradients: &Gradients) -> Result<Scores> {
+        let params = network.params();
         let change = |slot: &str| -> Result<Tensor> {
             Ok(match self.kind {
-                Kind::Damage => gradients.half_curvature(model, slot)?,
-                Kind::Linear => gradients.times_weight(model, slot)?.neg()?,
-                Kind::Quadratic => (gradients.half_curvature(model, slot)? - gradients.times_weight(model, slot)?)?,
+                Kind::Damage => gradients.half_curvature(params, slot)?,
+                Kind::Linear => gradients.times_weight(params, slot)?.neg()?,
+                Kind::Quadratic => (gradients.half_curvature(params, slot)? - gradients.times_weight(params, slot)?)?,
             })
         };
-        let penalty = |slot: &str| -> Result<Tensor> { Ok((model.params().require(slot)?.sqr()? * (0.5 * self.penalty))?) };
+        let penalty = |slot: &str| -> Result<Tensor> { Ok((params.require(slot)?.sqr()? * (0.5 * self.penalty))?) };
         let plain = Fold { entry: same, line: same };
         let mut out = Scores::default();
-        let penalties = sums(model, sites, plain, &penalty)?;
-        for (key, sums) in sums(model, sites, plain, &change)? {
+        let penalties = sums(network, sites, plain, &penalty)?;
+        for (key, sums) in sums(network, sites, plain, &change)? {
             let extra = penalties.get(&key).map(Vec::as_slice).unwrap_or_default();
             out.sites.insert(key, sums.iter().zip(extra).map(|(g, p)| (g.sum.abs() + p.sum) as f32).collect());
         }

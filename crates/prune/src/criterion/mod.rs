@@ -48,8 +48,9 @@ use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::Result;
 use crate::learned::{Learner, Shrink};
+use crate::network::Network;
 use crate::scores::Scores;
-use crate::selection::Request;
+use crate::selection::{Request, Shape, select};
 use crate::site::Sites;
 
 /// Scores units or weights. Must not change the model, and must give the same bits for any number of threads and, up to rounding
@@ -77,6 +78,11 @@ pub trait Criterion: Send + Sync {
     /// The scope where a recipe names none.
     fn default_scope(&self, kind: SiteKind) -> Scope {
         if kind == SiteKind::Weights { Scope::Matrix } else { Scope::Global }
+    }
+
+    /// The form for any network, of methods that are a formula in its weights, gradients and gates.
+    fn formula(&self) -> Option<&dyn Formula> {
+        None
     }
 
     /// The layer-wise form, for methods that decide block by block or update the weights that stay.
@@ -136,6 +142,25 @@ pub enum Standing {
     Estimate,
     /// Says nothing about the model: what every method must beat.
     Chance,
+}
+
+/// A formula in weights, gradients and gates: it scores whatever is a [`Network`], and a transformer by the same code.
+pub trait Formula {
+    /// What [`Criterion::score`] says.
+    fn scores(&self, network: &dyn Network, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores>;
+
+    /// What stays of a network of that shape, and on which scores.
+    fn decide(
+        &self,
+        network: &dyn Network,
+        shape: &Shape,
+        request: &Request<'_>,
+        data: &mut dyn Batches,
+        progress: &dyn Progress,
+    ) -> Result<(Decision, Scores)> {
+        let scores = self.scores(network, request.sites, data, progress)?;
+        Ok((select(&scores, request, shape)?, scores))
+    }
 }
 
 /// Prunes block by block: each block is scored on the inputs that its pruned predecessors give.

@@ -374,8 +374,9 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
         &[CALIBRATION],
         &[SiteKind::Hidden],
         "Turns the residual stream onto its principal directions over all norms' outputs and cuts the smallest. Nothing cut, nothing changes.\n\n\
-         Mind: one turn serves the whole model, so that the result has its family's stock form; the paper's turn of each block cuts better and needs \
-         code of its own. A head that shares the table of embeddings gets a matrix of its own, so a small cut may add parameters. Norms' weights \
+         Mind: one turn serves the whole model, so that the result keeps its family's stock form. The paper turns each block on its own and puts a \
+         matrix into every residual shortcut, Q of one block to Q of the next: that cuts better, but it is another architecture, which no stock \
+         program loads. A head that shares the table of embeddings gets a matrix of its own, so a small cut may add parameters. Norms' weights \
          move into the matrices that read them; kept indices are those of directions, the largest first. It is for networks with norms before \
          their sublayers (Llama, Mistral, Qwen, Phi-3, Mixtral, GPT-2, GPT-Neo, GPT-NeoX, CodeGen, OPT, Falcon); `compact` before anything else \
          changes weights.\n\n\

@@ -7,11 +7,12 @@ use candle_core::{DType, Device};
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry};
 
-use super::Criterion;
 use super::weight_gradients::{Curvature, Gradients, gradients};
+use super::{Criterion, Formula};
 use crate::data::{Batches, Progress};
 use crate::error::Result;
 use crate::groups::{Fold, same, slots, sums};
+use crate::network::Network;
 use crate::row::{INNER_AND_WEIGHTS, ON, criterion, needs_data};
 use crate::scores::Scores;
 use crate::site::Sites;
@@ -26,14 +27,24 @@ impl Criterion for Snip {
     }
 
     fn score(&self, model: &Transformer, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
-        of(model, sites, &gradients(NAME, Curvature::None, model, &slots(model, sites)?, data, progress)?)
+        self.scores(model, sites, data, progress)
+    }
+
+    fn formula(&self) -> Option<&dyn Formula> {
+        Some(self)
     }
 }
 
-fn of(model: &Transformer, sites: &Sites, gradients: &Gradients) -> Result<Scores> {
-    let entries = |slot: &str| gradients.times_weight(model, slot);
+impl Formula for Snip {
+    fn scores(&self, network: &dyn Network, sites: &Sites, data: &mut dyn Batches, progress: &dyn Progress) -> Result<Scores> {
+        of(network, sites, &gradients(NAME, Curvature::None, network, &slots(network, sites)?, data, progress)?)
+    }
+}
+
+fn of(network: &dyn Network, sites: &Sites, gradients: &Gradients) -> Result<Scores> {
+    let entries = |slot: &str| gradients.times_weight(network.params(), slot);
     let mut out = Scores::default();
-    for (key, sums) in sums(model, sites, Fold { entry: f64::abs, line: same }, &entries)? {
+    for (key, sums) in sums(network, sites, Fold { entry: f64::abs, line: same }, &entries)? {
         out.sites.insert(key, sums.iter().map(|g| g.sum as f32).collect());
     }
     for slot in &sites.weights {

@@ -440,71 +440,9 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::path::PathBuf;
-
-    use prunectl_model::{Batch, LoadOptions, Point, Tap};
 
     use super::*;
-
-    const SLOT: &str = "layers.0.attention.q.weight";
-
-    fn golden(path: &str) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/methods").join(path)
-    }
-
-    fn flat(t: &Tensor) -> Vec<f32> {
-        t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-    }
-
-    fn request<'a>(sites: &'a Sites, amount: &'a Amount, none: &'a Sites, removed: &'a Removed) -> Request<'a> {
-        Request { sites, amount, scope: Scope::Matrix, at_least: None, align: None, protect: none, removed, step: None }
-    }
-
-    fn share(f: f64) -> Amount {
-        Amount::Share { share: Share::from_fraction(f), each: false }
-    }
-
-    /// The authors' one Linear stands in for a projection of a tiny model, its inputs come through the tap that the criterion uses.
-    #[test]
-    fn equals_the_authors_masks_and_updated_weights() {
-        let load = |file: &str| candle_core::safetensors::load(golden("05_sparsegpt").join(file), &Device::Cpu).unwrap();
-        let (inputs, expected) = (load("inputs.safetensors"), load("expected.safetensors"));
-        let dense = prunectl_model::load(&golden("models/llama-tiny"), &LoadOptions::default()).unwrap();
-        let sites = Sites { weights: [SLOT.to_owned()].into(), ..Sites::default() };
-        let pattern = |removed, group| Amount::NofM { removed, group };
-        let mut worst = (0f32, String::new());
-        for (name, x, amount, block) in [
-            ("u50.bs8", "inputs", share(0.5), 8),
-            ("u50.bs128", "inputs", share(0.5), 128),
-            ("u70.bs16", "inputs", share(0.7), 16),
-            ("2of4.bs8", "inputs", pattern(2, 4), 8),
-            ("2of4.bs128", "inputs", pattern(2, 4), 128),
-            ("4of8.bs128", "inputs", pattern(4, 8), 128),
-            ("dead.u50.bs8", "inputs_dead", share(0.5), 8),
-        ] {
-            let mut model = dense.clone();
-            model.params_mut().set(SLOT, inputs["weight"].clone());
-            let mut stats = Inputs::new(true, Some(0)).only(&sites.weights);
-            for row in 0..5 {
-                stats.begin(&Batch::new(Tensor::zeros((1, 12), DType::U32, &Device::Cpu).unwrap())).unwrap();
-                stats.see(0, Point::AttentionInput, &inputs[x].narrow(0, row, 1).unwrap()).unwrap();
-            }
-            let method = SparseGpt { damp: 0.01, block, reference: true };
-            let (none, removed) = (Sites::default(), Removed::default());
-            let mut out = (Decision::default(), Scores::default());
-            method.layer(&mut model, &sites, &stats, &request(&sites, &amount, &none, &removed), &(), &mut out).unwrap();
-            assert_eq!(flat(&out.0.weights[SLOT]), flat(&expected[&format!("mask.{name}")]), "{name}");
-            let theirs = flat(&expected[&format!("weight.{name}")]);
-            let scale = theirs.iter().fold(0f32, |m, v| m.max(v.abs()));
-            for (a, b) in flat(model.params().get(SLOT).unwrap()).iter().zip(&theirs) {
-                assert!((a - b).abs() <= 1e-4 + 1e-3 * b.abs(), "{name}: {a} {b}");
-                if (a - b).abs() / scale > worst.0 {
-                    worst = ((a - b).abs() / scale, name.to_owned());
-                }
-            }
-        }
-        println!("golden 05_sparsegpt: worst relative error {:.1e} ({})", worst.0, worst.1);
-    }
+    use crate::criterion::by_hand::SLOT;
 
     /// One row, two inputs: H = [[4, 2], [2, 2]] has U = √½·[[1, −1], [0, 1]], so both weights count w²/½, and what the first
     /// loses is given to the second: w₂ − (w₁/U₁₁)·U₁₂ = w₂ + w₁.

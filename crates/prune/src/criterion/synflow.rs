@@ -9,16 +9,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Batch, Params, Transformer};
+use prunectl_model::{Params, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 use prunectl_recipe::plan::{Amount, Scope, Share};
 
-use super::weight_gradients::with_variables;
-use super::{Criterion, Layerwise};
+use super::weight_gradients::variables;
+use super::{Criterion, Formula, Layerwise};
 use crate::data::{Batches, Progress};
 use crate::decision::{Decision, Removed};
 use crate::error::{PruneError, Result};
 use crate::groups::{Fold, same, slots, sums};
+use crate::network::Network;
 use crate::row::{INNER_AND_WEIGHTS, criterion, param, within};
 use crate::scores::Scores;
 use crate::selection::{Request, Shape, select};
@@ -26,8 +27,6 @@ use crate::site::Sites;
 use crate::surgery;
 
 const NAME: &str = "synflow";
-/// Positions that are fed. Each carries the same, so more of them only scale the scores.
-const TOKENS: usize = 8;
 /// Larger scores are scaled down.
 const LARGEST: f64 = 1e30;
 
@@ -36,23 +35,18 @@ struct SynFlow {
 }
 
 /// `|w|·∂R/∂|w|` of the parameters `slots`, f64 on the host.
-fn entries(model: &Transformer, slots: &BTreeSet<String>) -> Result<BTreeMap<String, Tensor>> {
-    let mut model = model.to_dtype(DType::F64)?;
-    let names: Vec<String> = model.params().slots().map(str::to_owned).collect();
-    for slot in names {
-        let positive = model.params().require(&slot)?.abs()?;
-        model.params_mut().set(slot, positive);
+fn entries(network: &dyn Network, slots: &BTreeSet<String>) -> Result<BTreeMap<String, Tensor>> {
+    let network = network.wide()?;
+    let mut params = network.params().clone();
+    for slot in network.params().slots() {
+        params.set(slot, network.params().require(slot)?.abs()?);
     }
-    let (model, vars) = with_variables(&model, slots)?;
-    let (x, context) = model.embed(&Batch::new(Tensor::zeros((1, TOKENS), DType::U32, model.device())?))?;
-    let mut x = x.ones_like()?.detach();
-    for layer in 0..model.n_layers() {
-        x = model.block(layer, &x, &context, None, &mut ())?;
-    }
-    let r = model.finish(&x, &context, &mut ())?.sum_all()?;
+    let (params, vars) = variables(&params, slots)?;
+    let network = network.with(params);
+    let r = network.flow()?;
     let flow = r.to_scalar::<f64>()?;
     if !flow.is_finite() {
-        if let Some(error) = not_finite(model.params())? {
+        if let Some(error) = not_finite(network.params())? {
             return Err(error);
         }
         return Err(PruneError::Invalid {
@@ -86,16 +80,16 @@ fn not_finite(params: &Params) -> Result<Option<PruneError>> {
 }
 
 /// Σ of it over the parameters `slots`, as large as it is.
-pub(crate) fn total(model: &Transformer, slots: &BTreeSet<String>) -> Result<f64> {
+pub(crate) fn total(network: &dyn Network, slots: &BTreeSet<String>) -> Result<f64> {
     let mut sum = 0.0;
-    for t in entries(model, slots)?.values() {
+    for t in entries(network, slots)?.values() {
         sum += t.sum_all()?.to_scalar::<f64>()?;
     }
     Ok(sum)
 }
 
-fn flow(model: &Transformer, sites: &Sites) -> Result<Scores> {
-    let entries = entries(model, &slots(model, sites)?)?;
+fn flow(network: &dyn Network, sites: &Sites) -> Result<Scores> {
+    let entries = entries(network, &slots(network, sites)?)?;
     let mut largest = 0.0f64;
     for score in entries.values() {
         largest = largest.max(score.flatten_all()?.max(0)?.to_scalar::<f64>()?);
@@ -106,7 +100,7 @@ fn flow(model: &Transformer, sites: &Sites) -> Result<Scores> {
         Ok((score * scale)?)
     };
     let mut out = Scores::default();
-    for (key, sums) in sums(model, sites, Fold { entry: same, line: same }, &of)? {
+    for (key, sums) in sums(network, sites, Fold { entry: same, line: same }, &of)? {
         out.sites.insert(key, sums.iter().map(|g| g.sum as f32).collect());
     }
     for slot in &sites.weights {
@@ -125,8 +119,52 @@ impl Criterion for SynFlow {
         flow(model, sites)
     }
 
+    fn formula(&self) -> Option<&dyn Formula> {
+        Some(self)
+    }
+
     fn layerwise(&self) -> Option<&dyn Layerwise> {
         (self.rounds > 1).then_some(self)
+    }
+}
+
+impl Formula for SynFlow {
+    fn scores(&self, network: &dyn Network, sites: &Sites, _: &mut dyn Batches, _: &dyn Progress) -> Result<Scores> {
+        flow(network, sites)
+    }
+
+    /// What all rounds leave, and the scores of the first; each masks what it removes before the next one scores.
+    fn decide(
+        &self,
+        network: &dyn Network,
+        shape: &Shape,
+        request: &Request<'_>,
+        _: &mut dyn Batches,
+        progress: &dyn Progress,
+    ) -> Result<(Decision, Scores)> {
+        let Amount::Share { share, each } = request.amount else {
+            return Err(PruneError::Invalid {
+                what: "amount of synflow in rounds",
+                found: format!("{:?}", request.amount),
+                expected: "a share such as `50%`, or `rounds = 1`".into(),
+            });
+        };
+        let mut removed = request.removed.clone();
+        let mut masked: Option<Box<dyn Network>> = None;
+        let mut first = None;
+        let mut decision = Decision::default();
+        for round in 1..=self.rounds {
+            progress.check()?;
+            let current = masked.as_deref().unwrap_or(network);
+            let scores = flow(current, request.sites)?;
+            let amount = Amount::Share { share: after_round(*share, round, self.rounds), each: *each };
+            let align = request.align.filter(|_| round == self.rounds);
+            decision = select(&scores, &Request { amount: &amount, align, removed: &removed, ..*request }, shape)?;
+            masked = Some(current.masked(&mut removed, &decision)?);
+            first.get_or_insert(scores);
+            progress.advance(u64::from(round), u64::from(self.rounds), NAME);
+        }
+        Ok((decision, first.unwrap_or_default()))
     }
 }
 
@@ -137,15 +175,15 @@ impl Layerwise for SynFlow {
         model: &mut Transformer,
         removed: &mut Removed,
         request: &Request<'_>,
-        _: &mut dyn Batches,
+        data: &mut dyn Batches,
         progress: &dyn Progress,
     ) -> Result<(Decision, Scores)> {
-        let refused = |what, found: String, expected: &str| Err(PruneError::Invalid { what, found, expected: expected.into() });
-        let Amount::Share { share, each } = request.amount else {
-            return refused("amount of synflow in rounds", format!("{:?}", request.amount), "a share such as `50%`, or `rounds = 1`");
-        };
         if request.step.is_some() {
-            return refused("`rescore` of synflow", "a step".into(), "no `rescore`: it scores again in each round; or `rounds = 1`");
+            return Err(PruneError::Invalid {
+                what: "`rescore` of synflow",
+                found: "a step".into(),
+                expected: "no `rescore`: it scores again in each round; or `rounds = 1`".into(),
+            });
         }
         let attention = |slot: &String| slot.contains(".attention.q.") || slot.contains(".attention.k.");
         if request.scope == Scope::Global && request.sites.weights.iter().any(attention) {
@@ -153,20 +191,10 @@ impl Layerwise for SynFlow {
                 "synflow: ones in every position give query and key weights a flow of zero, so a global ranking removes them first; use `scope = layer` or `matrix`",
             );
         }
-        let mut first = None;
-        let mut decision = Decision::default();
-        for round in 1..=self.rounds {
-            progress.check()?;
-            let scores = flow(model, request.sites)?;
-            let amount = Amount::Share { share: after_round(*share, round, self.rounds), each: *each };
-            let align = request.align.filter(|_| round == self.rounds);
-            let step = Request { amount: &amount, align, removed, ..*request };
-            decision = select(&scores, &step, &Shape::of(model, request.sites)?)?;
-            surgery::mask(model, removed, &decision)?;
-            first.get_or_insert(scores);
-            progress.advance(u64::from(round), u64::from(self.rounds), NAME);
-        }
-        Ok((decision, first.unwrap_or_default()))
+        let shape = Shape::of(model, request.sites)?;
+        let (decision, first) = self.decide(model, &shape, &Request { removed, ..*request }, data, progress)?;
+        surgery::mask(model, removed, &decision)?;
+        Ok((decision, first))
     }
 }
 
@@ -190,6 +218,18 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::criterion::by_hand::{Product, numbers};
+
+    /// |A| = [[1, 2], [3, 0]], |B| = (2, 1), fed ones: R = 2·(1 + 2) + 1·3 = 9. An entry of A is worth itself times what its row is
+    /// multiplied by, one of B itself times its row's sum: 2·1, 2·2, 1·3, 0 and 2·3, 1·3; each layer adds up to R.
+    #[test]
+    fn by_hand() {
+        let network = Product::of(&[&[&[1.0, -2.0], &[-3.0, 0.0]], &[&[2.0, -1.0]]]);
+        let scores = flow(&network, &network.weights()).unwrap();
+        assert_eq!(numbers(&scores.weights["0"]), [2.0, 4.0, 3.0, 0.0]);
+        assert_eq!(numbers(&scores.weights["1"]), [6.0, 3.0]);
+        assert_eq!(total(&network, &["0".to_owned()].into()).unwrap(), 9.0);
+    }
 
     #[test]
     fn densities_fall_by_one_factor() {

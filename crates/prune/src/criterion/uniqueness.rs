@@ -2,7 +2,8 @@
 //!
 //! Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), sec. 4: how much a neuron's activation
 //! resembles the others', `u_j = Σ_{k≠j} |cos(h_j, h_k)| / N`, cosines over the tokens of all batches (the authors add 1e-6 to the product of
-//! the norms); and how much the loss depends on it, `|Σ g·w|` over its weights and the biases of its own rows.
+//! the norms, which makes neurons of small activations look unique; `quirk = "reference"` gives
+//! that); and how much the loss depends on it, `|Σ g·w|` over its weights and the biases of its own rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,20 +11,23 @@ use candle_core::{DType, Tensor};
 use prunectl_model::{Gates, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind};
 
-use super::weight_gradients::with_variables;
+use super::weight_gradients::variables;
 use super::{Criterion, blocks};
 use crate::calibrate::{Gram, Inputs};
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
-use crate::row::{CALIBRATION, ON, criterion, needs_data};
+use crate::row::{CALIBRATION, ON, QUIRK, criterion, needs_data};
 use crate::scores::Scores;
 use crate::site::{Key, Sites};
 use crate::units::{count, group};
 
-/// Added to the product of two norms, as the authors do.
+/// What the authors add to the product of two norms.
 const EPSILON: f64 = 1e-6;
 
-struct Uniqueness;
+struct Uniqueness {
+    /// Added to the product of two norms.
+    epsilon: f64,
+}
 struct Sensitivity;
 
 fn only_dense_neurons(method: &'static str, model: &Transformer, sites: &Sites) -> Result<()> {
@@ -39,14 +43,15 @@ fn only_dense_neurons(method: &'static str, model: &Transformer, sites: &Sites) 
 }
 
 /// Σ_{k≠j} |cos(h_j, h_k)| / N of each column, from their inner products; None where a column is all zeros.
-fn resemblance(gram: &Tensor) -> Result<Vec<Option<f64>>> {
+fn resemblance(gram: &Tensor, epsilon: f64) -> Result<Vec<Option<f64>>> {
     let n = gram.dim(0)?;
     let values = gram.flatten_all()?.to_vec1::<f64>()?;
     let norms: Vec<f64> = values.iter().step_by(n + 1).map(|x| x.sqrt()).collect();
     let row = |(j, row): (usize, &[f64])| {
         let own = norms.get(j).copied().unwrap_or_default();
         let others = row.iter().zip(&norms).enumerate().filter(|(k, _)| *k != j);
-        let sum: f64 = others.map(|(_, (x, norm))| (x / (own * norm + EPSILON)).abs()).sum();
+        // What is all zeros resembles nothing.
+        let sum: f64 = others.filter(|(_, (_, norm))| own * **norm != 0.0).map(|(_, (x, norm))| (x / (own * norm + epsilon)).abs()).sum();
         (own != 0.0).then_some(sum / n as f64)
     };
     Ok(values.chunks(n.max(1)).enumerate().map(row).collect())
@@ -71,7 +76,7 @@ impl Criterion for Uniqueness {
                 let none = PruneError::NoData { method: NAME, batches: 0 };
                 let gram = stats.get(&slot).map(Gram::whole).transpose()?.flatten().ok_or(none)?;
                 // A neuron that is always zero resembles nothing, yet does nothing: it goes first.
-                let scores = resemblance(&gram)?.into_iter().map(|u| u.map_or(-1.0, |u| -u) as f32).collect();
+                let scores = resemblance(&gram, self.epsilon)?.into_iter().map(|u| u.map_or(-1.0, |u| -u) as f32).collect();
                 out.sites.insert(*key, scores);
             }
             Ok(())
@@ -96,7 +101,9 @@ impl Criterion for Sensitivity {
                 slots.extend(group(model, *key, unit)?.into_iter().map(|s| s.slot));
             }
         }
-        let (network, vars) = with_variables(model, &slots)?;
+        let (params, vars) = variables(model.params(), &slots)?;
+        let mut network = model.clone();
+        *network.params_mut() = params;
         let (mut examples, mut done) = (0usize, 0);
         data.reset()?;
         while let Some(batch) = data.next()? {
@@ -139,8 +146,8 @@ impl Criterion for Sensitivity {
     }
 }
 
-fn build_uniqueness(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
-    Ok(Box::new(Uniqueness))
+fn build_uniqueness(args: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
+    Ok(Box::new(Uniqueness { epsilon: if args.word("quirk")? == "reference" { EPSILON } else { 0.0 } }))
 }
 
 fn build_sensitivity(_: &Args) -> std::result::Result<Box<dyn Criterion>, ArgError> {
@@ -151,10 +158,11 @@ pub(super) const UNIQUENESS: Entry<dyn Criterion> = Entry {
     spec: needs_data(criterion(
         "uniqueness",
         "Santacroce et al., What Matters In The Structured Pruning of Generative Language Models? (2023), eq. 3",
-        &[CALIBRATION],
+        &[CALIBRATION, QUIRK],
         &[SiteKind::Neurons],
         "How little a neuron's activation resembles the others': the negative of `u_j = Σ_{k≠j} |cos(h_j, h_k)| / N`.\n\n\
-         Mind: N² memory, of one layer at a time; cosines run over the tokens of all batches. A neuron that is always zero scores −1, the lowest.\n\n\
+         Mind: N² memory, of one layer at a time; cosines run over the tokens of all batches. A neuron that is always zero scores −1, the lowest. \
+         The authors add 1e-6 to the product of two norms, which makes neurons of small activations look unique (`quirk = \"reference\"`).\n\n\
          ```prune\nscore m.layers[*].mlp.neurons using uniqueness(on = d.train.sample(64, seed = 0)) as s\n```",
     )),
     build: build_uniqueness,
@@ -194,7 +202,7 @@ mod tests {
             stats.begin(&Batch::new(Tensor::zeros((1, 10), DType::U32, &Device::Cpu).unwrap())).unwrap();
             stats.see(layer, Point::Intermediate, &first("activations").unsqueeze(0).unwrap()).unwrap();
             let gram = stats.get(&format!("layers.{layer}.mlp.down.weight")).unwrap().whole().unwrap().unwrap();
-            let ours = resemblance(&gram).unwrap();
+            let ours = resemblance(&gram, EPSILON).unwrap();
             for (a, b) in ours.iter().zip(first("uniqueness_score").to_vec1::<f32>().unwrap()) {
                 let (a, b) = (a.unwrap() * 48.0, f64::from(b));
                 assert!((a - b).abs() <= 2.2e-4 + 1e-4 * b, "{a} {b}");
@@ -208,7 +216,7 @@ mod tests {
     fn by_hand_with_a_dead_neuron() {
         // h₁ = (1, 0), h₂ = (1, 1), h₃ = 0: one cosine of √½.
         let gram = Tensor::new(&[[1f64, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]], &Device::Cpu).unwrap();
-        let u = resemblance(&gram).unwrap();
+        let u = resemblance(&gram, 0.0).unwrap();
         assert!((u[0].unwrap() - 0.5f64.sqrt() / 3.0).abs() < 1e-6 && u[0] == u[1] && u[2].is_none());
     }
 }

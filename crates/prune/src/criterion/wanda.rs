@@ -147,68 +147,14 @@ pub(super) const ENTRY: Entry<dyn Criterion> = Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
-    use prunectl_model::{Batch, LoadOptions, Point, Tap};
-    use prunectl_recipe::plan::{Amount, Share};
+    use prunectl_model::{Batch, Point, Tap};
 
     use super::*;
-
-    const SLOT: &str = "layers.0.attention.q.weight";
-
-    fn golden(path: &str) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/methods").join(path)
-    }
-
-    /// The authors' one Linear stands in for a projection of a tiny model, its inputs come through the tap that the criterion uses.
-    #[test]
-    fn equals_the_authors_scores_and_masks() {
-        let load = |file: &str| candle_core::safetensors::load(golden("05_wanda").join(file), &Device::Cpu).unwrap();
-        let (inputs, expected) = (load("inputs.safetensors"), load("expected.safetensors"));
-        let mut model = prunectl_model::load(&golden("models/llama-tiny"), &LoadOptions::default()).unwrap();
-        model.params_mut().set(SLOT, inputs["weight"].clone());
-        let mut stats = InputSquares::new(true, None);
-        let x = &inputs["inputs"];
-        for row in 0..5 {
-            stats.begin(&Batch::new(Tensor::zeros((1, 12), DType::U32, &Device::Cpu).unwrap())).unwrap();
-            stats.see(0, Point::AttentionInput, &x.narrow(0, row, 1).unwrap()).unwrap();
-        }
-        let sites = Sites { weights: [SLOT.to_owned()].into(), ..Sites::default() };
-        let scores = Wanda { reference: true }.scores(&model, &sites, &stats).unwrap();
-        let flat = |t: &Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        for (a, b) in flat(&scores.weights[SLOT]).iter().zip(flat(&expected["score"])) {
-            assert!((a - b).abs() <= 5.3e-5 + 1e-5 * b.abs(), "{a} {b}");
-        }
-        let paper = Wanda { reference: false }.scores(&model, &sites, &stats).unwrap();
-        for (a, b) in flat(&paper.weights[SLOT]).iter().zip(flat(&expected["score"])) {
-            assert!((a - b * 5f32.sqrt()).abs() <= 1e-4 + 1e-5 * a.abs(), "{a} {b}");
-        }
-        let share = |f| Amount::Share { share: Share::from_fraction(f), each: false };
-        let pattern = |removed, group| Amount::NofM { removed, group };
-        for (name, amount) in
-            [("u50", share(0.5)), ("u30", share(0.3)), ("2of4", pattern(2, 4)), ("4of8", pattern(4, 8)), ("1of4", pattern(1, 4))]
-        {
-            let (protect, removed) = (Sites::default(), Removed::default());
-            let request = Request {
-                sites: &sites,
-                amount: &amount,
-                scope: Scope::Row,
-                at_least: None,
-                align: None,
-                protect: &protect,
-                removed: &removed,
-                step: None,
-            };
-            let shape = Shape::of(&model, &sites).unwrap();
-            let ours = select(&scores, &request, &shape).unwrap();
-            assert_eq!(flat(&ours.weights[SLOT]), flat(&expected[&format!("mask.{name}")]), "{name}");
-        }
-    }
+    use crate::criterion::by_hand::{SLOT, holding, numbers};
 
     /// Inputs (3, 0) and (4, 1): norms 5 and 1. The reference divides their squares by two sequences.
     #[test]
     fn by_hand() {
-        use crate::criterion::by_hand::{holding, numbers};
         let (model, sites) = holding(&[&[1.0, -2.0], &[3.0, 0.0]]);
         let mut stats = InputSquares::new(true, None);
         for row in [[3f32, 0.0], [4.0, 1.0]] {

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor, Var};
-use prunectl_model::{Batch, Gates, Labels, Transformer};
+use prunectl_model::{Batch, Labels, Params};
 
 use crate::data::{Batches, Progress};
 use crate::error::{PruneError, Result};
+use crate::network::Network;
 
 /// The diagonal that is wanted beside the gradient; each takes every example's gradient on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +38,13 @@ pub(super) struct Gradients {
 
 impl Gradients {
     /// `g·w`, zero where the loss does not depend on the weight.
-    pub fn times_weight(&self, model: &Transformer, slot: &str) -> Result<Tensor> {
-        product(&self.mean, model.params().require(slot)?, slot)
+    pub fn times_weight(&self, params: &Params, slot: &str) -> Result<Tensor> {
+        product(&self.mean, params.require(slot)?, slot)
     }
 
     /// `½·h·w²`.
-    pub fn half_curvature(&self, model: &Transformer, slot: &str) -> Result<Tensor> {
-        Ok((product(&self.squares, &model.params().require(slot)?.sqr()?, slot)? * 0.5)?)
+    pub fn half_curvature(&self, params: &Params, slot: &str) -> Result<Tensor> {
+        Ok((product(&self.squares, &params.require(slot)?.sqr()?, slot)? * 0.5)?)
     }
 }
 
@@ -54,16 +55,16 @@ fn product(by_slot: &BTreeMap<String, Tensor>, w: &Tensor, slot: &str) -> Result
     })
 }
 
-/// A model whose parameters `slots` are variables.
-pub(super) fn with_variables(model: &Transformer, slots: &BTreeSet<String>) -> Result<(Transformer, Vec<(String, Var)>)> {
-    let mut model = model.clone();
+/// The same parameters, those of `slots` as variables.
+pub(super) fn variables(params: &Params, slots: &BTreeSet<String>) -> Result<(Params, Vec<(String, Var)>)> {
+    let mut params = params.clone();
     let mut vars = Vec::with_capacity(slots.len());
     for slot in slots {
-        let var = Var::from_tensor(model.params().require(slot)?)?;
-        model.params_mut().set(slot.clone(), var.as_tensor().clone());
+        let var = Var::from_tensor(params.require(slot)?)?;
+        params.set(slot.clone(), var.as_tensor().clone());
         vars.push((slot.clone(), var));
     }
-    Ok((model, vars))
+    Ok((params, vars))
 }
 
 fn add(sums: &mut BTreeMap<String, Tensor>, slot: &str, t: Tensor) -> Result<()> {
@@ -79,22 +80,23 @@ fn add(sums: &mut BTreeMap<String, Tensor>, slot: &str, t: Tensor) -> Result<()>
 pub(super) fn gradients(
     method: &'static str,
     curvature: Curvature,
-    model: &Transformer,
+    network: &dyn Network,
     slots: &BTreeSet<String>,
     data: &mut dyn Batches,
     progress: &dyn Progress,
 ) -> Result<Gradients> {
-    let (model, vars) = with_variables(model, slots)?;
+    let (params, vars) = variables(network.params(), slots)?;
+    let network = network.with(params);
     let mut sums = Sums { out: Gradients::default(), tokens: 0, examples: 0 };
     let mut done = 0;
     data.reset()?;
     while let Some(batch) = data.next()? {
         progress.check()?;
         if curvature == Curvature::None {
-            sums.whole(&model, &vars, &batch)?;
+            sums.whole(&*network, &vars, &batch)?;
         } else {
             for row in 0..batch.size()?.0 {
-                sums.example(method, curvature, &model, &vars, &batch.rows(&[row as u32])?)?;
+                sums.example(method, curvature, &*network, &vars, &batch.rows(&[row as u32])?)?;
             }
         }
         done += 1;
@@ -115,12 +117,12 @@ pub(super) fn gradients(
 /// ‖g‖₂ of each of the parameters `slots` that the loss depends on, g the gradient of the mean loss over all the data.
 pub(crate) fn norms(
     method: &'static str,
-    model: &Transformer,
+    network: &dyn Network,
     slots: &BTreeSet<String>,
     data: &mut dyn Batches,
     progress: &dyn Progress,
 ) -> Result<Vec<f64>> {
-    let found = gradients(method, Curvature::None, model, slots, data, progress)?;
+    let found = gradients(method, Curvature::None, network, slots, data, progress)?;
     found.mean.values().map(|g| Ok(g.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())).collect()
 }
 
@@ -132,8 +134,8 @@ struct Sums {
 }
 
 impl Sums {
-    fn whole(&mut self, model: &Transformer, vars: &[(String, Var)], batch: &Batch) -> Result<()> {
-        let loss = model.forward_loss(batch, &Gates::default(), &mut ())?;
+    fn whole(&mut self, network: &dyn Network, vars: &[(String, Var)], batch: &Batch) -> Result<()> {
+        let loss = network.loss(batch)?;
         if loss.count() == 0 {
             return Ok(());
         }
@@ -151,11 +153,11 @@ impl Sums {
         &mut self,
         method: &'static str,
         curvature: Curvature,
-        model: &Transformer,
+        network: &dyn Network,
         vars: &[(String, Var)],
         one: &Batch,
     ) -> Result<()> {
-        let loss = model.forward_loss(one, &Gates::default(), &mut ())?;
+        let loss = network.loss(one)?;
         let n = loss.count();
         if n == 0 {
             return Ok(());
@@ -171,22 +173,22 @@ impl Sums {
                 }
             }
         }
-        if curvature == Curvature::Ggn { self.own_probabilities(method, model, vars, one) } else { Ok(()) }
+        if curvature == Curvature::Ggn { self.own_probabilities(method, network, vars, one) } else { Ok(()) }
     }
 
     /// One backward pass a class.
-    fn own_probabilities(&mut self, method: &'static str, model: &Transformer, vars: &[(String, Var)], one: &Batch) -> Result<()> {
+    fn own_probabilities(&mut self, method: &'static str, network: &dyn Network, vars: &[(String, Var)], one: &Batch) -> Result<()> {
         if !matches!(one.labels, Some(Labels::Classes(_))) {
             return Err(PruneError::Missing {
                 method,
                 needs: "a classifier and its classes for `hessian = ggn`; use empirical_fisher".into(),
             });
         }
-        let classes = model.forward(one, &Gates::default(), &mut ())?.dims().last().copied().unwrap_or_default();
+        let classes = network.outputs(one)?.dims().last().copied().unwrap_or_default();
         for class in 0..classes {
             let mut asked = one.clone();
             asked.labels = Some(Labels::Classes(Tensor::new(&[class as i64], one.input_ids.device())?));
-            let loss = model.forward_loss(&asked, &Gates::default(), &mut ())?.sum()?;
+            let loss = network.loss(&asked)?.sum()?;
             let p = (-loss.to_dtype(DType::F64)?.to_scalar::<f64>()?).exp();
             let grads = loss.backward()?;
             for (slot, var) in vars {

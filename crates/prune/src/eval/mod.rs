@@ -16,7 +16,7 @@ mod zero_cost;
 pub use agreement::rank_correlation as spearman;
 pub use paired::paired_lower_bound;
 use std::collections::BTreeMap;
-pub use zero_cost::{VOTERS, vote_agreement, votes};
+pub use zero_cost::{VOTERS, proxy, vote_agreement, votes};
 
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::Entry;

@@ -5,6 +5,8 @@
 //! estimator of every method here is a sum over these, so no method needs a graph of its own.
 
 mod bar;
+#[cfg(test)]
+mod by_hand;
 pub(crate) mod gum;
 pub(crate) mod hard_concrete;
 mod layout;

@@ -182,3 +182,13 @@ pub fn all(model: &Transformer, kinds: &[SiteKind]) -> Sites {
     }
     sites
 }
+
+/// A tiny model with some of a case's matrices beside its own.
+pub fn holding(case: &Case, inputs: &[&str]) -> Transformer {
+    let dir = golden("methods/models/llama-tiny");
+    let mut model = prunectl_model::load(&dir, &LoadOptions::default()).unwrap();
+    for name in inputs {
+        model.params_mut().set(*name, case.input(name));
+    }
+    model
+}

@@ -2,7 +2,6 @@
 
 use crate::common::{Case, close, worst};
 use candle_core::Tensor;
-use prunectl_model::Transformer;
 use prunectl_prune::{Key, Scores, Sites};
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::Value;
@@ -82,16 +81,6 @@ fn magnitude_groups() {
     worst("01_magnitude_groups");
 }
 
-/// A tiny model with some of a case's matrices beside its own.
-fn holding(case: &Case, inputs: &[&str]) -> Transformer {
-    let dir = crate::common::golden("methods/models/llama-tiny");
-    let mut model = prunectl_model::load(&dir, &prunectl_model::LoadOptions::default()).unwrap();
-    for name in inputs {
-        model.params_mut().set(*name, case.input(name));
-    }
-    model
-}
-
 /// N of M by magnitude, along the inputs: the authors' masks where nothing ties, the lowest indices first where something does.
 #[test]
 fn n_of_m_masks() {
@@ -99,7 +88,7 @@ fn n_of_m_masks() {
     use prunectl_recipe::plan::{Amount, Scope};
     let case = Case::open("13_nm_masks");
     let slots = ["w", "tied"];
-    let model = holding(&case, &slots);
+    let model = crate::common::holding(&case, &slots);
     let sites = Sites { weights: slots.map(str::to_owned).into(), ..Sites::default() };
     let scores = crate::common::score(&model, "magnitude", &[], &sites, &mut crate::common::nothing());
     let shape = Shape::of(&model, &sites).unwrap();
@@ -132,7 +121,7 @@ fn magnitude_masks() {
     use prunectl_recipe::plan::{Amount, Scope, Share};
     let case = Case::open("01_magnitude_masks");
     let slots = ["a", "b", "t"];
-    let model = holding(&case, &slots);
+    let model = crate::common::holding(&case, &slots);
     let own = Sites { weights: slots.map(str::to_owned).into(), ..Sites::default() };
     let scores = crate::common::score(&model, "magnitude", &[], &own, &mut crate::common::nothing());
     let shape = Shape::of(&model, &own).unwrap();
@@ -400,6 +389,56 @@ fn group_fisher() {
         }
     }
     worst("03_group_fisher_llama");
+}
+
+/// Movement scores that tie: the authors' count and bar, everything above it and nothing below; of what ties the lowest index goes first.
+#[test]
+fn movement_ties() {
+    use prunectl_prune::learned::{Layout, Learned, Moment};
+    use prunectl_prune::{CRITERIA, Clock, Removed, Request, Shape};
+    use prunectl_recipe::plan::{Amount, Scope, Unit};
+    let case = Case::open("07_movement_ties");
+    let slot = "layers.0.mlp.up.weight".to_owned();
+    let sites = Sites { weights: [slot.clone()].into(), ..Sites::default() };
+    let movement = crate::common::build(CRITERIA, "movement", &[]);
+    let (clock, protect, none) = (Clock::steps(1), Sites::default(), Removed::default());
+    for input in ["zeros", "tied"] {
+        let scores = case.input(input);
+        let size = scores.dims2().unwrap();
+        let layout = Layout { shapes: [(slot.clone(), size)].into(), weights: sites.weights.clone(), ..Layout::default() };
+        let shape = Shape { weights: layout.shapes.clone(), ..Shape::default() };
+        let values = scores.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let learned = Learned { params: [(slot.clone(), values.clone())].into(), ..Learned::default() };
+        for kept in ["0.5", "0.3", "0.29"] {
+            let theirs = |what: &str| case.expected(&format!("{input}.keep{kept}.{what}"));
+            let (stay, bar) = (theirs("count")[0] as usize, theirs("bar")[0]);
+            let gone = values.len() - stay;
+            // Their share is of what stays, and rounds what stays down.
+            let amount = Amount::Units { n: gone as u64, unit: Unit::Count };
+            let request = Request {
+                sites: &sites,
+                amount: &amount,
+                scope: Scope::Matrix,
+                at_least: None,
+                align: None,
+                protect: &protect,
+                removed: &none,
+                step: None,
+            };
+            let removed = gone as f64 / values.len() as f64;
+            let moment = Moment { clock: &clock, step: 0, removed, finally: removed, l1: 0.0, noise: 0 };
+            let learner = movement.learner().unwrap();
+            let decision = learner.decide(&layout, &learned, &request, &shape, &moment, true).unwrap();
+            let keep = decision.weights[slot.as_str()].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+            assert_eq!(keep.iter().filter(|k| **k != 0).count(), stay);
+            let ties: Vec<u8> = values.iter().zip(&keep).filter(|(s, _)| **s == bar).map(|(_, k)| *k).collect();
+            assert!(values.iter().zip(&keep).all(|(s, k)| *s == bar || (*s > bar) == (*k == 1)), "{input} {kept}");
+            // The golden's own rule keeps the lowest index among equals, LANGUAGE.md removes it: as many, from the other end.
+            let mirrored: Vec<u8> = values.iter().zip(theirs("stable")).filter(|(s, _)| **s == bar).map(|(_, k)| k as u8).rev().collect();
+            assert_eq!(ties, mirrored, "{input} {kept}");
+            assert!(ties.is_sorted());
+        }
+    }
 }
 
 #[test]
