@@ -66,7 +66,6 @@ fn options_without_use_are_told() {
             "P0512",
             "in its block",
         ),
-        ("train m on d.train for 20 steps { optimizer = adamw(lr = linear(0 -> -1e-4)) }\n".to_owned(), "P0306", "lr"),
         ("score m.layers[*].mlp.neurons using taylor() as s\n".to_owned(), "P0410", "on ="),
     ] {
         let (codes, shown) = found(&example);
