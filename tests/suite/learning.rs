@@ -232,6 +232,15 @@ fn what_a_training_refuses_is_told_at_once() {
         }
         assert!(!d.join("run").exists());
     }
+    for (body, code) in [
+        ("score m.layers[*].mlp.neurons using taylor() as s\n".to_owned(), "P0410"),
+        (inside("", "").replace("lr = 1e-3", "lr = linear(0 -> -1e-4)"), "P0306"),
+    ] {
+        fs::write(d.join("r.prune"), format!("edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata d = builtin(\"tales\")\n{body}"))
+            .unwrap();
+        let out = run(d, &["check", "r.prune"]);
+        assert!(stderr(&out).contains(code), "{body}{}", stderr(&out));
+    }
     // Fused before, or never there, they are no obstacle.
     for body in [format!("{lora}fuse a into m\n{}", inside(movement, "")), inside(movement, "")] {
         fs::write(d.join("r.prune"), format!("edition 2026\nmodel m = builtin(\"tiny-bert\")\ndata d = builtin(\"tales\")\n{body}"))

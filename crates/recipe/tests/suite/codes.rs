@@ -66,7 +66,6 @@ fn options_without_use_are_told() {
             "P0512",
             "in its block",
         ),
-        ("score m.layers[*].mlp.neurons using taylor() as s\n".to_owned(), "P0410", "on ="),
     ] {
         let (codes, shown) = found(&example);
         assert_eq!(codes, BTreeSet::from([code]), "{example}{shown}");
