@@ -26,11 +26,14 @@ pub struct Compiled {
     pub result: Result<Plan, Vec<Diagnostic>>,
     /// Recipes that were `use`d, with their texts, in order.
     pub uses: Vec<(PathBuf, String)>,
+    /// What was read of its models.
+    pub models: DiskFacts,
 }
 
 /// Compiles a recipe with `--set` values.
 pub fn compile(recipe: &RecipeFile, set: &[(String, String)], hub: Door) -> Result<Compiled> {
     let loader = DiskLoader::default();
-    let compiled = prunectl_recipe::compile(&recipe.text, &recipe.file_name(), set, &loader, &catalogue(), &DiskFacts::new(hub));
-    Ok(Compiled { sources: compiled.sources, result: compiled.result, uses: loader.read_files() })
+    let models = DiskFacts::new(hub);
+    let compiled = prunectl_recipe::compile(&recipe.text, &recipe.file_name(), set, &loader, &catalogue(), &models);
+    Ok(Compiled { sources: compiled.sources, result: compiled.result, uses: loader.read_files(), models })
 }

@@ -16,16 +16,13 @@ use prunectl_model::{Blueprint, Facts as ModelFile, Head, LayerDims, cost};
 use prunectl_prune::{CRITERIA, CURVE_POINTS, Key, Sites, build, site};
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::diagnostic::Diagnostic;
-use prunectl_recipe::plan::{
-    Amount, Bound, CriterionRef, Goal, LimitValue, ModelSource, Plan, Prune, Scope, Selector, Step, StepKind, Value,
-};
+use prunectl_recipe::plan::{Amount, Bound, CriterionRef, Goal, LimitValue, Plan, Prune, Scope, Selector, Step, StepKind, Value};
 use prunectl_recipe::{Facts, Sources};
 use serde::Serialize;
 
 use crate::data::describe as describe_data;
 use crate::executor::{kind_name, model_of, to_sites};
-use crate::hub::Door;
-use crate::models::{describe, facts_from_file, read_facts};
+use crate::models::{DiskFacts, Known as ModelKnown, describe};
 use crate::report::figure;
 use crate::stock;
 use crate::streaming;
@@ -206,23 +203,14 @@ struct Sim {
 }
 
 /// Works the plan out.
-pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door, memory: Option<u64>) -> Forecast {
+pub fn forecast(plan: &Plan, sources: &Sources, models: &DiskFacts, memory: Option<u64>) -> Forecast {
     let budget = streaming::budget(memory);
     let mut sims: BTreeMap<String, Sim> = BTreeMap::new();
     let mut why: BTreeMap<String, String> = BTreeMap::new();
     let padded = loads_in::padded(plan);
     for decl in &plan.models {
-        let read = match &decl.source {
-            ModelSource::Copy(of) => {
-                sims.get(of).map(|s| (s.file.clone(), s.facts.clone())).ok_or_else(|| why.get(of).cloned().unwrap_or_default())
-            }
-            _ => read_facts(decl, hub).map_err(|e| e.to_string()).map(|file| {
-                let facts = facts_from_file(&file);
-                (Rc::new(file), Rc::new(facts))
-            }),
-        };
-        match read {
-            Ok((file, facts)) => {
+        match models.known(decl) {
+            Ok(ModelKnown { file, facts }) => {
                 let sim = Sim {
                     file,
                     facts,
@@ -245,7 +233,7 @@ pub fn forecast(plan: &Plan, sources: &Sources, hub: &Door, memory: Option<u64>)
     let mut steps = Vec::new();
     let resident = if why.is_empty() { memory::resident(plan, &sims) } else { None };
     walk(&plan.steps, &mut sims, sources, resident, &mut steps);
-    advice::advise(plan, &sims, sources, hub, &mut steps);
+    advice::advise(plan, &sims, sources, models.hub(), &mut steps);
     let on_disk = |sim: &&Sim| sim.file.file_bytes > 0 && streaming::streams(plan, &sim.file, budget);
     let streamed_bytes = sims.values().filter(on_disk).map(|sim| streaming::peak(plan, &sim.file, budget)).max();
     let streamed = sims.iter().filter(|(_, sim)| on_disk(sim)).map(|(name, _)| name.clone()).collect();

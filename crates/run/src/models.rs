@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -206,7 +207,7 @@ pub fn facts_of(model: &Transformer) -> Result<Facts> {
 }
 
 /// What the checker asks about a checkpoint whose config and headers were read.
-pub fn facts_from_file(file: &ModelFile) -> Facts {
+fn facts_from_file(file: &ModelFile) -> Facts {
     let slots: Vec<String> = file.blueprint.slots(&file.dims).into_iter().map(|s| s.name).collect();
     let linear = |s: &str| {
         (s.starts_with("attention.") || s.starts_with("mlp.")) && s.ends_with(".weight") && !s.contains("norm") && !s.contains("router")
@@ -256,11 +257,21 @@ fn facts(
     }
 }
 
-/// Brings configs and splits to the compiler. What can't be read is unknown to it: the error is told when the model is loaded.
+/// What config and headers of one model say.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// As the network has it.
+    pub file: Rc<ModelFile>,
+    /// As selectors are expanded against it.
+    pub facts: Rc<Facts>,
+}
+
+/// Brings configs and splits to the compiler, and configs to the forecast: each is read once. What can't be read is unknown to the
+/// compiler: the error is told when the model is loaded.
 #[derive(Debug)]
 pub struct DiskFacts {
     hub: Door,
-    known: RefCell<BTreeMap<String, Option<Facts>>>,
+    known: RefCell<BTreeMap<String, std::result::Result<Known, String>>>,
 }
 
 impl DiskFacts {
@@ -268,19 +279,32 @@ impl DiskFacts {
     pub fn new(hub: Door) -> Self {
         Self { hub, known: RefCell::default() }
     }
-}
 
-impl ModelFacts for DiskFacts {
-    fn facts(&self, decl: &ModelDecl) -> Option<Facts> {
+    /// Where they come from.
+    pub fn hub(&self) -> &Door {
+        &self.hub
+    }
+
+    /// What is known of a model, or why nothing is.
+    pub fn known(&self, decl: &ModelDecl) -> std::result::Result<Known, String> {
         if let Some(known) = self.known.borrow().get(&decl.name) {
             return known.clone();
         }
         let found = match &decl.source {
-            ModelSource::Copy(of) => self.known.borrow().get(of).cloned().flatten(),
-            _ => read_facts(decl, &self.hub).ok().map(|file| facts_from_file(&file)),
+            ModelSource::Copy(of) => self.known.borrow().get(of).cloned().unwrap_or_else(|| Err(String::new())),
+            _ => read_facts(decl, &self.hub).map_err(|e| e.to_string()).map(|file| {
+                let facts = Rc::new(facts_from_file(&file));
+                Known { file: Rc::new(file), facts }
+            }),
         };
         self.known.borrow_mut().insert(decl.name.clone(), found.clone());
         found
+    }
+}
+
+impl ModelFacts for DiskFacts {
+    fn facts(&self, decl: &ModelDecl) -> Option<Facts> {
+        self.known(decl).ok().map(|known| (*known.facts).clone())
     }
 
     fn splits(&self, decl: &DataDecl) -> Option<Vec<String>> {

@@ -35,7 +35,7 @@ impl Check {
             let recipe = RecipeFile::open(path)?;
             let compiled = compile(&recipe, &self.set, Door::cache_only())?;
             let diagnostics = &match &compiled.result {
-                Ok(plan) => [forecast(plan, &compiled.sources, &Door::cache_only(), None).refused(), plan.warnings.clone()].concat(),
+                Ok(plan) => [forecast(plan, &compiled.sources, &compiled.models, None).refused(), plan.warnings.clone()].concat(),
                 Err(mistakes) => mistakes.clone(),
             };
             let errors = diagnostics.iter().filter(|d| d.severity == Severity::Error).count();

@@ -166,7 +166,7 @@ fn recipe(name: &str, text: String) -> RecipeFile {
 /// The plan of a recipe that these commands wrote; mistakes in what the user gave are told as a recipe's are.
 pub fn plan(recipe: &RecipeFile, options: &Options) -> Result<Plan> {
     let compiled = compile(recipe, &[], options.hub.clone())?;
-    super::run::accepted(compiled.result, &compiled.sources, options)
+    super::run::accepted(compiled.result, &compiled.sources, &compiled.models, options)
 }
 
 /// The same of a recipe that is only looked at, so that steps which this build does not carry out are no mistakes.

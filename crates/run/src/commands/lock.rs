@@ -67,7 +67,7 @@ pub fn beside(recipe: &RecipeFile) -> Result<PathBuf> {
 /// A lock of all that the recipe names, as it is now; paths in it start from the recipe's folder.
 pub fn made(recipe: &RecipeFile, compiled: Compiled, options: &Options) -> Result<Lock> {
     let mut lock = Lock::new(&recipe.shown, &recipe.text, &compiled.uses);
-    let plan: Plan = accepted(compiled.result, &compiled.sources, options)?;
+    let plan: Plan = accepted(compiled.result, &compiled.sources, &compiled.models, options)?;
     for decl in plan.models.iter().filter(|d| !matches!(d.source, ModelSource::Copy(_))) {
         options.ui.note(format!("reading {} from {}", decl.name, describe(&decl.source)));
         let files = hashes(decl, &options.hub)?;

@@ -15,7 +15,7 @@ use crate::compile::compile;
 use crate::error::{Error, Result};
 use crate::fit::{Fit, What};
 use crate::forecast::{Forecast, ModelForecast, Range, StepForecast, forecast};
-use crate::hub::Door;
+use crate::models::DiskFacts;
 use crate::recipes::{BUILTIN, BUILTINS, RecipeFile};
 use crate::report::{FigureUnit, figure};
 use crate::session::Options;
@@ -50,7 +50,7 @@ impl PlanCommand {
         if !plan.warnings.is_empty() {
             eprintln!("{}", render(&plan.warnings, sources, options.ui.color).trim_end());
         }
-        let forecast = forecast(&plan, sources, &options.hub, self.memory);
+        let forecast = forecast(&plan, sources, &compiled.models, self.memory);
         let refused = forecast.refused();
         if options.json {
             let mut value = to_json(&plan, &forecast, &refused.iter().map(|d| d.message.clone()).collect::<Vec<_>>());
@@ -132,8 +132,8 @@ fn fitted(fit: &Fit, recipe: &str) -> String {
 }
 
 /// `plan.json` of a run directory.
-pub fn outline(plan: &Plan, sources: &Sources, hub: &Door, memory: Option<u64>) -> Value {
-    to_json(plan, &forecast(plan, sources, hub, memory), &[])
+pub fn outline(plan: &Plan, sources: &Sources, models: &DiskFacts, memory: Option<u64>) -> Value {
+    to_json(plan, &forecast(plan, sources, models, memory), &[])
 }
 
 fn to_json(plan: &Plan, forecast: &Forecast, refused: &[String]) -> Value {

@@ -21,6 +21,7 @@ use crate::hub::Door;
 use crate::interrupt::shell_quote;
 use crate::journal::{Event, FORMAT, Start, StepDone};
 use crate::lock::Lock;
+use crate::models::DiskFacts;
 use crate::recipes::RecipeFile;
 use crate::report::figure;
 use crate::rundir::{LOCK, PLAN, RECIPE, REPORT, RunDir};
@@ -70,7 +71,7 @@ pub fn carry_out(
     options: &Options,
 ) -> Result<(PathBuf, Result<Finished>)> {
     let compiled = compile(recipe, set, options.hub.clone())?;
-    let plan = accepted(compiled.result, &compiled.sources, options)?;
+    let plan = accepted(compiled.result, &compiled.sources, &compiled.models, options)?;
     // A device that isn't there is told before a directory is made.
     options.device.open()?;
     let cwd = std::env::current_dir().map_err(Error::io("find", "the working directory"))?;
@@ -89,7 +90,7 @@ pub fn carry_out(
         recipe_sha256: sha256(recipe.text.as_bytes()),
     };
     let lock = Lock::new(&recipe.shown, &recipe.text, &compiled.uses);
-    let planned = serde_json::to_vec_pretty(&super::plan::outline(&plan, &compiled.sources, &options.hub, options.memory))
+    let planned = serde_json::to_vec_pretty(&super::plan::outline(&plan, &compiled.sources, &compiled.models, options.memory))
         .map_err(|e| Error::Internal(format!("the plan can't be written as JSON: {e}")))?;
     let yaml = lock.to_yaml()?;
     let first: [(&str, &[u8]); 3] = [(RECIPE, recipe.text.as_bytes()), (LOCK, yaml.as_bytes()), (PLAN, &planned)];
@@ -142,7 +143,7 @@ impl Resume {
         let compiled = compile(&recipe, &start.set, options.hub.clone())?;
         let lock = Lock::read(&dir.join(LOCK))?;
         lock.verify_texts(&Lock::new(&recipe.shown, &recipe.text, &compiled.uses), "the run began")?;
-        let plan = accepted(compiled.result, &compiled.sources, &options)?;
+        let plan = accepted(compiled.result, &compiled.sources, &compiled.models, &options)?;
         let finished = finished_steps(events);
         let mut dir = dir;
         dir.log(&Event::Resume { finished_steps: finished.len() })?;
@@ -173,11 +174,11 @@ fn finished_steps(events: Vec<Event>) -> BTreeMap<usize, StepDone> {
 }
 
 /// The plan, its warnings told; or every mistake, and every shape that a loader which must read it can't.
-pub fn accepted(result: Result<Plan, Vec<Diagnostic>>, sources: &Sources, options: &Options) -> Result<Plan> {
+pub fn accepted(result: Result<Plan, Vec<Diagnostic>>, sources: &Sources, models: &DiskFacts, options: &Options) -> Result<Plan> {
     let refuse =
         |mistakes: Vec<Diagnostic>| Error::Recipe { rendered: render(&mistakes, sources, options.ui.color), errors: mistakes.len() };
     let plan = result.map_err(refuse)?;
-    let refused = crate::forecast::forecast(&plan, sources, &options.hub, options.memory).refused();
+    let refused = crate::forecast::forecast(&plan, sources, models, options.memory).refused();
     if !refused.is_empty() {
         return Err(refuse(refused));
     }
