@@ -216,6 +216,9 @@ pub fn row(folder: &Path, family: &str, dir: &Path, task: Option<Task>) -> Vec<C
     for &shape in SHAPES {
         let Some(model) = pruned(&dense, shape) else { continue };
         let saved = save(&model, &folder.join(format!("{family}-{shape}")), Layout::Compact, &record(&dense, None));
+        // Turned weights are no values of a narrow dtype any more: what was read back is what the other side has.
+        let rounded = shape == "sliced" && dense.origin().stored_dtype != DType::F32;
+        let model = if rounded { load(&saved.dir, &LoadOptions { task, ..LoadOptions::default() }).unwrap() } else { model };
         out.push(Cell { family: family.to_owned(), shape, model, saved, batch: batch.clone() });
     }
     out
@@ -300,6 +303,8 @@ pub fn transformers_reads(python: &Path, folder: &Path, cells: &[Cell]) -> BTree
                     ask_for(false, false);
                 }
             }
+            // Falcon's class takes no odd width, which a slice may leave of a random one.
+            Verdict::Refused { reason, .. } if reason.contains("its config refuses a hidden size") => {}
             other => panic!("{} {}: {other:?}", cell.family, cell.shape),
         }
     }

@@ -470,10 +470,11 @@ pub(crate) fn same_pair(dims: &[LayerDims]) -> Option<(usize, usize)> {
 /// For families whose configs describe no single layer.
 pub(crate) fn no_layer_fields(_: &mut Map<String, Value>, _: &Blueprint, _: &[LayerDims]) {}
 
-/// For families with `layer_types`: written wherever some layers slide and some do not, or the field was there.
+/// For families with `layer_types`: written wherever layers may slide, or the field was there. A rule that goes by a layer's index, which
+/// holds where the field is absent, speaks of other layers once some are gone.
 pub(crate) fn write_layer_types(map: &mut Map<String, Value>, blueprint: &Blueprint, _: &[LayerDims]) {
-    let slides = blueprint.layers.iter().filter(|l| l.window.is_some()).count();
-    if map.contains_key("layer_types") || (slides > 0 && slides < blueprint.layers.len()) {
+    let never = map.get("use_sliding_window") == Some(&Value::Bool(false));
+    if map.contains_key("layer_types") || !never {
         let kinds: Vec<&str> =
             blueprint.layers.iter().map(|l| if l.window.is_some() { "sliding_attention" } else { "full_attention" }).collect();
         map.insert("layer_types".into(), json!(kinds));

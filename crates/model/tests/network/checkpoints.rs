@@ -435,3 +435,15 @@ fn matrices_of_slots_have_their_places_in_the_files() {
     let alien = [("nobody".to_owned(), Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap())];
     assert!(from_file_tensors(&model, alien).unwrap_err().to_string().contains("nobody"));
 }
+
+#[test]
+fn windows_stay_with_their_layers_when_others_go() {
+    // No `layer_types`, as published: Gemma 2 alternates by index, sliding first.
+    let dir = with_config("gemma2", |config| drop(config.as_object_mut().unwrap().remove("layer_types")));
+    let model = load(dir.path(), &LoadOptions::default()).unwrap();
+    let windows = |m: &prunectl_model::Transformer| m.blueprint().layers.iter().map(|l| l.window.is_some()).collect::<Vec<_>>();
+    let full: Vec<usize> = (0..model.n_layers()).filter(|l| !windows(&model)[*l]).collect();
+    let left = model.keep_units(prunectl_model::SiteKind::Layers, None, &full).unwrap();
+    let (config, _) = prunectl_model::to_checkpoint(&left).unwrap();
+    assert_eq!(config["layer_types"], json!(vec!["full_attention"; full.len()]));
+}
