@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--bin", required=True)
     parser.add_argument("--torch-python", required=True)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=5, help="calls in a turn")
+    parser.add_argument("--repeats", type=int, default=40, help="calls in a turn")
     parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()
     threads = str(a.threads)
