@@ -143,10 +143,9 @@ impl Job {
         let weights = model.params().iter().map(|(slot, _)| slot).filter(projection).map(str::to_owned).collect();
         let sites = Sites { weights, ..Sites::default() };
         let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
-        let (protect, mut removed) = (Sites::default(), Removed::default());
+        let mut removed = Removed::default();
         let before = Removed::default();
-        let request =
-            Request { sites: &sites, amount: &amount, scope, at_least: None, align: None, protect: &protect, removed: &before, step: None };
+        let request = Request::plain(&sites, &amount, scope, &before);
         let criterion = build(CRITERIA, method, &[]);
         let mut data = InMemory::new(self.batches.clone());
         criterion.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut data, &()).unwrap();

@@ -48,6 +48,21 @@ impl Runs {
         self.equal(&found, name);
     }
 
+    /// The same where each layer has a golden tensor of its own, named by `name`.
+    fn close_by_layer(&self, scores: &str, site: &str, layers: usize, name: impl Fn(usize) -> String) {
+        let file = self.dir.path().join(format!("run/scores/{scores}.safetensors"));
+        (0..layers).for_each(|l| self.equal(&floats(&file, &format!("layers.{l}.{site}")), &name(l)));
+    }
+
+    /// The stored scores of a matrix's weights, by its name in the model's files.
+    fn weights(&self, scores: &str, name: &str) -> Vec<f32> {
+        floats(&self.dir.path().join(format!("run/scores/{scores}.safetensors")), name)
+    }
+
+    fn metrics(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.dir.path().join("run/metrics.json")).unwrap()).unwrap()
+    }
+
     fn equal(&self, found: &[f32], name: &str) {
         let expected = floats(&self.case.join("expected.safetensors"), name);
         assert_eq!(found.len(), expected.len(), "{name}");
@@ -70,8 +85,7 @@ fn heads_of_a_bert() {
     );
     runs.close("exact", "attention.heads", 3, "delta_loss.single_head");
     runs.close("paper", "attention.heads", 3, "importance.paper");
-    let metrics: Value = serde_json::from_slice(&fs::read(runs.dir.path().join("run/metrics.json")).unwrap()).unwrap();
-    runs.equal(&[metrics["loss"]["value"].as_f64().unwrap() as f32], "loss");
+    runs.equal(&[runs.metrics()["loss"]["value"].as_f64().unwrap() as f32], "loss");
 }
 
 #[test]
@@ -102,11 +116,64 @@ fn layers_and_groups_of_a_llama() {
     runs.close("groups", "attention.kv_groups", 3, "kv.memory");
 }
 
+const MATRICES: [&str; 3] =
+    ["model.layers.0.self_attn.v_proj.weight", "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.down_proj.weight"];
+
 #[test]
 fn weights_of_a_llama() {
-    let runs = Runs::of("06_init_pruning_llama", "score m.layers[*].linears.weights using synflow() as s\n");
-    let file = runs.dir.path().join("run/scores/s.safetensors");
-    for name in ["model.layers.0.self_attn.v_proj.weight", "model.layers.2.mlp.gate_proj.weight", "model.layers.2.mlp.down_proj.weight"] {
-        runs.equal(&floats(&file, name), &format!("synflow.{name}"));
+    let weights = "m.layers[*].linears.weights";
+    let runs = Runs::of("06_init_pruning_llama", &format!("score {weights} using synflow() as s\n"));
+    for name in MATRICES {
+        runs.equal(&runs.weights("s", name), &format!("synflow.{name}"));
+    }
+    let runs = Runs::of(
+        "04_loss_modelling_llama",
+        &format!(
+            "score {weights} using loss_model(on = d) as all\n\
+             score {weights} using loss_model(on = d.take(4)) as first\n\
+             score {weights} using obd(on = d) as damage\n"
+        ),
+    );
+    for name in MATRICES {
+        for (scores, case) in [("all", "LM.b3"), ("first", "LM.b1"), ("damage", "OBD_fisher.b3")] {
+            runs.equal(&runs.weights(scores, name), &format!("{case}.{name}"));
+        }
+    }
+}
+
+/// The groups of the reference average over a head's entries: `quirk = "reference"`.
+#[test]
+fn groups_of_a_llama_by_size_and_by_gradient() {
+    let sites = [("mlp.neurons", "ffn", ""), ("attention.kv_groups", "kv", ".heads"), ("attention.heads", "q", ".heads")];
+    let of = |method: &str| -> String {
+        let score = |(site, stem, _): (&str, &str, &str)| format!("score m.layers[*].{site} using {method} as {stem}\n");
+        sites.map(score).concat()
+    };
+    for (norm, reduce) in [("l1", "sum"), ("l2", "mean")] {
+        let runs = Runs::of("01_magnitude_groups", &of(&format!("magnitude(norm = {norm}, reduce = {reduce}, quirk = \"reference\")")));
+        for (site, stem, tail) in sites {
+            let tail = if tail.is_empty() { ".none" } else { tail };
+            runs.close_by_layer(stem, site, 3, |l| format!("{stem}.{l}.{norm}.{reduce}{tail}"));
+        }
+    }
+    for (golden, reduce) in [("plain", "element"), ("multi", "group")] {
+        let runs = Runs::of("03_taylor_hessian", &of(&format!("taylor(on = d.take(4), reduce = {reduce}, quirk = \"reference\")")));
+        for (site, stem, tail) in sites {
+            runs.close_by_layer(stem, site, 3, |l| format!("taylor.{stem}.{l}.{golden}.sum{tail}"));
+        }
+    }
+}
+
+#[test]
+fn blocks_beside_one_another() {
+    let runs = Runs::of("16_cka", "eval cka(kernel = linear) of m on d as cka\neval cosine() of m on d as cosine\n");
+    for (metric, name) in [("cka", "blocks.cka.all"), ("cosine", "blocks.cosine")] {
+        let details = &runs.metrics()[metric]["details"];
+        let own = |i: usize, j: usize| match (i.min(j), i.max(j)) {
+            (i, j) if i == j => 1.0,
+            (i, j) => details[format!("{i}-{j}")].as_f64().unwrap() as f32,
+        };
+        let found: Vec<f32> = (0..16).map(|at| own(at / 4, at % 4)).collect();
+        runs.equal(&found, name);
     }
 }

@@ -233,17 +233,8 @@ pub(crate) fn one_by_one(
     data: &mut dyn Batches,
     progress: &dyn Progress,
 ) -> Result<(f64, Vec<(Key, Losses)>)> {
-    let (amount, nothing, protect) = (Amount::Share { share: Share::ONE, each: true }, Removed::default(), Sites::default());
-    let request = Request {
-        sites,
-        amount: &amount,
-        scope: Scope::Layer,
-        at_least: None,
-        align: None,
-        protect: &protect,
-        removed: &nothing,
-        step: None,
-    };
+    let (amount, nothing) = (Amount::Share { share: Share::ONE, each: true }, Removed::default());
+    let request = Request::plain(sites, &amount, Scope::Layer, &nothing);
     let shape = Shape::of(model, sites)?;
     let chains = chains(scores, &request, &shape)?;
     let search = Search { model, removed: &nothing, shape: &shape, chains: &chains };

@@ -409,17 +409,8 @@ mod tests {
         check.close("mlp.standardised", &neurons);
         for ratio in ["0.2", "0.5"] {
             let amount = Amount::OfParams(Share::from_fraction(ratio.parse().unwrap()));
-            let (protect, removed) = (Sites::default(), Removed::default());
-            let request = Request {
-                sites: &sites,
-                amount: &amount,
-                scope: Scope::Global,
-                at_least: None,
-                align: None,
-                protect: &protect,
-                removed: &removed,
-                step: None,
-            };
+            let removed = Removed::default();
+            let request = Request::plain(&sites, &amount, Scope::Global, &removed);
             let decision = method.decide(&scores, &request, &model).unwrap();
             for (kind, name, units) in [(SiteKind::Heads, "heads", 8), (SiteKind::Neurons, "neurons", 48)] {
                 let ours: Vec<f32> = (0..3)

@@ -93,17 +93,8 @@ fn psp() {
     assert_eq!(gradients(&of(true), &learned(&[1.0, -0.5]), 0.0), (vec![4.25, -2.125], 0.15625));
     let mut sites = Sites::default();
     sites.add(KEY, 0..2);
-    let (protect, removed, amount) = (Sites::default(), Removed::default(), Amount::Units { n: 1, unit: Unit::Neurons });
-    let request = Request {
-        sites: &sites,
-        amount: &amount,
-        scope: Scope::Global,
-        at_least: None,
-        align: None,
-        protect: &protect,
-        removed: &removed,
-        step: None,
-    };
+    let (removed, amount) = (Removed::default(), Amount::Units { n: 1, unit: Unit::Neurons });
+    let request = Request::plain(&sites, &amount, Scope::Global, &removed);
     let shape = Shape { dims: vec![LayerDims { ffn: 2, ..LayerDims::default() }], ..Shape::default() };
     let decide = |alpha: &[f32]| {
         let decision = at(0.0, |_, moment| of(false).decide(&layout(), &learned(alpha), &request, &shape, moment, false).unwrap());

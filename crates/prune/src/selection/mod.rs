@@ -13,7 +13,7 @@ mod tests;
 mod units;
 mod weights;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prunectl_model::{LayerDims, Slice, Transformer};
 use prunectl_recipe::catalogue::SiteKind;
@@ -65,6 +65,16 @@ pub struct Request<'a> {
     pub removed: &'a Removed,
     /// At most this share of each ranking's units goes in one call (at least one unit): a step of `rescore`. `align` then waits.
     pub step: Option<Share>,
+}
+
+/// No units.
+static NOTHING: Sites = Sites { units: BTreeMap::new(), weights: BTreeSet::new() };
+
+impl<'a> Request<'a> {
+    /// A request without further conditions: nothing must stay, nothing is protected, and all goes in one call.
+    pub fn plain(sites: &'a Sites, amount: &'a Amount, scope: Scope, removed: &'a Removed) -> Self {
+        Self { sites, amount, scope, at_least: None, align: None, protect: &NOTHING, removed, step: None }
+    }
 }
 
 /// Shapes that selection counts in.

@@ -43,17 +43,8 @@ fn structure_parameters_six_steps() {
             let whole = Shape { dims: vec![dims], ..Shape::default() };
             for step in 0..6 {
                 let moment = Moment { clock: &clock, step, removed: 0.0, finally: 0.5, l1: 0.0, noise: 0 };
-                let (amount, gone, protect) = (share(0.0), Removed::default(), Sites::default());
-                let request = Request {
-                    sites: &sites,
-                    amount: &amount,
-                    scope: Scope::Global,
-                    at_least: None,
-                    align: None,
-                    protect: &protect,
-                    removed: &gone,
-                    step: None,
-                };
+                let (amount, gone) = (share(0.0), Removed::default());
+                let request = Request::plain(&sites, &amount, Scope::Global, &gone);
                 let decision = learner.decide(&layout, &learned, &request, &whole, &moment, false).unwrap();
                 let gates = learner.gates(&layout, &learned, &moment, true).unwrap()[&site].clone();
                 let nu: Vec<f32> =
@@ -120,17 +111,8 @@ fn slimming_presses_and_ranks() {
     for percent in [0.3, 0.5, 0.7] {
         // Their threshold itself goes, too: one more than the share.
         let theirs = (96.0f64 * percent) as usize + 1;
-        let (amount, gone, protect) = (share(theirs as f64 / 96.0 + 1e-9), Removed::default(), Sites::default());
-        let request = Request {
-            sites: &sites,
-            amount: &amount,
-            scope: Scope::Global,
-            at_least: None,
-            align: None,
-            protect: &protect,
-            removed: &gone,
-            step: None,
-        };
+        let (amount, gone) = (share(theirs as f64 / 96.0 + 1e-9), Removed::default());
+        let request = Request::plain(&sites, &amount, Scope::Global, &gone);
         let shape = Shape { dims: dims.clone(), ..Shape::default() };
         let decision = learner.decide(&layout, &learned, &request, &shape, &moment, true).unwrap();
         for (l, own) in dims.iter().enumerate() {

@@ -54,8 +54,8 @@ fn sites() -> Sites {
 /// A prune as the executor does it: the model afterwards, the decision, the scores.
 fn prune(case: &Case, inputs: &str, row: &str, args: &[(&str, Value)], amount: &Amount, scope: Scope) -> (Transformer, Decision, Scores) {
     let (mut model, mut data) = reading(case, inputs);
-    let (sites, protect, mut removed, none) = (sites(), Sites::default(), Removed::default(), Removed::default());
-    let request = Request { sites: &sites, amount, scope, at_least: None, align: None, protect: &protect, removed: &none, step: None };
+    let (sites, mut removed, none) = (sites(), Removed::default(), Removed::default());
+    let request = Request::plain(&sites, amount, scope, &none);
     let row = build(CRITERIA, row, args);
     let (decision, scores) = row.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut data, &()).unwrap();
     (model, decision, scores)

@@ -67,17 +67,8 @@ impl Linear {
 
     fn keep(&self, removed: f64, clock: &Clock, step: u64) -> Vec<u8> {
         let amount = share(removed);
-        let (gone, protect) = (Removed::default(), Sites::default());
-        let request = Request {
-            sites: &self.sites,
-            amount: &amount,
-            scope: Scope::Matrix,
-            at_least: None,
-            align: None,
-            protect: &protect,
-            removed: &gone,
-            step: None,
-        };
+        let gone = Removed::default();
+        let request = Request::plain(&self.sites, &amount, Scope::Matrix, &gone);
         let shape = Shape { weights: [(SLOT.to_owned(), self.shape)].into(), ..Shape::default() };
         let moment = Moment { clock, step, removed, finally: removed, l1: 0.0, noise: 0 };
         let decision = self.learner().decide(&self.layout, &self.learned, &request, &shape, &moment, false).unwrap();
@@ -252,17 +243,8 @@ fn gum_four_steps() {
     for (step, kept) in [0.9, 0.75, 0.6, 0.5].into_iter().enumerate() {
         let moment = Moment { clock: &clock, step: step as u64, removed: 1.0 - kept, finally: 0.5, l1: 0.0, noise: 0 };
         let stay = (kept * 96.0f64 + 1e-9).floor();
-        let (amount, gone, protect) = (share(1.0 - stay / 96.0 + 1e-9), Removed::default(), Sites::default());
-        let request = Request {
-            sites: &sites,
-            amount: &amount,
-            scope: Scope::Global,
-            at_least: None,
-            align: None,
-            protect: &protect,
-            removed: &gone,
-            step: None,
-        };
+        let (amount, gone) = (share(1.0 - stay / 96.0 + 1e-9), Removed::default());
+        let request = Request::plain(&sites, &amount, Scope::Global, &gone);
         let decision = learner.decide(&layout, &learned, &request, &shape, &moment, false).unwrap();
         let mut bar = f32::INFINITY;
         let mut vars = BTreeMap::new();

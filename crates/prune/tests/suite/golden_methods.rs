@@ -94,17 +94,8 @@ fn n_of_m_masks() {
     let shape = Shape::of(&model, &sites).unwrap();
     // Ours says what goes, theirs what stays.
     for (name, removed, group) in [("1of4", 3, 4), ("2of4", 2, 4), ("4of8", 4, 8), ("3of4", 1, 4)] {
-        let (protect, none, amount) = (Sites::default(), Removed::default(), Amount::NofM { removed, group });
-        let request = Request {
-            sites: &sites,
-            amount: &amount,
-            scope: Scope::Matrix,
-            at_least: None,
-            align: None,
-            protect: &protect,
-            removed: &none,
-            step: None,
-        };
+        let (none, amount) = (Removed::default(), Amount::NofM { removed, group });
+        let request = Request::plain(&sites, &amount, Scope::Matrix, &none);
         let masks = select(&scores, &request, &shape).unwrap().weights;
         let flat = |slot: &str| masks[slot].flatten_all().unwrap().to_vec1::<u8>().unwrap();
         assert_eq!(flat("w"), case.mask(&format!("mask.{name}")), "{name}");
@@ -128,17 +119,8 @@ fn magnitude_masks() {
     let masks = |slots: &[&str], scope| {
         let sites = Sites { weights: slots.iter().map(|s| (*s).to_owned()).collect(), ..Sites::default() };
         let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
-        let (protect, removed) = (Sites::default(), Removed::default());
-        let request = Request {
-            sites: &sites,
-            amount: &amount,
-            scope,
-            at_least: None,
-            align: None,
-            protect: &protect,
-            removed: &removed,
-            step: None,
-        };
+        let removed = Removed::default();
+        let request = Request::plain(&sites, &amount, scope, &removed);
         select(&scores, &request, &shape).unwrap().weights
     };
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<u8>().unwrap();
@@ -342,17 +324,8 @@ fn wanda_prunes_on_the_inputs_of_pruned_blocks() {
     let wanda = crate::common::build(CRITERIA, "wanda", &[]);
     let scored = wanda.score(&dense, &sites, &mut case.texts(), &()).unwrap();
     let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
-    let (protect, none) = (Sites::default(), Removed::default());
-    let request = Request {
-        sites: &sites,
-        amount: &amount,
-        scope: Scope::Row,
-        at_least: None,
-        align: None,
-        protect: &protect,
-        removed: &none,
-        step: None,
-    };
+    let none = Removed::default();
+    let request = Request::plain(&sites, &amount, Scope::Row, &none);
     let (mut model, mut removed) = (dense.clone(), Removed::default());
     let (decision, scores) = wanda.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut case.texts(), &()).unwrap();
     let flat = |t: &Tensor| t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -401,7 +374,7 @@ fn movement_ties() {
     let slot = "layers.0.mlp.up.weight".to_owned();
     let sites = Sites { weights: [slot.clone()].into(), ..Sites::default() };
     let movement = crate::common::build(CRITERIA, "movement", &[]);
-    let (clock, protect, none) = (Clock::steps(1), Sites::default(), Removed::default());
+    let (clock, none) = (Clock::steps(1), Removed::default());
     for input in ["zeros", "tied"] {
         let scores = case.input(input);
         let size = scores.dims2().unwrap();
@@ -415,16 +388,7 @@ fn movement_ties() {
             let gone = values.len() - stay;
             // Their share is of what stays, and rounds what stays down.
             let amount = Amount::Units { n: gone as u64, unit: Unit::Count };
-            let request = Request {
-                sites: &sites,
-                amount: &amount,
-                scope: Scope::Matrix,
-                at_least: None,
-                align: None,
-                protect: &protect,
-                removed: &none,
-                step: None,
-            };
+            let request = Request::plain(&sites, &amount, Scope::Matrix, &none);
             let removed = gone as f64 / values.len() as f64;
             let moment = Moment { clock: &clock, step: 0, removed, finally: removed, l1: 0.0, noise: 0 };
             let learner = movement.learner().unwrap();
@@ -449,17 +413,9 @@ fn rescoring_removes_a_tenth_at_a_time() {
     let dense = case.model("text-classification");
     let sites = crate::common::all(&dense, &[SiteKind::Heads]);
     let amount = Amount::Share { share: Share::from_fraction(0.4), each: false };
-    let (protect, none) = (Sites::default(), Removed::default());
-    let request = Request {
-        sites: &sites,
-        amount: &amount,
-        scope: Scope::Global,
-        at_least: Some(AtLeast::Units(1)),
-        align: None,
-        protect: &protect,
-        removed: &none,
-        step: Some(Share::from_fraction(0.1)),
-    };
+    let none = Removed::default();
+    let plain = Request::plain(&sites, &amount, Scope::Global, &none);
+    let request = Request { at_least: Some(AtLeast::Units(1)), step: Some(Share::from_fraction(0.1)), ..plain };
     let criterion = crate::common::build(CRITERIA, "loss_delta", &[]);
     let run = |request: &Request<'_>| {
         let (mut model, mut removed) = (dense.clone(), Removed::default());
@@ -490,17 +446,8 @@ fn flap_loses_nothing_on_constant_activations_and_its_biases_are_saved() {
     let batch = Batch::new(Tensor::full(7u32, (2, 6), &candle_core::Device::Cpu).unwrap());
     let sites = crate::common::all(&dense, &[SiteKind::Neurons, SiteKind::KvGroups]);
     let amount = Amount::Share { share: Share::from_fraction(0.5), each: true };
-    let (protect, none) = (Sites::default(), Removed::default());
-    let request = Request {
-        sites: &sites,
-        amount: &amount,
-        scope: Scope::Global,
-        at_least: None,
-        align: None,
-        protect: &protect,
-        removed: &none,
-        step: None,
-    };
+    let none = Removed::default();
+    let request = Request::plain(&sites, &amount, Scope::Global, &none);
     let flap = crate::common::build(CRITERIA, "flap", &[]);
     let (mut model, mut removed) = (dense.clone(), Removed::default());
     let mut data = InMemory::new(vec![batch.clone()]);

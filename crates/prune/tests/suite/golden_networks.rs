@@ -33,10 +33,6 @@ fn shape(network: &dyn Network, sites: &Sites) -> Shape {
     Shape { weights: sites.weights.iter().map(of).collect(), ..Shape::default() }
 }
 
-fn request<'a>(sites: &'a Sites, amount: &'a Amount, protect: &'a Sites, removed: &'a Removed) -> Request<'a> {
-    Request { sites, amount, scope: Scope::Global, at_least: None, align: None, protect, removed, step: None }
-}
-
 /// `n` weights of all in all, counts being the codes' own: some round where we round down.
 fn count(n: usize) -> Amount {
     Amount::Units { n: n as u64, unit: Unit::Count }
@@ -83,14 +79,14 @@ fn loss_models() {
                     close(&case, &format!("{own}.{name}.reg0.1.{slot}"), &flat(t));
                 }
             }
-            let (protect, none, half) = (Sites::default(), Removed::default(), round(0.5));
-            let once = select(&first, &request(&sites, &half, &protect, &none), &shape(&network, &sites)).unwrap();
+            let (none, half) = (Removed::default(), round(0.5));
+            let once = select(&first, &Request::plain(&sites, &half, Scope::Global, &none), &shape(&network, &sites)).unwrap();
             same_masks(&case, &format!("{own}.{name}.mask.oneshot50"), &once.weights);
             let (mut removed, mut masked) = (Removed::default(), network.with(network.params().clone()));
             for share in [0.2, 0.4, 0.6, 0.8] {
                 let (amount, before) = (round(share), removed.clone());
                 let now = of(&*masked, &args);
-                let decision = select(&now, &request(&sites, &amount, &protect, &before), &shape(&network, &sites)).unwrap();
+                let decision = select(&now, &Request::plain(&sites, &amount, Scope::Global, &before), &shape(&network, &sites)).unwrap();
                 masked = masked.masked(&mut removed, &decision).unwrap();
             }
             same_masks(&case, &format!("{own}.{name}.mask.iter4_to80"), &removed.weights);
@@ -102,8 +98,8 @@ fn loss_models() {
         close(&case, &format!("b1.MP.reg0.0.{slot}"), &flat(t).iter().map(|w| 0.5 * w * w).collect::<Vec<_>>());
     }
     for (name, share) in [("oneshot50", 0.5), ("iter4_to80", 0.8)] {
-        let (protect, none, amount) = (Sites::default(), Removed::default(), round(share));
-        let decision = select(&magnitude, &request(&sites, &amount, &protect, &none), &shape(&network, &sites)).unwrap();
+        let (none, amount) = (Removed::default(), round(share));
+        let decision = select(&magnitude, &Request::plain(&sites, &amount, Scope::Global, &none), &shape(&network, &sites)).unwrap();
         same_masks(&case, &format!("b1.MP.mask.{name}"), &decision.weights);
     }
     worst("04_loss_modelling_mlp");
@@ -114,14 +110,14 @@ fn snip_grasp_and_synflow() {
     let case = Case::open("06_init_pruning_mlp");
     let network = Small::perceptron(&case, "");
     let sites = weights(&network);
-    let (protect, none, shape) = (Sites::default(), Removed::default(), shape(&network, &sites));
+    let (none, shape) = (Removed::default(), shape(&network, &sites));
     let half = Amount::Share { share: Share::from_fraction(0.5), each: false };
     let check = |name: &str, own: &Scores, shared: &BTreeMap<String, Vec<f32>>, masks: bool| {
         for (slot, values) in shared {
             close(&case, &format!("{name}.{slot}"), values);
         }
         if masks {
-            let decision = select(own, &request(&sites, &half, &protect, &none), &shape).unwrap();
+            let decision = select(own, &Request::plain(&sites, &half, Scope::Global, &none), &shape).unwrap();
             same_masks(&case, &format!("{name}.mask50"), &decision.weights);
         }
     };
@@ -139,7 +135,7 @@ fn snip_grasp_and_synflow() {
         check(&format!("grasp.authors.{name}"), &grasp, &shared(&grasp, |s| -(s.abs() + 1e-10)), false);
         let total: usize = grasp.weights.values().map(Tensor::elem_count).sum();
         let one_less = count(total / 2 - 1);
-        let decision = select(&grasp, &request(&sites, &one_less, &protect, &none), &shape).unwrap();
+        let decision = select(&grasp, &Request::plain(&sites, &one_less, Scope::Global, &none), &shape).unwrap();
         same_masks(&case, &format!("grasp.authors.{name}.mask50"), &decision.weights);
     }
     let flow = scores(&network, "synflow", &[], &sites, &mut nothing());
@@ -150,7 +146,7 @@ fn snip_grasp_and_synflow() {
     for (rounds, density) in [(1.0, 0.3), (20.0, 0.3), (20.0, 0.1)] {
         let row = build(CRITERIA, "synflow", &[("rounds", Value::Number(rounds))]);
         let amount = Amount::Share { share: Share::from_fraction(1.0 - density), each: false };
-        let request = request(&sites, &amount, &protect, &none);
+        let request = Request::plain(&sites, &amount, Scope::Global, &none);
         let (decision, first) = row.formula().unwrap().decide(&network, &shape, &request, &mut nothing(), &()).unwrap();
         assert!(first.weights.iter().all(|(slot, t)| flat(t) == flat(&flow.weights[slot])));
         same_masks(&case, &format!("synflow.loop{rounds}.d{density}.mask"), &decision.weights);
@@ -190,9 +186,9 @@ fn group_fisher() {
         // One channel of all goes: the same one.
         let dims = [10, 8, 7].map(|ffn| LayerDims { ffn, ..LayerDims::default() });
         let shape = Shape { dims: dims.to_vec(), ..Shape::default() };
-        let (protect, none, one) = (Sites::default(), Removed::default(), Amount::Units { n: 1, unit: Unit::Neurons });
+        let (none, one) = (Removed::default(), Amount::Units { n: 1, unit: Unit::Neurons });
         for (name, scores) in [("removed.acts", &memory), ("removed.flops", &flops)] {
-            let decision = select(scores, &request(&sites, &one, &protect, &none), &shape).unwrap();
+            let decision = select(scores, &Request::plain(&sites, &one, Scope::Global, &none), &shape).unwrap();
             let kept = |layer: usize| &decision.sites[&Key::of(SiteKind::Neurons, layer)];
             // c1, c2, c3, c4: h0 twice.
             let ours: Vec<u8> = [(0, 10), (0, 10), (1, 8), (2, 7)]

@@ -139,17 +139,8 @@ fn synflow_and_its_rounds() {
     worst("06_init_pruning_llama (synflow)");
     let synflow = crate::common::build(CRITERIA, "synflow", &[("rounds", Value::Number(5.0))]);
     let amount = Amount::Share { share: Share::from_fraction(0.6), each: false };
-    let (protect, none) = (Sites::default(), Removed::default());
-    let request = Request {
-        sites: &sites,
-        amount: &amount,
-        scope: Scope::Matrix,
-        at_least: None,
-        align: None,
-        protect: &protect,
-        removed: &none,
-        step: None,
-    };
+    let none = Removed::default();
+    let request = Request::plain(&sites, &amount, Scope::Matrix, &none);
     let (mut model, mut removed) = (dense.clone(), Removed::default());
     let (decision, first) =
         synflow.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut crate::common::nothing(), &()).unwrap();
@@ -254,9 +245,8 @@ fn supermasks() {
         [&all[..240], &all[260..340]].concat()
     };
     let choose = |scores: &Scores, amount: &Amount, removed: &Removed| -> Removed {
-        let protect = Sites::default();
         let (scope, shape) = (Scope::Matrix, Shape::of(&last, &sites).unwrap());
-        let request = Request { sites: &sites, amount, scope, at_least: None, align: None, protect: &protect, removed, step: None };
+        let request = Request::plain(&sites, amount, scope, removed);
         Removed { weights: select(scores, &request, &shape).unwrap().weights, ..Removed::default() }
     };
     let kept =
@@ -296,17 +286,8 @@ fn supermasks() {
         assert!(method.updates_weights());
         let (mut model, mut removed) = (last.clone(), Removed::default());
         let amount = Amount::Share { share: Share::from_fraction(0.4), each: false };
-        let (protect, before) = (Sites::default(), Removed::default());
-        let request = Request {
-            sites: &sites,
-            amount: &amount,
-            scope: Scope::Matrix,
-            at_least: None,
-            align: None,
-            protect: &protect,
-            removed: &before,
-            step: None,
-        };
+        let before = Removed::default();
+        let request = Request::plain(&sites, &amount, Scope::Matrix, &before);
         method.layerwise().unwrap().prune(&mut model, &mut removed, &request, &mut crate::common::nothing(), &()).unwrap();
         assert_eq!(kept(&removed), masks("large_final.power1"), "{fill}");
         let ours = names.iter().flat_map(|n| model.params().get(n).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
@@ -326,10 +307,9 @@ fn sparsegpt_of_a_whole_model() {
     let case = Case::open("04_loss_modelling_llama");
     let dense = case.model("text-generation");
     let sites = all_weights(&dense);
-    let protect = Sites::default();
     let prune = |amount: &Amount, scope: Scope, data: &mut InMemory| {
         let none = Removed::default();
-        let request = Request { sites: &sites, amount, scope, at_least: None, align: None, protect: &protect, removed: &none, step: None };
+        let request = Request::plain(&sites, amount, scope, &none);
         let (mut model, mut removed) = (dense.clone(), Removed::default());
         let method = crate::common::build(CRITERIA, "sparsegpt", &[("block", Value::Number(16.0))]);
         let pruned = method.layerwise().unwrap().prune(&mut model, &mut removed, &request, data, &());

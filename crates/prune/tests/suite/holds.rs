@@ -281,10 +281,9 @@ fn half_goes(name: &str, what: &str, model: &Transformer, sites: &Sites, kind: S
         own.units = sites.of_kind(kind).map(|(k, u)| (k, u.clone())).collect();
     }
     let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
-    let (protect, removed) = (Sites::default(), Removed::default());
+    let removed = Removed::default();
     let scope = build(CRITERIA, name, &arguments(name)).default_scope(kind);
-    let request =
-        Request { sites: &own, amount: &amount, scope, at_least: None, align: None, protect: &protect, removed: &removed, step: None };
+    let request = Request::plain(&own, &amount, scope, &removed);
     let decision = select(scores, &request, &Shape::of(model, &own).unwrap()).unwrap_or_else(|e| panic!("{name} of {what}: {e}"));
     if kind == SiteKind::Weights {
         for (slot, keep) in &decision.weights {

@@ -58,17 +58,8 @@ impl Case {
     fn prune(&self, model: &Transformer, data: &mut InMemory) -> prunectl_prune::Result<Pruned> {
         let criterion = build(CRITERIA, self.name, &arguments(self.name));
         let amount = Amount::Share { share: Share::from_fraction(0.5), each: false };
-        let (protect, none) = (Sites::default(), Removed::default());
-        let request = Request {
-            sites: &self.sites,
-            amount: &amount,
-            scope: self.scope,
-            at_least: None,
-            align: None,
-            protect: &protect,
-            removed: &none,
-            step: None,
-        };
+        let none = Removed::default();
+        let request = Request::plain(&self.sites, &amount, self.scope, &none);
         let (mut model, mut removed) = (model.clone(), Removed::default());
         let (decision, _) = criterion.layerwise().unwrap().prune(&mut model, &mut removed, &request, data, &())?;
         let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();

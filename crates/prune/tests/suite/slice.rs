@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use prunectl_model::{Batch, Gates, LoadOptions, ModelError, NormKind, Point, Tap, Transformer};
-use prunectl_prune::{CRITERIA, Decision, InMemory, Key, PruneError, Removed, Request, Scores, Sites, UnitMap, surgery};
+use prunectl_prune::{CRITERIA, Decision, InMemory, Key, PruneError, Removed, Request, Scores, UnitMap, surgery};
 use prunectl_recipe::catalogue::SiteKind;
 use prunectl_recipe::plan::{Amount, Scope, Share};
 
@@ -62,17 +62,8 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 fn slice(model: &Transformer, share: f64) -> prunectl_prune::Result<(Transformer, Removed, Decision, Scores)> {
     let sites = all(model, &[SiteKind::Hidden]);
     let amount = Amount::Share { share: Share::from_fraction(share), each: false };
-    let (protect, none) = (Sites::default(), Removed::default());
-    let request = Request {
-        sites: &sites,
-        amount: &amount,
-        scope: Scope::Global,
-        at_least: None,
-        align: None,
-        protect: &protect,
-        removed: &none,
-        step: None,
-    };
+    let none = Removed::default();
+    let request = Request::plain(&sites, &amount, Scope::Global, &none);
     let (mut model, mut removed) = (model.clone(), Removed::default());
     let method = build(CRITERIA, "slice", &[]);
     let data = &mut InMemory::new(vec![batch()]);

@@ -76,16 +76,7 @@ fn prune(net: &Net, removed: &mut Removed) {
     let wanted = (FRACTION * left as f64).ceil();
     let amount = Amount::OfRemaining { share: Share::from_fraction((wanted + 0.5) / left as f64), each: false };
     let before = removed.clone();
-    let request = Request {
-        sites: &sites,
-        amount: &amount,
-        scope: Scope::Global,
-        at_least: None,
-        align: None,
-        protect: &Sites::default(),
-        removed: &before,
-        step: None,
-    };
+    let request = Request::plain(&sites, &amount, Scope::Global, &before);
     let decision = select(&scores, &request, &shape).unwrap();
     removed.add(&decision, &[], 0).unwrap();
 }
