@@ -1,7 +1,7 @@
 //! Activation functions, each with its derivative.
 
 use crate::real::Real;
-use crate::rows::{by_type, fill, per_task, piece_of, slice};
+use crate::rows::{Fresh, by_type, fill, per_task, piece_of, slice};
 use crate::simd::multiversion;
 use crate::{check, plain};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
@@ -181,18 +181,14 @@ macro_rules! by_activation {
 pub(crate) use by_activation;
 
 multiversion! {
-    fn forward<T: Real, F: Pointwise>(x: &[T], y: &mut [T], _f: std::marker::PhantomData<F>) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = F::value(x);
-        }
+    fn forward<T: Real, F: Pointwise>(x: &[T], y: &mut Fresh<'_, T>, _f: std::marker::PhantomData<F>) {
+        y.write(x.iter().map(|&x| F::value(x)));
     }
 }
 
 multiversion! {
-    fn backward<T: Real, F: Pointwise>(x: &[T], dy: &[T], dx: &mut [T], _f: std::marker::PhantomData<F>) {
-        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-            *dx = dy * F::with_slope(x).1;
-        }
+    fn backward<T: Real, F: Pointwise>(x: &[T], dy: &[T], dx: &mut Fresh<'_, T>, _f: std::marker::PhantomData<F>) {
+        dx.write(x.iter().zip(dy).map(|(&x, &dy)| dy * F::with_slope(x).1));
     }
 }
 
@@ -207,7 +203,7 @@ impl CustomOp1 for Apply {
         let piece = per_task(1);
         by_type!(OP, storage, T => {
             let x = slice::<T>(OP, storage, layout)?;
-            let y = by_activation!(self.0, F => fill(x.len(), piece, |i, y: &mut [T]| {
+            let y = by_activation!(self.0, F => fill(x.len(), piece, |i, y: &mut Fresh<'_, T>| {
                 forward(piece_of(x, i, piece, y.len()), y, std::marker::PhantomData::<F>);
             }));
             Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
@@ -231,7 +227,7 @@ impl CustomOp2 for ApplyBackward {
         let piece = per_task(1);
         by_type!(OP, x, T => {
             let (x, dy) = (slice::<T>(OP, x, x_layout)?, slice::<T>(OP, dy, dy_layout)?);
-            let dx = by_activation!(self.0, F => fill(x.len(), piece, |i, dx: &mut [T]| {
+            let dx = by_activation!(self.0, F => fill(x.len(), piece, |i, dx: &mut Fresh<'_, T>| {
                 backward(piece_of(x, i, piece, dx.len()), piece_of(dy, i, piece, dx.len()), dx, std::marker::PhantomData::<F>);
             }));
             Ok((T::to_cpu_storage_owned(dx), x_layout.shape().clone()))

@@ -3,7 +3,7 @@
 
 use crate::error::KernelError;
 use crate::real::Real;
-use crate::rows::{Held, by_type, fill, per_task, piece_of, slice, tensor};
+use crate::rows::{Fresh, Held, by_type, fill, per_task, piece_of, slice, tensor};
 use crate::simd::{self, multiversion};
 use crate::{check, plain};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
@@ -43,20 +43,20 @@ pub(crate) fn max_and_sum<T: Real>(x: &[T], rate: T) -> (T, T) {
 }
 
 multiversion! {
-    fn forward<T: Real>(x: &[T], targets: &[u32], nll: &mut [T], width: usize) {
-        for ((x, &target), nll) in x.chunks_exact(width).zip(targets).zip(nll) {
+    fn forward<T: Real>(x: &[T], targets: &[u32], nll: &mut Fresh<'_, T>, width: usize) {
+        for (x, &target) in x.chunks_exact(width).zip(targets) {
             let (max, sum) = max_and_sum(x, T::ONE);
-            *nll = x.get(target as usize).map_or(T::ZERO, |&chosen| (max - chosen) + sum.ln());
+            nll.push(x.get(target as usize).map_or(T::ZERO, |&chosen| (max - chosen) + sum.ln()));
         }
     }
 }
 
 multiversion! {
-    fn backward<T: Real>(x: &[T], targets: &[u32], dy: &[T], dx: &mut [T], width: usize) {
-        for (((x, &target), &dy), dx) in x.chunks_exact(width).zip(targets).zip(dy).zip(dx.chunks_exact_mut(width)) {
+    fn backward<T: Real>(x: &[T], targets: &[u32], dy: &[T], dx: &mut Fresh<'_, T>, width: usize) {
+        for ((x, &target), &dy) in x.chunks_exact(width).zip(targets).zip(dy) {
             let max = simd::max(x);
-            let sum = simd::map_sum(x, dx, |v| (v - max).exp());
-            let scale = dy / sum;
+            let dx = dx.write(x.iter().map(|&v| (v - max).exp()));
+            let scale = dy / simd::sum(dx, |v| v);
             for d in dx.iter_mut() {
                 *d *= scale;
             }
@@ -75,7 +75,7 @@ impl CrossEntropy {
         let rows = per_task(width);
         let (x, t, dy) = (Held::new(OP, logits), Held::new(OP, targets), Held::new(OP, dy));
         let (x, t, dy) = (x.slice::<T>()?, t.slice::<u32>()?, dy.slice::<T>()?);
-        let dx = fill(x.len(), rows * width, |i, dx: &mut [T]| {
+        let dx = fill(x.len(), rows * width, |i, dx: &mut Fresh<'_, T>| {
             let n = dx.len() / width.max(1);
             backward(piece_of(x, i, rows * width, dx.len()), piece_of(t, i, rows, n), piece_of(dy, i, rows, n), dx, width);
         });
@@ -94,7 +94,7 @@ impl CustomOp2 for CrossEntropy {
         by_type!(OP, logits, T => {
             let x = slice::<T>(OP, logits, layout)?;
             let t = slice::<u32>(OP, targets, targets_layout)?;
-            let nll = fill(n, rows, |i, nll: &mut [T]| {
+            let nll = fill(n, rows, |i, nll: &mut Fresh<'_, T>| {
                 forward(piece_of(x, i, rows * width, nll.len() * width), piece_of(t, i, rows, nll.len()), nll, width);
             });
             Ok((T::to_cpu_storage_owned(nll), Shape::from(n)))

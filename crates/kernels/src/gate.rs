@@ -3,7 +3,7 @@
 use crate::check;
 use crate::error::KernelError;
 use crate::real::Real;
-use crate::rows::{Held, by_type, fill, per_task, piece_of, slice, sum_pieces, tensor};
+use crate::rows::{Fresh, Held, by_type, fill, per_task, piece_of, slice, sum_pieces, tensor};
 use crate::simd::{self, multiversion};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 
@@ -59,9 +59,9 @@ impl Sizes {
     /// x · g, row by row.
     fn scaled<T: Real>(self, x: &[T], g: &[T]) -> Vec<T> {
         let rows = per_task(self.row());
-        fill(x.len(), rows * self.row(), |i, y: &mut [T]| {
+        fill(x.len(), rows * self.row(), |i, y: &mut Fresh<'_, T>| {
             let x = piece_of(x, i, rows * self.row(), y.len());
-            for (at, (x, y)) in x.chunks_exact(self.row()).zip(y.chunks_exact_mut(self.row())).enumerate() {
+            for (at, x) in x.chunks_exact(self.row()).enumerate() {
                 scale(x, self.gates(g, i * rows + at), y, self.w);
             }
         })
@@ -69,16 +69,12 @@ impl Sizes {
 }
 
 multiversion! {
-    fn scale<T: Real>(x: &[T], g: &[T], y: &mut [T], width: usize) {
+    fn scale<T: Real>(x: &[T], g: &[T], y: &mut Fresh<'_, T>, width: usize) {
         if width == 1 {
-            for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
-                *y = x * g;
-            }
+            y.write(x.iter().zip(g).map(|(&x, &g)| x * g));
         } else {
-            for ((y, x), &g) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(g) {
-                for (y, &x) in y.iter_mut().zip(x) {
-                    *y = x * g;
-                }
+            for (x, &g) in x.chunks_exact(width).zip(g) {
+                y.write(x.iter().map(|&x| x * g));
             }
         }
     }
@@ -109,7 +105,8 @@ impl Gate {
         let dx = x.track_op().then(|| tensor(sizes.scaled(dys, gs), x)).transpose()?;
         let dg = || {
             let example = sizes.s * sizes.row();
-            let each = fill(sizes.b * sizes.n, sizes.n, |i, dg: &mut [T]| {
+            let each = fill(sizes.b * sizes.n, sizes.n, |i, dg: &mut Fresh<'_, T>| {
+                let dg = dg.zeros(sizes.n);
                 let (x, dy) = (piece_of(xs, i, example, example), piece_of(dys, i, example, example));
                 for (x, dy) in x.chunks_exact(sizes.row()).zip(dy.chunks_exact(sizes.row())) {
                     add_dots(x, dy, dg, sizes.w);

@@ -2,7 +2,7 @@
 
 use crate::activation::{Activation, Pointwise, by_activation};
 use crate::real::Real;
-use crate::rows::{Held, by_type, fill, fill2, per_task, piece_of, slice, tensor};
+use crate::rows::{Fresh, Held, by_type, fill, fill2, per_task, piece_of, slice, tensor, write2};
 use crate::simd::multiversion;
 use crate::{check, plain};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
@@ -26,20 +26,19 @@ pub fn gated(act: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 multiversion! {
-    fn forward<T: Real, F: Pointwise>(gate: &[T], up: &[T], y: &mut [T], _f: PhantomData<F>) {
-        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-            *y = F::value(gate) * up;
-        }
+    fn forward<T: Real, F: Pointwise>(gate: &[T], up: &[T], y: &mut Fresh<'_, T>, _f: PhantomData<F>) {
+        y.write(gate.iter().zip(up).map(|(&gate, &up)| F::value(gate) * up));
     }
 }
 
 multiversion! {
-    fn backward<T: Real, F: Pointwise>(gate: &[T], up: &[T], dy: &[T], d_gate: &mut [T], d_up: &mut [T], _f: PhantomData<F>) {
-        for ((((d_gate, d_up), &gate), &up), &dy) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up).zip(dy) {
+    fn backward<T: Real, F: Pointwise>(
+        gate: &[T], up: &[T], dy: &[T], d_gate: &mut Fresh<'_, T>, d_up: &mut Fresh<'_, T>, _f: PhantomData<F>
+    ) {
+        write2(d_gate, d_up, gate.iter().zip(up).zip(dy).map(|((&gate, &up), &dy)| {
             let (value, slope) = F::with_slope(gate);
-            *d_gate = dy * up * slope;
-            *d_up = dy * value;
-        }
+            (dy * up * slope, dy * value)
+        }));
     }
 }
 
@@ -50,7 +49,7 @@ impl Gated {
         let piece = per_task(1);
         let (gates, ups, dys) = (Held::new(OP, gate), Held::new(OP, up), Held::new(OP, dy));
         let (g, u, dy) = (gates.slice::<T>()?, ups.slice::<T>()?, dys.slice::<T>()?);
-        let (d_gate, d_up) = by_activation!(self.0, F => fill2((g.len(), piece), (g.len(), piece), |i, d_gate: &mut [T], d_up: &mut [T]| {
+        let (d_gate, d_up) = by_activation!(self.0, F => fill2((g.len(), piece), (g.len(), piece), |i, d_gate: &mut Fresh<'_, T>, d_up: &mut Fresh<'_, T>| {
             let n = d_gate.len();
             let at = |x| piece_of(x, i, piece, n);
             backward(at(g), at(u), at(dy), d_gate, d_up, PhantomData::<F>);
@@ -68,7 +67,7 @@ impl CustomOp2 for Gated {
         let piece = per_task(1);
         by_type!(OP, gate, T => {
             let (gate, up) = (slice::<T>(OP, gate, gate_layout)?, slice::<T>(OP, up, up_layout)?);
-            let y = by_activation!(self.0, F => fill(gate.len(), piece, |i, y: &mut [T]| {
+            let y = by_activation!(self.0, F => fill(gate.len(), piece, |i, y: &mut Fresh<'_, T>| {
                 forward(piece_of(gate, i, piece, y.len()), piece_of(up, i, piece, y.len()), y, PhantomData::<F>);
             }));
             Ok((T::to_cpu_storage_owned(y), gate_layout.shape().clone()))

@@ -4,7 +4,7 @@
 
 use crate::cross_entropy::max_and_sum;
 use crate::real::Real;
-use crate::rows::{Held, by_type, fill, per_task, piece_of, slice, tensor};
+use crate::rows::{Fresh, Held, by_type, fill, per_task, piece_of, slice, tensor};
 use crate::simd::{self, multiversion};
 use crate::{check, plain};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
@@ -60,19 +60,19 @@ fn divergence<T: Real>(student: &[T], teacher: &[T], rate: T, pair: &Pair<T>) ->
 }
 
 multiversion! {
-    fn forward<T: Real>(student: &[T], teacher: &[T], kl: &mut [T], width: usize, rate: T) {
-        for ((student, teacher), kl) in student.chunks_exact(width).zip(teacher.chunks_exact(width)).zip(kl) {
-            *kl = divergence(student, teacher, rate, &pair(student, teacher, rate));
+    fn forward<T: Real>(student: &[T], teacher: &[T], kl: &mut Fresh<'_, T>, width: usize, rate: T) {
+        for (student, teacher) in student.chunks_exact(width).zip(teacher.chunks_exact(width)) {
+            kl.push(divergence(student, teacher, rate, &pair(student, teacher, rate)));
         }
     }
 }
 
 multiversion! {
-    fn student_backward<T: Real>(student: &[T], teacher: &[T], dy: &[T], dx: &mut [T], width: usize, rate: T) {
-        let rows = student.chunks_exact(width).zip(teacher.chunks_exact(width)).zip(dy).zip(dx.chunks_exact_mut(width));
-        for (((student, teacher), &dy), dx) in rows {
+    fn student_backward<T: Real>(student: &[T], teacher: &[T], dy: &[T], dx: &mut Fresh<'_, T>, width: usize, rate: T) {
+        for ((student, teacher), &dy) in student.chunks_exact(width).zip(teacher.chunks_exact(width)).zip(dy) {
             let (student_max, teacher_max) = (simd::max(student), simd::max(teacher));
-            let q_scale = dy * rate / simd::map_sum(student, dx, |v| ((v - student_max) * rate).exp());
+            let dx = dx.write(student.iter().map(|&v| ((v - student_max) * rate).exp()));
+            let q_scale = dy * rate / simd::sum(dx, |v| v);
             let p_scale = dy * rate / simd::sum(teacher, |v| ((v - teacher_max) * rate).exp());
             for (dx, &t) in dx.iter_mut().zip(teacher) {
                 *dx = *dx * q_scale - ((t - teacher_max) * rate).exp() * p_scale;
@@ -82,22 +82,21 @@ multiversion! {
 }
 
 multiversion! {
-    fn teacher_backward<T: Real>(student: &[T], teacher: &[T], dy: &[T], dx: &mut [T], width: usize, rate: T) {
-        let rows = student.chunks_exact(width).zip(teacher.chunks_exact(width)).zip(dy).zip(dx.chunks_exact_mut(width));
-        for (((student, teacher), &dy), dx) in rows {
+    fn teacher_backward<T: Real>(student: &[T], teacher: &[T], dy: &[T], dx: &mut Fresh<'_, T>, width: usize, rate: T) {
+        for ((student, teacher), &dy) in student.chunks_exact(width).zip(teacher.chunks_exact(width)).zip(dy) {
             let pair = pair(student, teacher, rate);
             let kl = divergence(student, teacher, rate, &pair);
             let scale = dy * rate / pair.teacher_sum;
-            for ((dx, &s), &t) in dx.iter_mut().zip(student).zip(teacher) {
+            dx.write(student.iter().zip(teacher).map(|(&s, &t)| {
                 let p = ((t - pair.teacher_max) * rate).exp();
-                *dx = scale * weighted(p, (t - s) * rate + pair.offset - kl);
-            }
+                scale * weighted(p, (t - s) * rate + pair.offset - kl)
+            }));
         }
     }
 }
 
 /// (student, teacher, ∂y, ∂x, width, 1 / temperature)
-type RowsBackward<T> = fn(&[T], &[T], &[T], &mut [T], usize, T);
+type RowsBackward<T> = fn(&[T], &[T], &[T], &mut Fresh<'_, T>, usize, T);
 
 struct KlDiv {
     temperature: f64,
@@ -111,7 +110,7 @@ impl KlDiv {
         let (held_s, held_t, dy) = (Held::new(OP, student), Held::new(OP, teacher), Held::new(OP, dy));
         let (s, t, dy) = (held_s.slice::<T>()?, held_t.slice::<T>()?, dy.slice::<T>()?);
         let run = |kernel: RowsBackward<T>| {
-            fill(s.len(), rows * width, |i, dx: &mut [T]| {
+            fill(s.len(), rows * width, |i, dx: &mut Fresh<'_, T>| {
                 let at = |x| piece_of(x, i, rows * width, dx.len());
                 let (s, t, dy) = (at(s), at(t), piece_of(dy, i, rows, dx.len() / width.max(1)));
                 kernel(s, t, dy, dx, width, rate);
@@ -139,7 +138,7 @@ impl CustomOp2 for KlDiv {
         let rows = per_task(width);
         by_type!(OP, student, T => {
             let (s, t) = (slice::<T>(OP, student, student_layout)?, slice::<T>(OP, teacher, teacher_layout)?);
-            let kl = fill(n, rows, |i, kl: &mut [T]| {
+            let kl = fill(n, rows, |i, kl: &mut Fresh<'_, T>| {
                 let at = |x| piece_of(x, i, rows * width, kl.len() * width);
                 let (s, t) = (at(s), at(t));
                 forward(s, t, kl, width, <T as Real>::of(1.0 / self.temperature));

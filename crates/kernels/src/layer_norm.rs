@@ -2,7 +2,7 @@
 //! With g = ∂y · w: ∂x = r (g − mean g − x̂ · mean(g x̂)), ∂w = Σ ∂y x̂, ∂b = Σ ∂y.
 
 use crate::real::Real;
-use crate::rows::{Held, ROWS_PER_PARTIAL, by_type, fill, fill2, per_task, piece_of, slice, sum_pieces, tensor};
+use crate::rows::{Fresh, Held, ROWS_PER_PARTIAL, by_type, fill, fill2, per_task, piece_of, slice, sum_pieces, tensor};
 use crate::simd::{self, multiversion};
 use crate::{check, plain};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType};
@@ -44,38 +44,31 @@ fn statistics<T: Real>(x: &[T], eps: T) -> (T, T) {
 }
 
 multiversion! {
-    fn forward<T: Real>(x: &[T], w: &[T], b: &[T], y: &mut [T], eps: T) {
-        for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
+    fn forward<T: Real>(x: &[T], w: &[T], b: &[T], y: &mut Fresh<'_, T>, eps: T) {
+        for x in x.chunks_exact(w.len()) {
             let (mean, r) = statistics(x, eps);
-            for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(w).zip(b) {
-                *y = (x - mean) * r * w + b;
-            }
+            y.write(x.iter().zip(w).zip(b).map(|((&x, &w), &b)| (x - mean) * r * w + b));
         }
     }
 }
 
 multiversion! {
     /// Adds this piece's share of ∂w and ∂b to `partial`, ∂w first, unless it is empty.
-    fn backward<T: Real>(x: &[T], w: &[T], dy: &[T], dx: &mut [T], partial: &mut [T], eps: T) {
+    fn backward<T: Real>(x: &[T], w: &[T], dy: &[T], dx: &mut Fresh<'_, T>, partial: &mut [T], eps: T) {
         let width = w.len();
         let scale = T::ONE / T::of(width as f64);
-        for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
+        for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
             let (mean, r) = statistics(x, eps);
-            // dx holds x̂ until its last use.
-            for (dx, &x) in dx.iter_mut().zip(x) {
-                *dx = (x - mean) * r;
-            }
+            let normal = |x: T| (x - mean) * r;
             if let Some((dw, db)) = partial.split_at_mut_checked(width) {
-                for (((dw, db), &dy), &normal) in dw.iter_mut().zip(db).zip(dy).zip(&*dx) {
-                    *dw += dy * normal;
+                for (((dw, db), &dy), &x) in dw.iter_mut().zip(db).zip(dy).zip(x) {
+                    *dw += dy * normal(x);
                     *db += dy;
                 }
             }
             let mean_g = simd::sum2(dy, w, |dy, w| dy * w) * scale;
-            let mean_gx = simd::sum3(dy, w, dx, |dy, w, normal| dy * w * normal) * scale;
-            for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
-                *dx = r * (dy * w - mean_g - *dx * mean_gx);
-            }
+            let mean_gx = simd::sum3(dy, w, x, |dy, w, x| dy * w * normal(x)) * scale;
+            dx.write(dy.iter().zip(w).zip(x).map(|((&dy, &w), &x)| r * (dy * w - mean_g - normal(x) * mean_gx)));
         }
     }
 }
@@ -90,19 +83,19 @@ impl LayerNorm {
         let (input, w_elements, dy) = (xs.slice::<T>()?, ws.slice::<T>()?, dys.slice::<T>()?);
         let width = w_elements.len().max(1);
         let eps = T::of(self.eps);
-        let run = |piece: usize, i: usize, dx: &mut [T], partial: &mut [T]| {
+        let run = |piece: usize, i: usize, dx: &mut Fresh<'_, T>, partial: &mut [T]| {
             let n = dx.len();
             backward(piece_of(input, i, piece, n), w_elements, piece_of(dy, i, piece, n), dx, partial, eps);
         };
         if !(w.track_op() || b.track_op()) {
             let piece = per_task(width) * width;
-            let dx = fill(input.len(), piece, |i, dx: &mut [T]| run(piece, i, dx, &mut []));
+            let dx = fill(input.len(), piece, |i, dx: &mut Fresh<'_, T>| run(piece, i, dx, &mut []));
             return Ok((tensor(dx, x)?, None, None));
         }
         let piece = ROWS_PER_PARTIAL * width;
         let pieces = input.len().div_ceil(piece);
-        let (dx, partials) = fill2((input.len(), piece), (pieces * 2 * width, 2 * width), |i, dx: &mut [T], partial: &mut [T]| {
-            run(piece, i, dx, partial);
+        let (dx, partials) = fill2((input.len(), piece), (pieces * 2 * width, 2 * width), |i, dx, partial| {
+            run(piece, i, dx, partial.zeros(2 * width));
         });
         let mut dw = sum_pieces(&partials, 2 * width);
         let db = dw.split_off(width);
@@ -129,7 +122,7 @@ impl CustomOp3 for LayerNorm {
         by_type!(OP, x, T => {
             let (x, w, b) = (slice::<T>(OP, x, x_layout)?, slice::<T>(OP, w, w_layout)?, slice::<T>(OP, b, b_layout)?);
             let piece = w.len() * per_task(w.len());
-            let y = fill(x.len(), piece, |i, y: &mut [T]| {
+            let y = fill(x.len(), piece, |i, y: &mut Fresh<'_, T>| {
                 forward(piece_of(x, i, piece, y.len()), w, b, y, <T as Real>::of(self.eps));
             });
             Ok((T::to_cpu_storage_owned(y), x_layout.shape().clone()))

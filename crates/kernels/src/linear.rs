@@ -5,7 +5,7 @@
 
 use crate::matrix::{Matrix, product};
 use crate::real::Real;
-use crate::rows::{Held, ROWS_PER_PARTIAL, by_type, fill, piece_of, slice, sum_pieces, tensor};
+use crate::rows::{Fresh, Held, ROWS_PER_PARTIAL, by_type, fill, piece_of, slice, sum_pieces, tensor};
 use crate::simd::multiversion;
 use crate::{check, plain};
 use candle_core::backend::BackendStorage;
@@ -53,8 +53,9 @@ multiversion! {
 /// Σ over the rows of a contiguous [n, width], in a fixed order.
 fn column_sums<T: Real>(x: &[T], width: usize) -> Vec<T> {
     let piece = ROWS_PER_PARTIAL * width;
-    let partials =
-        fill(x.len().div_ceil(piece.max(1)) * width, width, |i, total: &mut [T]| add_rows_up(piece_of(x, i, piece, piece), total));
+    let partials = fill(x.len().div_ceil(piece.max(1)) * width, width, |i, total: &mut Fresh<'_, T>| {
+        add_rows_up(piece_of(x, i, piece, piece), total.zeros(width))
+    });
     sum_pieces(&partials, width)
 }
 

@@ -38,8 +38,8 @@ pub trait Real: WithDType + Neg<Output = Self> {
 /// Σ cᵢ xⁱ by Horner's rule.
 #[inline(always)]
 fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
-    let mut sum = 0.0;
-    let mut i = N;
+    let mut sum = coefficients[N - 1];
+    let mut i = N - 1;
     while i > 0 {
         i -= 1;
         sum = sum * x + coefficients[i];

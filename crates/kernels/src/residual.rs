@@ -2,7 +2,7 @@
 
 use crate::check;
 use crate::real::Real;
-use crate::rows::{by_type, fill, per_task, piece_of, slice};
+use crate::rows::{Fresh, by_type, fill, per_task, piece_of, slice};
 use crate::simd::multiversion;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 
@@ -20,10 +20,8 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 }
 
 multiversion! {
-    fn sum<T: Real>(x: &[T], y: &[T], out: &mut [T]) {
-        for ((out, &x), &y) in out.iter_mut().zip(x).zip(y) {
-            *out = x + y;
-        }
+    fn sum<T: Real>(x: &[T], y: &[T], out: &mut Fresh<'_, T>) {
+        out.write(x.iter().zip(y).map(|(&x, &y)| x + y));
     }
 }
 
@@ -38,7 +36,7 @@ impl CustomOp2 for Add {
         let piece = per_task(1);
         by_type!(OP, x, T => {
             let (x, y) = (slice::<T>(OP, x, x_layout)?, slice::<T>(OP, y, y_layout)?);
-            let out = fill(x.len(), piece, |i, out: &mut [T]| {
+            let out = fill(x.len(), piece, |i, out: &mut Fresh<'_, T>| {
                 sum(piece_of(x, i, piece, out.len()), piece_of(y, i, piece, out.len()), out);
             });
             Ok((T::to_cpu_storage_owned(out), x_layout.shape().clone()))

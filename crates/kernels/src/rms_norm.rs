@@ -2,7 +2,7 @@
 //! factor f = w, or 1 + w (`offset_one`). With g = ∂y · f: ∂x = r (g − x r² · mean(g x)), ∂w = Σ ∂y x r.
 
 use crate::real::Real;
-use crate::rows::{Held, ROWS_PER_PARTIAL, by_type, fill, fill2, per_task, piece_of, slice, sum_pieces, tensor};
+use crate::rows::{Fresh, Held, ROWS_PER_PARTIAL, by_type, fill, fill2, per_task, piece_of, slice, sum_pieces, tensor};
 use crate::simd::{self, multiversion};
 use crate::{check, plain};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
@@ -34,30 +34,26 @@ fn inverse_rms<T: Real>(x: &[T], eps: T) -> T {
 }
 
 multiversion! {
-    fn forward<T: Real>(x: &[T], w: &[T], y: &mut [T], eps: T, offset: T) {
-        for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
+    fn forward<T: Real>(x: &[T], w: &[T], y: &mut Fresh<'_, T>, eps: T, offset: T) {
+        for x in x.chunks_exact(w.len()) {
             let r = inverse_rms(x, eps);
-            for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
-                *y = x * r * (w + offset);
-            }
+            y.write(x.iter().zip(w).map(|(&x, &w)| x * r * (w + offset)));
         }
     }
 }
 
 multiversion! {
     /// Adds this piece's share of ∂w to `partial` unless it is empty.
-    fn backward<T: Real>(x: &[T], w: &[T], dy: &[T], dx: &mut [T], partial: &mut [T], eps: T, offset: T) {
+    fn backward<T: Real>(x: &[T], w: &[T], dy: &[T], dx: &mut Fresh<'_, T>, partial: &mut [T], eps: T, offset: T) {
         let width = w.len();
         let scale = T::ONE / T::of(width as f64);
-        for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
+        for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
             let r = inverse_rms(x, eps);
             for ((dw, &dy), &x) in partial.iter_mut().zip(dy).zip(x) {
                 *dw += dy * (x * r);
             }
             let mean_gx = simd::sum3(dy, w, x, |dy, w, x| dy * (w + offset) * (x * r)) * scale;
-            for (((dx, &dy), &w), &x) in dx.iter_mut().zip(dy).zip(w).zip(x) {
-                *dx = r * (dy * (w + offset) - x * r * mean_gx);
-            }
+            dx.write(dy.iter().zip(w).zip(x).map(|((&dy, &w), &x)| r * (dy * (w + offset) - x * r * mean_gx)));
         }
     }
 }
@@ -73,19 +69,18 @@ impl RmsNorm {
         let (input, w_elements, dy) = (xs.slice::<T>()?, ws.slice::<T>()?, dys.slice::<T>()?);
         let width = w_elements.len().max(1);
         let (eps, offset) = (T::of(self.eps), T::of(self.offset));
-        let run = |piece: usize, i: usize, dx: &mut [T], partial: &mut [T]| {
+        let run = |piece: usize, i: usize, dx: &mut Fresh<'_, T>, partial: &mut [T]| {
             let n = dx.len();
             backward(piece_of(input, i, piece, n), w_elements, piece_of(dy, i, piece, n), dx, partial, eps, offset);
         };
         if !w.track_op() {
             let piece = per_task(width) * width;
-            let dx = fill(input.len(), piece, |i, dx: &mut [T]| run(piece, i, dx, &mut []));
+            let dx = fill(input.len(), piece, |i, dx: &mut Fresh<'_, T>| run(piece, i, dx, &mut []));
             return Ok((Some(tensor(dx, x)?), None));
         }
         let piece = ROWS_PER_PARTIAL * width;
         let pieces = input.len().div_ceil(piece);
-        let (dx, partials) =
-            fill2((input.len(), piece), (pieces * width, width), |i, dx: &mut [T], partial: &mut [T]| run(piece, i, dx, partial));
+        let (dx, partials) = fill2((input.len(), piece), (pieces * width, width), |i, dx, partial| run(piece, i, dx, partial.zeros(width)));
         Ok((Some(tensor(dx, x)?), Some(tensor(sum_pieces(&partials, width), w)?)))
     }
 }
@@ -99,7 +94,7 @@ impl CustomOp2 for RmsNorm {
         by_type!(OP, x, T => {
             let (x, w) = (slice::<T>(OP, x, x_layout)?, slice::<T>(OP, w, w_layout)?);
             let piece = w.len() * per_task(w.len());
-            let y = fill(x.len(), piece, |i, y: &mut [T]| {
+            let y = fill(x.len(), piece, |i, y: &mut Fresh<'_, T>| {
                 forward(piece_of(x, i, piece, y.len()), w, y, <T as Real>::of(self.eps), <T as Real>::of(self.offset));
             });
             Ok((T::to_cpu_storage_owned(y), x_layout.shape().clone()))

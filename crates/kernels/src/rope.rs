@@ -3,7 +3,7 @@
 
 use crate::error::KernelError;
 use crate::real::Real;
-use crate::rows::{by_type, fill, per_task, piece_of, slice};
+use crate::rows::{Fresh, by_type, fill, per_task, piece_of, slice};
 use crate::simd::multiversion;
 use crate::{check, plain};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType};
@@ -55,19 +55,17 @@ fn rows_in_place(x: &Tensor) -> Result<Tensor> {
 }
 
 multiversion! {
-    fn turn_halves<T: Real>(x: &[T], cos: &[T], sin: &[T], y: &mut [T], sign: T) {
-        let half = cos.len();
-        let ((a, b), (ya, yb)) = (x.split_at(half), y.split_at_mut(half));
-        for (((((ya, yb), &a), &b), &cos), &sin) in ya.iter_mut().zip(yb).zip(a).zip(b).zip(cos).zip(sin) {
-            let sin = sin * sign;
-            *ya = a * cos - b * sin;
-            *yb = b * cos + a * sin;
-        }
+    fn turn_halves<T: Real>(x: &[T], cos: &[T], sin: &[T], y: &mut Fresh<'_, T>, sign: T) {
+        let (a, b) = x.split_at(cos.len());
+        let pairs = || a.iter().zip(b).zip(cos).zip(sin).map(|(((&a, &b), &cos), &sin)| (a, b, cos, sin * sign));
+        y.write(pairs().map(|(a, b, cos, sin)| a * cos - b * sin));
+        y.write(pairs().map(|(a, b, cos, sin)| b * cos + a * sin));
     }
 }
 
 multiversion! {
-    fn turn_neighbours<T: Real>(x: &[T], cos: &[T], sin: &[T], y: &mut [T], sign: T) {
+    fn turn_neighbours<T: Real>(x: &[T], cos: &[T], sin: &[T], y: &mut Fresh<'_, T>, sign: T) {
+        let y = y.zeros(2 * cos.len());
         for (((y, x), &cos), &sin) in y.chunks_exact_mut(2).zip(x.chunks_exact(2)).zip(cos).zip(sin) {
             if let ([ya, yb], [a, b]) = (y, x) {
                 let sin = sin * sign;
@@ -105,19 +103,17 @@ impl CustomOp3 for Turn {
             let x = x.as_slice::<T>()?;
             let (cos, sin) = (slice::<T>(OP, cos, cos_layout)?, slice::<T>(OP, sin, sin_layout)?);
             let sign = if self.back { -<T as Real>::ONE } else { <T as Real>::ONE };
-            let y = fill(b * h * s * d, rows * d, |i, y: &mut [T]| {
-                for (n, y) in y.chunks_exact_mut(d).enumerate() {
-                    let row = i * rows + n;
+            let y = fill(b * h * s * d, rows * d, |i, y: &mut Fresh<'_, T>| {
+                for row in i * rows..i * rows + y.len() / d {
                     let (batch, head, at) = (row / (h * s), row / s % h, row % s);
                     let x = piece_of(x, 1, row_start(x_layout, [batch, head, at]), d);
                     let table = if tables == 1 { at } else { batch * s + at };
                     let (cos, sin) = (piece_of(cos, table, half, half), piece_of(sin, table, half, half));
-                    let (turned, rest) = y.split_at_mut(self.rotary_dim);
-                    rest.copy_from_slice(&x[self.rotary_dim..]);
                     match self.style {
-                        RopeStyle::Half => turn_halves(x, cos, sin, turned, sign),
-                        RopeStyle::Interleaved => turn_neighbours(x, cos, sin, turned, sign),
+                        RopeStyle::Half => turn_halves(x, cos, sin, y, sign),
+                        RopeStyle::Interleaved => turn_neighbours(x, cos, sin, y, sign),
                     }
+                    y.write(x.iter().skip(self.rotary_dim).copied());
                 }
             });
             Ok((T::to_cpu_storage_owned(y), x_layout.shape().clone()))

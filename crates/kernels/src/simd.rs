@@ -139,27 +139,7 @@ pub fn max<T: Real>(x: &[T]) -> T {
     join(lanes, larger)
 }
 
-/// Writes f(x) to y and returns Σ f(x) in the order of [`sum`].
-#[inline(always)]
-pub fn map_sum<T: Real>(x: &[T], y: &mut [T], f: impl Fn(T) -> T) -> T {
-    let mut lanes = [T::ZERO; LANES];
-    let xs = x.chunks_exact(LANES);
-    let x_tail = xs.remainder();
-    let mut ys = y.chunks_exact_mut(LANES);
-    for (x, y) in xs.zip(&mut ys) {
-        for ((lane, &x), y) in lanes.iter_mut().zip(x).zip(y) {
-            *y = f(x);
-            *lane += *y;
-        }
-    }
-    for ((lane, &x), y) in lanes.iter_mut().zip(x_tail).zip(ys.into_remainder()) {
-        *y = f(x);
-        *lane += *y;
-    }
-    join(lanes, |a, b| a + b)
-}
-
-/// [`map_sum`] in place.
+/// x ← f(x); returns Σ f(x) in the order of [`sum`].
 #[inline(always)]
 pub fn map_sum_in_place<T: Real>(y: &mut [T], f: impl Fn(T) -> T) -> T {
     let mut lanes = [T::ZERO; LANES];

@@ -1,7 +1,7 @@
 //! Softmax over the last dimension: yᵢ = exp(xᵢ − max x) / Σⱼ exp(xⱼ − max x); ∂/∂xᵢ = yᵢ (gᵢ − Σⱼ gⱼ yⱼ).
 
 use crate::real::Real;
-use crate::rows::{by_type, fill, per_task, piece_of, slice};
+use crate::rows::{Fresh, by_type, fill, per_task, piece_of, slice};
 use crate::simd::{self, multiversion};
 use crate::{check, plain};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
@@ -21,11 +21,11 @@ pub fn softmax_last_dim(x: &Tensor) -> Result<Tensor> {
 }
 
 multiversion! {
-    fn forward<T: Real>(x: &[T], y: &mut [T], width: usize) {
-        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+    fn forward<T: Real>(x: &[T], y: &mut Fresh<'_, T>, width: usize) {
+        for x in x.chunks_exact(width) {
             let max = simd::max(x);
-            let sum = simd::map_sum(x, y, |v| (v - max).exp());
-            let scale = T::ONE / sum;
+            let y = y.write(x.iter().map(|&v| (v - max).exp()));
+            let scale = T::ONE / simd::sum(y, |v| v);
             for v in y {
                 *v *= scale;
             }
@@ -34,12 +34,10 @@ multiversion! {
 }
 
 multiversion! {
-    fn backward<T: Real>(y: &[T], dy: &[T], dx: &mut [T], width: usize) {
-        for ((y, dy), dx) in y.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
+    fn backward<T: Real>(y: &[T], dy: &[T], dx: &mut Fresh<'_, T>, width: usize) {
+        for (y, dy) in y.chunks_exact(width).zip(dy.chunks_exact(width)) {
             let dot = simd::sum2(y, dy, |y, dy| y * dy);
-            for ((dx, &y), &dy) in dx.iter_mut().zip(y).zip(dy) {
-                *dx = y * (dy - dot);
-            }
+            dx.write(y.iter().zip(dy).map(|(&y, &dy)| y * (dy - dot)));
         }
     }
 }
@@ -60,7 +58,7 @@ impl CustomOp1 for Softmax {
         let piece = width * per_task(width);
         by_type!(OP, storage, T => {
             let x = slice::<T>(OP, storage, layout)?;
-            let y = fill(x.len(), piece, |i, y: &mut [T]| forward(piece_of(x, i, piece, y.len()), y, width));
+            let y = fill(x.len(), piece, |i, y: &mut Fresh<'_, T>| forward(piece_of(x, i, piece, y.len()), y, width));
             Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(y), layout.shape().clone()))
         })
     }
@@ -83,7 +81,7 @@ impl CustomOp2 for SoftmaxBackward {
         let piece = width * per_task(width);
         by_type!(OP, y, T => {
             let (y, dy) = (slice::<T>(OP, y, y_layout)?, slice::<T>(OP, dy, dy_layout)?);
-            let dx = fill(y.len(), piece, |i, dx: &mut [T]| {
+            let dx = fill(y.len(), piece, |i, dx: &mut Fresh<'_, T>| {
                 backward(piece_of(y, i, piece, dx.len()), piece_of(dy, i, piece, dx.len()), dx, width);
             });
             Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(dx), y_layout.shape().clone()))
