@@ -1,6 +1,7 @@
-//! Whole jobs as a recipe would run them, for timing beside PyTorch (`benches/peers/compare.py`) or under a profiler.
+//! Whole jobs as a recipe would run them: by criterion on small random models, or on one of your own, for timing beside PyTorch
+//! (`benches/peers/compare.py`) or under a profiler.
 //!
-//! `cargo bench --bench jobs -- JOB --model DIR [--tokens FILE] [--batch N] [--batches N] [--seq N]` prints one JSON line for each line on
+//! `cargo bench --bench jobs [-- FILTER]` gives every job to criterion; `cargo bench --bench jobs -- JOB --model DIR [--tokens FILE] [--batch N] [--batches N] [--seq N]` prints one JSON line for each line on
 //! stdin (once without any). DIR is a folder in the Hugging Face layout; FILE holds `input_ids` [rows, tokens] and, for a classifier,
 //! `labels` [rows]. Jobs: heads, ablate, ppl, train, wanda, sparsegpt, forward, half. `result` is what PyTorch must agree with.
 
@@ -8,9 +9,10 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
+use criterion::Criterion;
 use prunectl_kernels::memory::Recycler;
 use prunectl_kernels::threads;
 use prunectl_model::{Batch, Gates, Labels, LoadOptions, Transformer};
@@ -20,6 +22,7 @@ use prunectl_prune::{
 };
 use prunectl_recipe::catalogue::{Args, Entry, SiteKind, Ty};
 use prunectl_recipe::plan::{Amount, Schedule, Scope, Share, Unit, Value, When};
+use serde_json::json;
 
 #[global_allocator]
 static MEMORY: Recycler = Recycler;
@@ -61,6 +64,8 @@ impl Examples for InOrder {
         Ok(self.batches[(self.at - 1) % self.batches.len()].clone())
     }
 }
+
+const JOBS: [&str; 8] = ["heads", "ablate", "ppl", "train", "wanda", "sparsegpt", "forward", "half"];
 
 struct Job {
     model: Transformer,
@@ -241,19 +246,57 @@ fn load(args: &[String]) -> Option<Job> {
     Some(Job { model, batches, seq })
 }
 
+/// A job on random weights of a configuration, with batches of [rows, seq] tokens and, for a classifier, labels.
+fn random(config: &serde_json::Value, batches: usize, (rows, seq): (usize, usize)) -> Job {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    let model = prunectl_model::init(&path, 0, &LoadOptions::default()).unwrap();
+    let vocabulary = config["vocab_size"].as_u64().unwrap() as u32;
+    let batch = |n: usize| {
+        let ids = (0..rows * seq).map(|i| (n * rows * seq + i) as u32 * 7919 % vocabulary);
+        let mut batch = Batch::new(Tensor::from_iter(ids, &Device::Cpu).unwrap().reshape((rows, seq)).unwrap());
+        let labels = (0..rows).map(|i| (i % 2) as i64);
+        batch.labels = config.get("id2label").map(|_| Labels::Classes(Tensor::from_iter(labels, &Device::Cpu).unwrap()));
+        batch
+    };
+    Job { model, batches: (0..batches).map(batch).collect(), seq }
+}
+
+/// Every job in criterion's hands.
+fn sample() {
+    let encoder = json!({
+        "model_type": "bert", "architectures": ["BertForSequenceClassification"], "vocab_size": 1000, "hidden_size": 256,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024, "max_position_embeddings": 128, "hidden_act": "gelu",
+        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "id2label": {"0": "a", "1": "b"},
+    });
+    let decoder = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 4096, "hidden_size": 192, "num_hidden_layers": 4,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 512, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": true, "rope_theta": 10000.0, "hidden_act": "silu",
+    });
+    let (encoder, decoder) = (random(&encoder, 2, (8, 64)), random(&decoder, 4, (2, 128)));
+    let mut criterion = Criterion::default().sample_size(10).warm_up_time(Duration::from_secs(1)).configure_from_args();
+    for (name, job) in JOBS.map(|name| (name, if matches!(name, "heads" | "ablate") { &encoder } else { &decoder })) {
+        // What a job says about its result comes after its time.
+        let time = |count| (0..count).map(|_| Duration::from_secs_f64(job.run(name).1 / 1e3)).sum();
+        criterion.bench_function(name, |b| b.iter_custom(time));
+    }
+    criterion.final_summary();
+}
+
 fn main() {
     // SAFETY: nothing has started a thread yet.
     unsafe { threads::keep_elementwise_on_caller() };
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let start = Instant::now();
     let (Some(name), Some(job)) = (args.first(), load(&args)) else {
-        println!("usage: jobs JOB --model DIR [--tokens FILE] [--batch N] [--batches N] [--seq N]");
-        return;
+        return sample();
     };
     let start_ms = start.elapsed().as_secs_f64() * 1e3;
     let print = || {
         let (result, elapsed_ms) = job.run(name);
-        println!("{}", serde_json::json!({"job": name, "result": result, "elapsed_ms": elapsed_ms, "start_ms": start_ms}));
+        println!("{}", json!({"job": name, "result": result, "elapsed_ms": elapsed_ms, "start_ms": start_ms}));
         std::io::stdout().flush().unwrap();
     };
     let input = std::io::stdin();

@@ -5,9 +5,13 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
+use prunectl_kernels::memory::Recycler;
 use prunectl_kernels::{Activation, AdamW, AttnMask, RopeStyle};
 use std::hint::black_box;
 use std::time::Duration;
+
+#[global_allocator]
+static MEMORY: Recycler = Recycler;
 
 const ROWS: usize = 2048;
 const WIDTH: usize = 3072;
@@ -34,6 +38,14 @@ fn pointwise(c: &mut Criterion) {
     both(c, "candle GeluTanh", &[x], |t| t[0].gelu());
     both(c, "candle Silu", &[x], |t| t[0].silu());
     both(c, "gated Silu", &[x, x], |t| prunectl_kernels::gated(Activation::Silu, &t[0], &t[1]));
+    both(c, "add", &[x, x], |t| prunectl_kernels::add(&t[0], &t[1]));
+    both(c, "candle add", &[x, x], |t| &t[0] + &t[1]);
+    // Gates of neurons, one row for all examples and one for each, and of heads.
+    let (neurons, heads): (&[usize], &[usize]) = (&[4, 512, WIDTH], &[4, 512, 12, 64]);
+    both(c, "gate neurons", &[neurons, &[1, WIDTH]], |t| prunectl_kernels::gate(&t[0], &t[1]));
+    both(c, "gate neurons of each example", &[neurons, &[4, WIDTH]], |t| prunectl_kernels::gate(&t[0], &t[1]));
+    both(c, "candle gate neurons", &[neurons, &[1, WIDTH]], |t| t[0].broadcast_mul(&t[1].reshape((1, 1, WIDTH))?));
+    both(c, "gate heads", &[heads, &[1, 12]], |t| prunectl_kernels::gate(&t[0], &t[1]));
     both(c, "candle gated Silu", &[x, x], |t| t[0].silu()? * &t[1]);
 }
 
@@ -70,6 +82,8 @@ fn attention(c: &mut Criterion) {
             candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&wide(&t[2])?)
         });
     }
+    let shape: &[usize] = &[16, 4, 128, 64];
+    both(c, "attention_probs", &[shape, shape], |t| prunectl_kernels::attention_probs(&t[0], &t[1], &AttnMask::default(), 0.125, None));
     let tables = Tensor::randn(0f32, 1.0, (1, 512, 32), &Device::Cpu).unwrap();
     both(c, "rope", &[&[4, 9, 512, 64]], |t| prunectl_kernels::rope(&t[0], &tables, &tables, RopeStyle::Half, 64));
     both(c, "candle rope", &[&[4, 9, 512, 64]], |t| candle_nn::rotary_emb::rope_slow(&t[0], &tables.squeeze(0)?, &tables.squeeze(0)?));
@@ -91,12 +105,26 @@ fn buffers(c: &mut Criterion) {
     c.bench_function("adamw", |b| b.iter(|| prunectl_kernels::adamw_step(&mut p, &g, &mut m, &mut v, 7, &options).unwrap()));
     let scores = Tensor::randn(0f32, 1.0, n, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
     c.bench_function("top_k of all", |b| b.iter(|| black_box(prunectl_kernels::top_k_mask(&scores, n / 2))));
+    c.bench_function("threshold", |b| b.iter(|| black_box(prunectl_kernels::threshold_mask(&scores, 0.5))));
     c.bench_function("top_k of rows", |b| b.iter(|| black_box(prunectl_kernels::top_k_mask_rows(&scores, WIDTH, WIDTH / 2))));
+}
+
+/// What layer-wise methods compute in f64.
+fn doubles(c: &mut Criterion) {
+    let columns = 768;
+    let x: Vec<f64> = (0..ROWS * columns).map(|i| (i as f64).sin()).collect();
+    let half = columns / 2;
+    let mut sum = vec![0f64; half * half];
+    let products = |sum: &mut [f64]| prunectl_kernels::gram::add_column_products(sum, &x, columns, 0..half, half..columns).unwrap();
+    c.bench_function("column products", |b| b.iter(|| products(&mut sum)));
+    let mut w = x.clone();
+    c.bench_function("dot", |b| b.iter(|| black_box(prunectl_kernels::vector::dot(&x, &w))));
+    c.bench_function("subtract scaled", |b| b.iter(|| prunectl_kernels::vector::subtract_scaled(&mut w, &x, 1e-9)));
 }
 
 criterion_group! {
     name = kernels;
     config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(700));
-    targets = pointwise, by_row, attention, products, buffers
+    targets = pointwise, by_row, attention, products, buffers, doubles
 }
 criterion_main!(kernels);
