@@ -104,8 +104,10 @@ fn the_fast_functions_keep_their_stated_errors() {
     let tanh = errors((-12.0, 12.0), <f32 as Real>::tanh, f64::tanh);
     let cdf = errors((-6.0, 6.0), |x| x.normal().0, |x| x.normal().0);
     let tail = errors((-9.0, 0.0), |x| x.normal().0, |x| x.normal().0);
-    println!("exp {exp:?}, tanh {tanh:?}, Φ {cdf:?}, its lower tail {tail:?} (units in the last place, absolute)");
+    let near = errors((-1.0, 0.0), |x| x.normal().0, |x| x.normal().0);
+    println!("exp {exp:?}, tanh {tanh:?}, Φ {cdf:?}, its lower tail {tail:?}, near 0 {near:?} (units in the last place, absolute)");
     assert!(exp.0 < 2.0 && tanh.0 < 4.0 && cdf.1 < 3e-7 && tail.0 * f64::from(f32::EPSILON) < 3e-6);
+    assert!(near.0 * f64::from(f32::EPSILON) < 5e-7);
     assert_eq!(<f32 as Real>::exp(f32::NEG_INFINITY), 0.0);
     assert_eq!(<f32 as Real>::exp(-1000.0), 0.0);
     assert_eq!(<f32 as Real>::exp(f32::INFINITY), f32::INFINITY);
