@@ -1,10 +1,10 @@
 //! Gates: y = x · g, one factor for each unit of each example; ∂x = ∂y · g, ∂g = Σ ∂y · x over everything that shares a factor.
 
-use crate::check;
 use crate::error::KernelError;
 use crate::real::Real;
 use crate::rows::{Fresh, Held, by_type, fill, per_task, piece_of, slice, sum_pieces, tensor};
 use crate::simd::{self, multiversion};
+use crate::{autograd, check};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 
 const OP: &str = "gate";
@@ -133,9 +133,10 @@ impl CustomOp2 for Gate {
 
     fn bwd(&self, x: &Tensor, g: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
-        match dy.dtype() {
-            DType::F64 => Self::gradients::<f64>(x, g, &dy),
-            _ => Self::gradients::<f32>(x, g, &dy),
-        }
+        let (dx, dg) = match dy.dtype() {
+            DType::F64 => Self::gradients::<f64>(x, g, &dy)?,
+            _ => Self::gradients::<f32>(x, g, &dy)?,
+        };
+        Ok((autograd::keep(x, dx)?, autograd::keep(g, dg)?))
     }
 }

@@ -4,7 +4,7 @@
 use crate::real::Real;
 use crate::rows::{Fresh, Held, ROWS_PER_PARTIAL, by_type, fill, fill2, per_task, piece_of, slice, sum_pieces, tensor};
 use crate::simd::{self, multiversion};
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType};
 
 const OP: &str = "layer_norm";
@@ -135,6 +135,6 @@ impl CustomOp3 for LayerNorm {
             DType::F64 => self.gradients::<f64>(x, w, b, &dy)?,
             _ => self.gradients::<f32>(x, w, b, &dy)?,
         };
-        Ok((Some(dx), dw, db))
+        Ok((autograd::keep(x, Some(dx))?, autograd::keep(w, dw)?, autograd::keep(b, db)?))
     }
 }

@@ -10,8 +10,10 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod autograd;
 mod check;
 pub mod cross_entropy;
+pub mod embedding;
 pub mod error;
 pub mod gate;
 pub mod gated;
@@ -39,6 +41,7 @@ pub use activation::{Activation, gelu_erf, gelu_tanh, quick_gelu, relu, silu};
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttnMask, attention, attention_probs};
 pub use cross_entropy::cross_entropy;
+pub use embedding::embedding;
 pub use error::KernelError;
 pub use gate::gate;
 pub use gated::gated;

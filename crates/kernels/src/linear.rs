@@ -3,11 +3,11 @@
 //! candle's own matrix product always computes the gradient of both factors. Here a factor that is neither a variable nor depends on
 //! one gets none, which halves the backward pass of a model whose weights are constants.
 
-use crate::matrix::{Matrix, product};
+use crate::matrix::{Matrix, add_product, product};
 use crate::real::Real;
 use crate::rows::{Fresh, Held, ROWS_PER_PARTIAL, by_type, fill, piece_of, slice, sum_pieces, tensor};
 use crate::simd::multiversion;
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor, WithDType};
 
@@ -95,7 +95,7 @@ impl Linear {
                 let dy = dy.reshape((rows, out))?;
                 let dx = x.track_op().then(|| dy.matmul(&w.detach())?.reshape(x.shape())).transpose()?;
                 let dw = w.track_op().then(|| dy.t()?.matmul(&x.detach().reshape((rows, features))?)).transpose()?;
-                Ok((dx, dw))
+                Ok((autograd::keep(x, dx)?, autograd::keep(w, dw)?))
             }
         }
     }
@@ -111,8 +111,19 @@ impl Linear {
         let ws = Matrix::packed(held_w.slice::<T>()?, features);
         let dys = Matrix::packed(held_dy.slice::<T>()?, out);
         let dx = x.track_op().then(|| tensor(product(dys, ws, None)?, x)).transpose()?;
+        if autograd::collects(w) {
+            let dw = match autograd::take(w).map(|sum| autograd::into_vec::<T>(&sum)).transpose()?.flatten() {
+                Some(mut sum) => {
+                    add_product(&mut sum, dys.transposed(), xs)?;
+                    sum
+                }
+                None => product(dys.transposed(), xs, None)?,
+            };
+            autograd::put(w, tensor(dw, w)?);
+            return Ok((autograd::keep(x, dx)?, None));
+        }
         let dw = w.track_op().then(|| tensor(product(dys.transposed(), xs, None)?, w)).transpose()?;
-        Ok((dx, dw))
+        Ok((autograd::keep(x, dx)?, dw))
     }
 
     /// x·wᵀ + b on the CPU, `b` empty for none.
@@ -187,6 +198,6 @@ impl CustomOp3 for Linear {
             (true, DType::F64) => Some(Self::bias_gradient::<f64>(b, &dy)?),
             (true, _) => Some(Self::bias_gradient::<f32>(b, &dy)?),
         };
-        Ok((dx, dw, db))
+        Ok((dx, dw, autograd::keep(b, db)?))
     }
 }

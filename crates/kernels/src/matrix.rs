@@ -54,6 +54,32 @@ const ROWS_PER_TASK: usize = 256;
 /// Pairs of tasks, at most: enough to even out the threads.
 const TASK_PAIRS: usize = 4;
 
+/// Cuts the rows of a result into tasks, as many as pay off, and runs them: `task(first row, rows' elements, …)`.
+fn by_rows<E: Send>(out: &mut [E], (rows, cols): (usize, usize), task: impl Fn(usize, &mut [E], Parallelism) + Sync) {
+    if products_stay_whole() {
+        task(0, out, Parallelism::None);
+    } else if rows < ROWS_PER_TASK {
+        task(0, out, Parallelism::Rayon(0));
+    } else {
+        let tasks = 2 * (rows / (2 * ROWS_PER_TASK)).clamp(1, TASK_PAIRS);
+        let per_task = rows.div_ceil(tasks);
+        let pieces = out.par_chunks_mut((per_task * cols).max(1)).enumerate();
+        pieces.for_each(|(i, out)| task(i * per_task, out, Parallelism::None));
+    }
+}
+
+/// out ← out + a·b, row by row, in parallel.
+pub fn add_product<T: Real>(out: &mut [T], a: Matrix<'_, T>, b: Matrix<'_, T>) -> Result<()> {
+    let (rows, cols) = (a.rows, b.cols);
+    check(out.len(), cols, &a, &b)?;
+    by_rows(&mut out[..rows * cols], (rows, cols), |first, out, parallelism| {
+        let a = a.narrow(first, out.len() / cols.max(1));
+        // SAFETY: `out` holds whole rows from `first` on, and the whole product was checked.
+        unsafe { run(out.as_mut_ptr(), cols, a, b, T::ONE, true, parallelism) };
+    });
+    Ok(())
+}
+
 /// a·b, row by row, in parallel; `start` (as long as a row of the result) is added to every row.
 pub fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>, start: Option<&[T]>) -> Result<Vec<T>> {
     let (rows, cols) = (a.rows, b.cols);
@@ -74,16 +100,7 @@ pub fn product<T: Real>(a: Matrix<'_, T>, b: Matrix<'_, T>, start: Option<&[T]>)
     };
     let mut out: Vec<T> = Vec::with_capacity(rows * cols);
     let fresh = &mut out.spare_capacity_mut()[..rows * cols];
-    if products_stay_whole() {
-        task(0, fresh, Parallelism::None);
-    } else if rows < ROWS_PER_TASK {
-        task(0, fresh, Parallelism::Rayon(0));
-    } else {
-        let tasks = 2 * (rows / (2 * ROWS_PER_TASK)).clamp(1, TASK_PAIRS);
-        let per_task = rows.div_ceil(tasks);
-        let pieces = fresh.par_chunks_mut((per_task * cols).max(1)).enumerate();
-        pieces.for_each(|(i, out)| task(i * per_task, out, Parallelism::None));
-    }
+    by_rows(fresh, (rows, cols), task);
     // SAFETY: the product has written every element.
     unsafe { out.set_len(rows * cols) };
     Ok(out)

@@ -4,7 +4,7 @@
 use crate::real::Real;
 use crate::rows::{Fresh, Held, ROWS_PER_PARTIAL, by_type, fill, fill2, per_task, piece_of, slice, sum_pieces, tensor};
 use crate::simd::{self, multiversion};
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 
 const OP: &str = "rms_norm";
@@ -103,9 +103,10 @@ impl CustomOp2 for RmsNorm {
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
-        match dy.dtype() {
-            DType::F64 => self.gradients::<f64>(x, w, &dy),
-            _ => self.gradients::<f32>(x, w, &dy),
-        }
+        let (dx, dw) = match dy.dtype() {
+            DType::F64 => self.gradients::<f64>(x, w, &dy)?,
+            _ => self.gradients::<f32>(x, w, &dy)?,
+        };
+        Ok((autograd::keep(x, dx)?, autograd::keep(w, dw)?))
     }
 }

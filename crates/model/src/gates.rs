@@ -40,18 +40,10 @@ pub struct LayerGates {
 }
 
 impl LayerGates {
-    /// The same gates outside the graph.
-    pub(crate) fn detach(&self) -> Self {
-        let plain = |gate: &Option<Tensor>| gate.as_ref().map(Tensor::detach);
-        Self {
-            heads: plain(&self.heads),
-            neurons: plain(&self.neurons),
-            potentials: plain(&self.potentials),
-            experts: plain(&self.experts),
-            attention: plain(&self.attention),
-            mlp: plain(&self.mlp),
-            layer: plain(&self.layer),
-        }
+    /// Whether one of them is in the graph.
+    pub(crate) fn track_op(&self) -> bool {
+        let all = [&self.heads, &self.neurons, &self.potentials, &self.experts, &self.attention, &self.mlp, &self.layer];
+        all.into_iter().flatten().any(Tensor::track_op)
     }
 }
 

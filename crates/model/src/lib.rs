@@ -11,6 +11,7 @@
 
 pub mod adapter;
 mod batch;
+mod blockwise;
 mod blueprint;
 mod checkpoint;
 pub mod cost;
@@ -25,7 +26,6 @@ mod loss;
 mod modules;
 mod net;
 mod params;
-mod recompute;
 pub mod site;
 mod surgery;
 mod tensors;
@@ -33,6 +33,7 @@ mod transformer;
 
 pub use adapter::AdapterPart;
 pub use batch::{Batch, IGNORED, Labels};
+pub use blockwise::Kept;
 pub use blueprint::*;
 pub use checkpoint::{
     Facts, FileMatrix, FilePart, LoadOptions, checkpoint_parts, file_matrices, file_parts, file_shape, from_file_tensors, init,
@@ -46,7 +47,6 @@ pub use loss::{LossOut, ScoredTokens};
 pub use modules::{StockModules, stock_modules};
 pub use net::{Cache, Context, Shortcuts};
 pub use params::{Params, layer_prefix};
-pub use recompute::Felt;
 pub use site::{SiteKind, Slice};
 pub use tensors::{Shelf, Tensors};
 pub use transformer::{Blocked, Origin, Transformer};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::batch::Batch;
+use crate::blockwise::Kept;
 use crate::blueprint::{Blueprint, Head, Pick, Pooling, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
@@ -16,7 +17,6 @@ use crate::loss::LossOut;
 use crate::net;
 use crate::net::{Context, One, Shortcuts};
 use crate::params::{Params, layer_prefix};
-use crate::recompute::Recompute;
 
 /// A transformer. `Clone` is shallow: tensors are shared.
 #[derive(Debug, Clone)]
@@ -30,8 +30,8 @@ pub struct Transformer {
     pub(crate) blocked: Blocked,
     /// How it multiplies, where that is by int8.
     pub(crate) int8: Option<Int8>,
-    /// Its blocks are built again in the backward pass.
-    pub(crate) recompute: Option<Arc<Recompute>>,
+    /// Its blocks are differentiated one at a time.
+    pub(crate) blockwise: Option<Kept>,
 }
 
 /// Units that are masked where zeros in the weights are not enough: a layer of a post-norm network, whose norms change what passes, an

@@ -1,54 +1,20 @@
 //! Values of tensors as plain vectors and back, without copies where that can be.
 
-use std::sync::Mutex;
-
-use candle_core::{CpuStorage, CudaStorage, DType, Device, InplaceOp1, Layout, MetalStorage, Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
+use prunectl_kernels::autograd::into_vec;
 use prunectl_model::Transformer;
 use rayon::prelude::*;
 
 /// A variable of those values, in the type and on the device of the model.
 pub(crate) fn variable(values: &[f32], shape: &[usize], model: &Transformer) -> Result<Var> {
-    if model.device().is_cpu() && model.dtype() == DType::F32 {
-        return Var::from_vec(values.to_vec(), shape, &Device::Cpu);
-    }
     Var::from_tensor(&Tensor::from_slice(values, shape, model.device())?.to_dtype(model.dtype())?)
-}
-
-/// Takes the buffer out of a tensor.
-struct Take(Mutex<Option<Vec<f32>>>);
-
-impl InplaceOp1 for Take {
-    fn name(&self) -> &'static str {
-        "take values"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let whole = |values: &Vec<f32>| layout.contiguous_offsets() == Some((0, values.len()));
-        if let CpuStorage::F32(values) = storage
-            && whole(values)
-            && let Ok(mut taken) = self.0.lock()
-        {
-            *taken = Some(std::mem::take(values));
-        }
-        Ok(())
-    }
-
-    fn cuda_fwd(&self, _: &mut CudaStorage, _: &Layout) -> Result<()> {
-        Ok(())
-    }
-
-    fn metal_fwd(&self, _: &mut MetalStorage, _: &Layout) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// The values of a tensor in f32, row by row. The tensor must share its storage with no other one that is still read.
 pub(crate) fn values(t: Tensor) -> Result<Vec<f32>> {
-    let take = Take(Mutex::new(None));
-    t.inplace_op1(&take)?;
-    match take.0.into_inner() {
-        Ok(Some(values)) => Ok(values),
-        _ => t.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
+    match into_vec::<f32>(&t)? {
+        Some(values) => Ok(values),
+        None => t.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
     }
 }
 
@@ -63,7 +29,8 @@ pub(crate) fn square_sum(values: &[f32]) -> f64 {
 
 /// Whether every value is a number. The largest bits without the sign say so, in one pass without branches.
 pub(crate) fn finite(values: &[f32]) -> bool {
-    values.iter().fold(0, |most, x| most.max(x.to_bits() & !SIGN)) < f32::INFINITY.to_bits()
+    let most = |chunk: &[f32]| chunk.iter().fold(0, |most, x| most.max(x.to_bits() & !SIGN));
+    values.par_chunks(CHUNK).map(most).reduce(|| 0, u32::max) < f32::INFINITY.to_bits()
 }
 
 /// The sign bit of an f32.
@@ -71,6 +38,8 @@ const SIGN: u32 = 1 << 31;
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]

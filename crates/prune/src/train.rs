@@ -5,8 +5,9 @@ mod inner;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
-use prunectl_model::{Batch, Transformer};
+use candle_core::{DType, Device, Tensor, Var};
+use prunectl_kernels::autograd;
+use prunectl_model::{Batch, Kept, Transformer};
 use prunectl_recipe::plan::{Schedule, When};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -175,6 +176,22 @@ impl Slot {
                 places.filter(|(_, k)| **k == 0).for_each(|((w, held), _)| *w = *held);
             }
         }
+    }
+
+    /// A variable for the passes of a step. It has the weights themselves where it can; [`Self::take_back`] returns them.
+    fn variable(&mut self, model: &Transformer) -> Result<Var> {
+        if self.factor.is_none() && model.device().is_cpu() && model.dtype() == DType::F32 {
+            return Ok(Var::from_vec(std::mem::take(&mut self.weights), self.shape.as_slice(), &Device::Cpu)?);
+        }
+        Ok(buffers::variable(&self.seen(), &self.shape, model)?)
+    }
+
+    /// What nobody else holds any more is given back.
+    fn take_back(&mut self, variable: Var) -> Result<()> {
+        if self.weights.is_empty() {
+            self.weights = buffers::values(variable.into_inner())?;
+        }
+        Ok(())
     }
 
     /// The weights as the forward pass uses them.
@@ -495,15 +512,14 @@ impl<'a> Trainer<'a> {
 
     /// The loss of a step and its gradients: Σ weight · (Σ sums / Σ counts), so that it does not matter how the step is cut into
     /// micro-batches.
-    fn gradients(&self, batches: &[Batch], step: u64) -> Result<(f64, BTreeMap<String, Vec<f32>>)> {
-        let seed = |micro: usize| mix(self.spec.seed, step, micro as u64);
+    fn gradients(&mut self, batches: &[Batch], step: u64) -> Result<(f64, BTreeMap<String, Vec<f32>>)> {
         let mut scales = Vec::with_capacity(self.spec.loss.len());
         let mut weighed = false;
         let terms: Vec<&Term> = self.spec.loss.iter().filter(|t| !t.term.of_scores()).collect();
         for term in &terms {
             let mut count = 0.0;
             for (i, batch) in batches.iter().enumerate() {
-                count += term.term.count(&self.model, batch, seed(i))?;
+                count += term.term.count(&self.model, batch, mix(self.spec.seed, step, i as u64))?;
             }
             let weight = self.clock.value(&term.weight, step);
             weighed |= weight != 0.0;
@@ -511,26 +527,45 @@ impl<'a> Trainer<'a> {
         }
         let mut model = self.cast.as_ref().unwrap_or(&self.model).clone();
         let mut vars = Vec::with_capacity(self.slots.len());
-        for (slot, own) in &self.slots {
-            let var = buffers::variable(&own.seen(), &own.shape, &model)?;
+        for (slot, own) in &mut self.slots {
+            let var = own.variable(&model)?;
             model.params_mut().set(slot.clone(), var.as_tensor().clone());
-            vars.push((slot, var));
+            vars.push(var);
         }
-        let felt = if self.spec.recompute {
-            let (recomputed, felt) = model.recomputed();
-            model = recomputed;
-            Some(felt)
-        } else {
-            None
-        };
+        let model = model.blockwise(if self.spec.recompute { Kept::Input } else { Kept::Activations });
+        let found = self.passes(&model, batches, &terms, &scales, &vars, step);
+        // Also where a pass failed: the weights come back.
+        drop(model);
+        for (own, var) in self.slots.values_mut().zip(vars) {
+            own.take_back(var)?;
+        }
+        let (loss, gradients) = found?;
+        // Where every weight of the loss is 0 just now, nothing moves.
+        if gradients.is_empty() && weighed && loss.is_finite() {
+            return Err(PruneError::NoData { method: "train", batches: batches.len() });
+        }
+        Ok((loss, gradients))
+    }
+
+    /// The loss of a step and the gradients of its micro-batches, added up. `vars` are the slots' in their order.
+    fn passes(
+        &self,
+        model: &Transformer,
+        batches: &[Batch],
+        terms: &[&Term],
+        scales: &[f64],
+        vars: &[Var],
+        step: u64,
+    ) -> Result<(f64, BTreeMap<String, Vec<f32>>)> {
         let mut loss = 0.0;
         let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for (i, batch) in batches.iter().enumerate() {
-            let shared = Shared::of(terms.iter().map(|t| &*t.term), &model);
+            let shared = Shared::of(terms.iter().map(|t| &*t.term), model);
             let alone = terms.len() == 1;
             let mut total: Option<Tensor> = None;
-            for (term, scale) in terms.iter().zip(&scales).filter(|(_, s)| **s != 0.0) {
-                let input = LossInput::new(&model, batch, term.teacher.as_ref(), seed(i), alone, &shared);
+            for (term, scale) in terms.iter().zip(scales).filter(|(_, s)| **s != 0.0) {
+                let seed = mix(self.spec.seed, step, i as u64);
+                let input = LossInput::new(model, batch, term.teacher.as_ref(), seed, alone, &shared);
                 let sum = (term.term.sum(&input, &self.clock, step)?.to_dtype(DType::F32)? * *scale)?;
                 total = Some(match total {
                     Some(total) => (total + sum)?,
@@ -539,26 +574,15 @@ impl<'a> Trainer<'a> {
             }
             let Some(total) = total else { continue };
             loss += f64::from(total.to_scalar::<f32>()?);
-            let mut grads = total.backward()?;
-            for (slot, var) in &vars {
-                let inside = felt.as_ref().and_then(|f| f.take(var.as_tensor()));
-                let g = match (grads.remove(var.as_tensor()), inside) {
-                    (Some(outside), Some(inside)) => (outside + inside)?,
-                    (Some(g), None) | (None, Some(g)) => g,
-                    (None, None) => continue,
-                };
-                let g = buffers::values(g)?;
-                match gradients.get_mut(*slot) {
-                    Some(sum) => sum.iter_mut().zip(&g).for_each(|(s, g)| *s += g),
-                    None => {
-                        gradients.insert((*slot).clone(), g);
-                    }
+            let mut found = autograd::backward(&total)?;
+            for (slot, var) in self.slots.keys().zip(vars) {
+                let Some(gradient) = found.take(var.as_tensor())? else { continue };
+                let gradient = buffers::values(gradient)?;
+                match gradients.get_mut(slot) {
+                    Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
+                    None => _ = gradients.insert(slot.clone(), gradient),
                 }
             }
-        }
-        // Where every weight of the loss is 0 just now, nothing moves.
-        if gradients.is_empty() && weighed && loss.is_finite() {
-            return Err(PruneError::NoData { method: "train", batches: batches.len() });
         }
         Ok((loss, gradients))
     }

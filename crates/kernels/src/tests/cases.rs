@@ -76,6 +76,11 @@ fn targets(n: usize, v: usize, device: &Device) -> Tensor {
     Tensor::from_iter((0..n).map(|i| (i * 5 % v) as u32), device).unwrap()
 }
 
+/// [2, n + 1], some rows twice and, of many, some never.
+fn ids(n: usize, device: &Device) -> Result<Tensor> {
+    Tensor::from_iter((0..2 * (n + 1)).map(|i| (i * i % n) as u32), device)?.reshape((2, n + 1))
+}
+
 /// Each kernel at `n` rows of width `d`.
 fn row_cases(n: usize, d: usize) -> Vec<Case> {
     let x: &[usize] = &[n, d];
@@ -105,6 +110,12 @@ fn row_cases(n: usize, d: usize) -> Vec<Case> {
             &[&[n, 1, d], &[5, d], &[5]],
             |t| crate::linear(&t[0], &t[1], Some(&t[2])),
             |t| plain::linear(&t[0], &t[1], Some(&t[2])),
+        ),
+        case(
+            "embedding",
+            &[x],
+            move |t| crate::embedding(&t[0], &ids(n, t[0].device())?),
+            move |t| t[0].index_select(&ids(n, t[0].device())?.flatten_all()?, 0)?.reshape((2, n + 1, d)),
         ),
         case("linear without bias", &[x, &[3, d]], |t| crate::linear(&t[0], &t[1], None), |t| plain::linear(&t[0], &t[1], None)),
     ];

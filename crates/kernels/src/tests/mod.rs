@@ -4,8 +4,10 @@ mod agreement;
 mod cases;
 mod devices;
 mod edges;
+mod passes;
 mod threads;
 
+use crate::autograd;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 
@@ -39,8 +41,8 @@ pub fn tensors(vars: &[Var]) -> Vec<Tensor> {
 pub fn value_and_gradients(op: &Op, vars: &[Var]) -> Result<(Tensor, Vec<Tensor>)> {
     let y = op(&tensors(vars))?;
     let weights = random(y.dims(), 99).to_dtype(y.dtype())?.to_device(y.device())?;
-    let store = (&y * weights)?.sum_all()?.backward()?;
-    let gradients = vars.iter().map(|v| store.get(v).cloned().unwrap_or(v.zeros_like().unwrap())).collect();
+    let mut found = autograd::backward(&(&y * weights)?.sum_all()?)?;
+    let gradients = vars.iter().map(|v| Ok(found.take(v)?.unwrap_or(v.zeros_like()?))).collect::<Result<_>>()?;
     Ok((y.detach(), gradients))
 }
 

@@ -332,7 +332,7 @@ pub(crate) fn assemble(
         origin: Arc::new(Origin { config, model_type: resolved.model_type, family: resolved.family, task: resolved.task, stored_dtype }),
         device: options.device.clone(),
         dtype: options.dtype,
-        recompute: None,
+        blockwise: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! From ids to the residual stream.
 
 use candle_core::{DType, Tensor};
+use prunectl_kernels::embedding;
 
 use super::{Context, linear, norm, position};
 use crate::batch::Batch;
@@ -18,11 +19,8 @@ pub(crate) fn embed(model: &Transformer, batch: &Batch, past: usize) -> Result<(
     let ids = batch.checked_ids(blueprint.vocab)?;
     let keep = batch.host_keep()?;
 
-    let look_up = |table: &Tensor, rows: &Tensor| -> Result<Tensor> {
-        Ok(table.index_select(&rows.flatten_all()?, 0)?.reshape((b, s, ()))?) // [b, s, width]
-    };
     let tokens = batch.input_ids.to_dtype(DType::U32)?.to_device(device)?;
-    let mut x = look_up(params.require("embeddings.token.weight")?, &tokens)?;
+    let mut x = embedding(params.require("embeddings.token.weight")?, &tokens)?;
     if spec.scale != 1.0 {
         x = (x * spec.scale)?;
     }
@@ -32,7 +30,7 @@ pub(crate) fn embed(model: &Transformer, batch: &Batch, past: usize) -> Result<(
     if spec.token_types > 0 {
         let table = params.require("embeddings.token_type.weight")?;
         x = match &batch.token_type_ids {
-            Some(types) => (x + look_up(table, &checked_types(types, spec.token_types, (b, s))?.to_device(device)?)?)?,
+            Some(types) => (x + embedding(table, &checked_types(types, spec.token_types, (b, s))?.to_device(device)?)?)?,
             None => x.broadcast_add(&table.get(0)?)?,
         };
     }
@@ -44,7 +42,7 @@ pub(crate) fn embed(model: &Transformer, batch: &Batch, past: usize) -> Result<(
             return Err(ModelError::TooLong { found: past + s, available: positions.rows.saturating_sub(offset) });
         }
         let rows = Tensor::from_vec(rows, (b, s), device)?;
-        x = (x + look_up(params.require("embeddings.position.weight")?, &rows)?)?;
+        x = (x + embedding(params.require("embeddings.position.weight")?, &rows)?)?;
     }
     if let Some(eps) = spec.norm_eps {
         x = norm::of_stream(model, "embeddings.norm", Norm { kind: NormKind::Layer, eps }, &x)?;
