@@ -26,22 +26,31 @@ const OP: &str = "backward";
 /// Gradients that one backward pass has found so far, by the variable.
 type Found = HashMap<TensorId, Tensor>;
 
+/// Receives a variable and its whole gradient.
+pub type Receiver<'r> = dyn FnMut(&Tensor, Tensor) -> Result<()> + 'r;
+
+/// A backward pass under way.
+struct Frame {
+    found: Found,
+    /// Valid while the frame stands.
+    receiver: Option<*mut Receiver<'static>>,
+}
+
 // Passes under way on this thread, the innermost last: a block that is differentiated on its own inside of an outer pass, or another
 // computation that this thread took on while it waited for the parts of a kernel.
-thread_local!(static PASSES: RefCell<Vec<Found>> = const { RefCell::new(Vec::new()) });
+thread_local!(static PASSES: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) });
 
-/// Takes its pass off the list, also when an operation panics.
+/// Takes its frame off the list, also when an operation panics.
 struct Pass;
 
 impl Pass {
-    fn begin(found: Found) -> Self {
-        PASSES.with_borrow_mut(|passes| passes.push(found));
+    fn begin(receiver: Option<*mut Receiver<'static>>) -> Self {
+        PASSES.with_borrow_mut(|passes| passes.push(Frame { found: Found::new(), receiver }));
         Pass
     }
 
     fn end(self) -> Found {
-        let found = PASSES.with_borrow_mut(|passes| passes.last_mut().map(std::mem::take));
-        found.unwrap_or_default()
+        PASSES.with_borrow_mut(|passes| passes.last_mut().map(|frame| std::mem::take(&mut frame.found))).unwrap_or_default()
     }
 }
 
@@ -79,9 +88,46 @@ impl Gradients {
 /// # Errors
 /// Those of the operations' backward passes.
 pub fn backward(loss: &Tensor) -> Result<Gradients> {
-    let pass = Pass::begin(Found::new());
+    run(loss, None)
+}
+
+/// [`backward`], in which `receive` gets gradients as soon as an operation calls [`complete`] for them; what is left is returned.
+///
+/// # Errors
+/// Those of the operations' backward passes and of `receive`.
+pub fn backward_with<'r>(loss: &Tensor, receive: &mut Receiver<'r>) -> Result<Gradients> {
+    let receive: *mut Receiver<'r> = receive;
+    // SAFETY: only the lifetime changes. The frame that holds the pointer is gone when `run` returns, and until then `receive` is borrowed.
+    let receive = unsafe { std::mem::transmute::<*mut Receiver<'r>, *mut Receiver<'static>>(receive) };
+    run(loss, Some(receive))
+}
+
+fn run(loss: &Tensor, receiver: Option<*mut Receiver<'static>>) -> Result<Gradients> {
+    let pass = Pass::begin(receiver);
     let store = loss.backward()?;
     Ok(Gradients { found: pass.end(), store: Some(store) })
+}
+
+/// Said from inside an operation's `bwd`: nothing will be added to the gradient by `variable` any more, and nothing will read it.
+///
+/// # Errors
+/// Those of the receiver of the pass under way, if it has one.
+pub fn complete(variable: &Tensor) -> Result<()> {
+    // Out of the frame while it runs: it can't be called from within itself.
+    let found = PASSES.with_borrow_mut(|passes| {
+        let frame = passes.last_mut()?;
+        let gradient = frame.receiver.and_then(|_| frame.found.remove(&variable.id()))?;
+        Some((frame.receiver.take()?, gradient))
+    });
+    let Some((receiver, gradient)) = found else { return Ok(()) };
+    // SAFETY: the frame stands, so `backward_with` has not returned, and this is the only use of what it borrowed.
+    let result = unsafe { (*receiver)(variable, gradient) };
+    PASSES.with_borrow_mut(|passes| {
+        if let Some(frame) = passes.last_mut() {
+            frame.receiver = Some(receiver);
+        }
+    });
+    result
 }
 
 /// Differentiates a part of the graph that ends on its own, from inside an operation's `bwd`: Σ dy ⊙ ∂y / ∂variable for `variables`, all
@@ -123,12 +169,12 @@ pub(crate) fn collects(operand: &Tensor) -> bool {
 
 /// What the pass under way has found for a variable so far, which nobody else holds.
 pub fn take(variable: &Tensor) -> Option<Tensor> {
-    PASSES.with_borrow_mut(|passes| passes.last_mut()?.remove(&variable.id()))
+    PASSES.with_borrow_mut(|passes| passes.last_mut()?.found.remove(&variable.id()))
 }
 
 /// Gives back what [`take`] gave, with more added.
 pub(crate) fn put(variable: &Tensor, gradient: Tensor) {
-    PASSES.with_borrow_mut(|passes| passes.last_mut()?.insert(variable.id(), gradient));
+    PASSES.with_borrow_mut(|passes| passes.last_mut()?.found.insert(variable.id(), gradient));
 }
 
 /// sum + x, in the place of `sum` where it can be.

@@ -9,7 +9,8 @@
 //! The gradient by a block's input goes on through the outer graph; those by the parameters go straight to the pass under way
 //! ([`autograd::backward`]), because an operation has no more than three arguments.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Shape, Tensor, Var};
@@ -19,6 +20,7 @@ use crate::error::Result;
 use crate::gates::{LayerGates, Point, Tap, show};
 use crate::net::block::block;
 use crate::net::{Context, Shortcuts};
+use crate::params::layer_prefix;
 use crate::transformer::Transformer;
 
 /// What stands in memory of a block between the forward and the backward pass.
@@ -28,6 +30,28 @@ pub enum Kept {
     Activations,
     /// Its input: the rest is computed again.
     Input,
+}
+
+/// The blocks of one pass.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    kept: Kept,
+    /// Operations of each layer that were not differentiated yet: a pass may go through the network more than once.
+    open: Mutex<BTreeMap<usize, usize>>,
+}
+
+impl Blocks {
+    fn opened(&self, layer: usize) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner).entry(layer).or_default() += 1;
+    }
+
+    /// Whether that was the last one of the layer.
+    fn closed(&self, layer: usize) -> bool {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = open.entry(layer).or_default();
+        *left = left.saturating_sub(1);
+        *left == 0
+    }
 }
 
 /// The graph of one block.
@@ -43,6 +67,7 @@ struct Blockwise {
     layer: usize,
     context: Context,
     gates: Option<LayerGates>,
+    blocks: Arc<Blocks>,
     graph: Mutex<Option<Graph>>,
 }
 
@@ -77,17 +102,24 @@ impl CustomOp2 for Blockwise {
             Some(graph) => graph,
             None => self.build(x).map_err(candle_core::Error::wrap)?,
         };
-        let parameters = self.model.params.iter().map(|(_, p)| p).filter(|p| p.is_variable());
-        autograd::within(&graph.y, gradient, parameters.chain([&graph.input]))?;
-        Ok((autograd::take(&graph.input), None))
+        let variables = || self.model.params.iter().filter(|(_, p)| p.is_variable());
+        autograd::within(&graph.y, gradient, variables().map(|(_, p)| p).chain([&graph.input]))?;
+        let dx = autograd::take(&graph.input);
+        drop(graph);
+        if self.blocks.closed(self.layer) {
+            let prefix = layer_prefix(self.layer);
+            variables().filter(|(slot, _)| slot.starts_with(&prefix)).try_for_each(|(_, p)| autograd::complete(p))?;
+        }
+        Ok((dx, None))
     }
 }
 
 impl Transformer {
-    /// The same network, differentiated block by block. To be asked for when all variables are among the parameters, and for backward
-    /// passes of [`autograd::backward`].
+    /// The same network, differentiated block by block: for one pass of [`autograd::backward`], when all variables are among the parameters.
+    /// A gradient by a block's own parameters is complete ([`autograd::complete`]) with that block, unless it is still to be differentiated
+    /// elsewhere.
     pub fn blockwise(&self, kept: Kept) -> Self {
-        Self { blockwise: Some(kept), ..self.clone() }
+        Self { blockwise: Some(Arc::new(Blocks { kept, open: Mutex::default() })), ..self.clone() }
     }
 
     /// A block within a whole pass: on its own where that was asked for, nobody looks inside and its gates are constants.
@@ -101,18 +133,20 @@ impl Transformer {
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
         let closed = shortcuts.is_empty() && !gates.is_some_and(LayerGates::track_op);
-        let alone = self.blockwise.filter(|_| closed && !Point::INSIDE.iter().any(|p| tap.wants(layer, *p)));
-        let Some(kept) = alone else { return block(self, layer, x, context, gates, shortcuts, tap) };
+        let alone = self.blockwise.as_ref().filter(|_| closed && !Point::INSIDE.iter().any(|p| tap.wants(layer, *p)));
+        let Some(blocks) = alone else { return block(self, layer, x, context, gates, shortcuts, tap) };
         show(tap, layer, Point::BlockInput, x)?;
         let model = Self { blockwise: None, ..self.clone() };
-        let own = Blockwise { model, layer, context: context.clone(), gates: gates.cloned(), graph: Mutex::default() };
+        let (context, gates, blocks) = (context.clone(), gates.cloned(), blocks.clone());
+        let own = Blockwise { model, layer, context, gates, blocks, graph: Mutex::default() };
         let graph = own.build(x)?;
         let y = graph.y.detach().contiguous()?;
         if !graph.y.track_op() {
             show(tap, layer, Point::BlockOutput, &y)?;
             return Ok(y);
         }
-        if kept == Kept::Activations {
+        own.blocks.opened(layer);
+        if own.blocks.kept == Kept::Activations {
             *own.graph.lock().unwrap_or_else(PoisonError::into_inner) = Some(graph);
         }
         // An operation without an argument in the graph would not be differentiated, and the block's parameters would get nothing.

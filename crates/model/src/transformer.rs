@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::batch::Batch;
-use crate::blockwise::Kept;
+use crate::blockwise::Blocks;
 use crate::blueprint::{Blueprint, Head, Pick, Pooling, Task};
 use crate::dims::LayerDims;
 use crate::error::{ModelError, Result};
@@ -31,7 +31,7 @@ pub struct Transformer {
     /// How it multiplies, where that is by int8.
     pub(crate) int8: Option<Int8>,
     /// Its blocks are differentiated one at a time.
-    pub(crate) blockwise: Option<Kept>,
+    pub(crate) blockwise: Option<Arc<Blocks>>,
 }
 
 /// Units that are masked where zeros in the weights are not enough: a layer of a post-norm network, whose norms change what passes, an

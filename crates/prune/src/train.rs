@@ -1,13 +1,13 @@
 //! The one training loop: recovery, gradual pruning, learned masks and adapters all run on it.
 
 mod inner;
+mod passes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
-use prunectl_kernels::autograd;
-use prunectl_model::{Batch, Kept, Transformer};
+use prunectl_model::Transformer;
 use prunectl_recipe::plan::{Schedule, When};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -18,7 +18,7 @@ use crate::buffers;
 use crate::data::Examples;
 use crate::decision::Removed;
 use crate::error::{PruneError, Result};
-use crate::loss::{LossInput, LossTerm, Shared};
+use crate::loss::LossTerm;
 use crate::optimizer::{Memory, Optimizer, Update};
 use crate::schedule::Clock;
 use crate::surgery;
@@ -186,11 +186,32 @@ impl Slot {
         Ok(buffers::variable(&self.seen(), &self.shape, model)?)
     }
 
-    /// What nobody else holds any more is given back.
-    fn take_back(&mut self, variable: Var) -> Result<()> {
+    /// The weights come back from a variable that nobody reads any more.
+    fn take_back(&mut self, variable: &Var) -> Result<()> {
         if self.weights.is_empty() {
-            self.weights = buffers::values(variable.into_inner())?;
+            self.weights = buffers::values(variable.as_tensor().clone())?;
         }
+        Ok(())
+    }
+
+    /// Takes masked and hidden weights out of the gradient; the sum of its squares.
+    fn free(&self, gradient: &mut [f32]) -> f64 {
+        zero_masked(gradient, self.keep.as_deref());
+        gradient.iter_mut().zip(self.factor.iter().flatten()).for_each(|(g, f)| *g *= f);
+        buffers::square_sum(gradient)
+    }
+
+    fn update(&mut self, optimizer: &dyn Optimizer, gradient: &[f32], step: u64, lr: f64) -> Result<()> {
+        let before = self.factor.is_some().then(|| self.weights.clone());
+        let (weights, memory) = (&mut self.weights, &mut self.memory);
+        optimizer.update(Update { weights, gradient, memory, step: step + 1, lr, matrix: self.matrix, decays: true })?;
+        // What is hidden waits as it is: neither momentum nor decay moves it.
+        for ((w, f), old) in self.weights.iter_mut().zip(self.factor.iter().flatten()).zip(before.iter().flatten()) {
+            if *f == 0.0 {
+                *w = *old;
+            }
+        }
+        self.hold();
         Ok(())
     }
 
@@ -438,42 +459,11 @@ impl<'a> Trainer<'a> {
             };
         }
         self.prune(step, &batches)?;
-        let (loss, mut gradients) = self.gradients(&batches, step)?;
-        let (learned, penalty) = self.learn(&gradients, step)?;
-        let felt = self.feel(&gradients, &batches)?;
-        let loss = loss + penalty;
         let lr = self.clock.value(self.spec.optimizer.lr(), step);
-        if !loss.is_finite() {
-            return Err(PruneError::Diverged { step: step + 1, loss, lr });
-        }
-        let grad_norm = self.norm(&mut gradients);
-        if !grad_norm.is_finite() {
-            return Err(PruneError::GradientDiverged { step: step + 1, norm: grad_norm, lr });
-        }
-        clip(self.spec.clip, grad_norm, gradients.values_mut());
-        self.observe(&batches, step)?;
-        self.update_learned(learned, step)?;
-        for (slot, gradient) in &gradients {
-            let Some(own) = self.slots.get_mut(slot) else { continue };
-            let before = own.factor.is_some().then(|| own.weights.clone());
-            self.spec.optimizer.update(Update {
-                weights: &mut own.weights,
-                gradient,
-                memory: &mut own.memory,
-                step: step + 1,
-                lr,
-                matrix: own.matrix,
-                decays: true,
-            })?;
-            // What is hidden waits as it is: neither momentum nor decay moves it.
-            for ((w, f), old) in own.weights.iter_mut().zip(own.factor.iter().flatten()).zip(before.iter().flatten()) {
-                if *f == 0.0 {
-                    *w = *old;
-                }
-            }
-            own.hold();
-        }
-        self.shrink(&felt, step)?;
+        let (loss, grad_norm) = match batches.as_slice() {
+            [batch] if self.spec.clip.is_none() && self.inner.is_empty() => self.update_on_the_way(batch, step, lr)?,
+            batches => self.update_together(batches, step, lr)?,
+        };
         if let Some((slot, _)) = self.slots.iter().find(|(_, own)| own.trains && !buffers::finite(&own.weights)) {
             return Err(PruneError::WeightsDiverged { step: step + 1, slot: slot.clone(), lr });
         }
@@ -509,105 +499,7 @@ impl<'a> Trainer<'a> {
         let from = (step % self.steps_per_epoch) as usize * per_step;
         self.order.1.iter().skip(from).take(per_step).copied().collect()
     }
-
-    /// The loss of a step and its gradients: Σ weight · (Σ sums / Σ counts), so that it does not matter how the step is cut into
-    /// micro-batches.
-    fn gradients(&mut self, batches: &[Batch], step: u64) -> Result<(f64, BTreeMap<String, Vec<f32>>)> {
-        let mut scales = Vec::with_capacity(self.spec.loss.len());
-        let mut weighed = false;
-        let terms: Vec<&Term> = self.spec.loss.iter().filter(|t| !t.term.of_scores()).collect();
-        for term in &terms {
-            let mut count = 0.0;
-            for (i, batch) in batches.iter().enumerate() {
-                count += term.term.count(&self.model, batch, mix(self.spec.seed, step, i as u64))?;
-            }
-            let weight = self.clock.value(&term.weight, step);
-            weighed |= weight != 0.0;
-            scales.push(if count > 0.0 { weight / count } else { 0.0 });
-        }
-        let mut model = self.cast.as_ref().unwrap_or(&self.model).clone();
-        let mut vars = Vec::with_capacity(self.slots.len());
-        for (slot, own) in &mut self.slots {
-            let var = own.variable(&model)?;
-            model.params_mut().set(slot.clone(), var.as_tensor().clone());
-            vars.push(var);
-        }
-        let model = model.blockwise(if self.spec.recompute { Kept::Input } else { Kept::Activations });
-        let found = self.passes(&model, batches, &terms, &scales, &vars, step);
-        // Also where a pass failed: the weights come back.
-        drop(model);
-        for (own, var) in self.slots.values_mut().zip(vars) {
-            own.take_back(var)?;
-        }
-        let (loss, gradients) = found?;
-        // Where every weight of the loss is 0 just now, nothing moves.
-        if gradients.is_empty() && weighed && loss.is_finite() {
-            return Err(PruneError::NoData { method: "train", batches: batches.len() });
-        }
-        Ok((loss, gradients))
-    }
-
-    /// The loss of a step and the gradients of its micro-batches, added up. `vars` are the slots' in their order.
-    fn passes(
-        &self,
-        model: &Transformer,
-        batches: &[Batch],
-        terms: &[&Term],
-        scales: &[f64],
-        vars: &[Var],
-        step: u64,
-    ) -> Result<(f64, BTreeMap<String, Vec<f32>>)> {
-        let mut loss = 0.0;
-        let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        for (i, batch) in batches.iter().enumerate() {
-            let shared = Shared::of(terms.iter().map(|t| &*t.term), model);
-            let alone = terms.len() == 1;
-            let mut total: Option<Tensor> = None;
-            for (term, scale) in terms.iter().zip(scales).filter(|(_, s)| **s != 0.0) {
-                let seed = mix(self.spec.seed, step, i as u64);
-                let input = LossInput::new(model, batch, term.teacher.as_ref(), seed, alone, &shared);
-                let sum = (term.term.sum(&input, &self.clock, step)?.to_dtype(DType::F32)? * *scale)?;
-                total = Some(match total {
-                    Some(total) => (total + sum)?,
-                    None => sum,
-                });
-            }
-            let Some(total) = total else { continue };
-            loss += f64::from(total.to_scalar::<f32>()?);
-            let mut found = autograd::backward(&total)?;
-            for (slot, var) in self.slots.keys().zip(vars) {
-                let Some(gradient) = found.take(var.as_tensor())? else { continue };
-                let gradient = buffers::values(gradient)?;
-                match gradients.get_mut(slot) {
-                    Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
-                    None => _ = gradients.insert(slot.clone(), gradient),
-                }
-            }
-        }
-        Ok((loss, gradients))
-    }
-
-    /// The norm of the trained weights' gradients, those of masked and hidden weights taken out. Summed in f64 in a fixed order.
-    fn norm(&self, gradients: &mut BTreeMap<String, Vec<f32>>) -> f64 {
-        gradients.retain(|slot, _| self.slots.get(slot).is_some_and(|s| s.trains));
-        let mut sum = 0.0;
-        for (slot, gradient) in gradients {
-            let own = self.slots.get(slot);
-            zero_masked(gradient, own.and_then(|s| s.keep.as_deref()));
-            gradient.iter_mut().zip(own.and_then(|s| s.factor.as_ref()).into_iter().flatten()).for_each(|(g, f)| *g *= f);
-            sum += buffers::square_sum(gradient);
-        }
-        sum.sqrt()
-    }
 }
 
 /// Keeps the clipping factor finite, as PyTorch does.
 const CLIP_EPS: f64 = 1e-6;
-
-/// SplitMix64 over a seed and two counters: a seed of its own for each micro-batch.
-fn mix(seed: u64, step: u64, micro: u64) -> u64 {
-    let mut z = seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(micro.wrapping_mul(0xd1b5_4a32_d192_ed03));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}

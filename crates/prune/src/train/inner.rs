@@ -182,7 +182,7 @@ impl<'a> Inner<'a> {
 
     fn moment<'m>(&self, clock: &'m Clock, step: u64, l1: f64, seed: u64) -> Moment<'m> {
         let removed = self.prune.amount(clock, step).1.unwrap_or_else(|| self.share());
-        Moment { clock, step, removed, finally: self.prune.last().unwrap_or(removed), l1, noise: super::mix(seed, step, NOISE) }
+        Moment { clock, step, removed, finally: self.prune.last().unwrap_or(removed), l1, noise: super::passes::mix(seed, step, NOISE) }
     }
 
     fn decided(&mut self, decision: Decision, scores: Scores, asked: Option<f64>) -> Result<()> {
