@@ -103,7 +103,8 @@ impl CustomOp2 for Blockwise {
             None => self.build(x).map_err(candle_core::Error::wrap)?,
         };
         let variables = || self.model.params.iter().filter(|(_, p)| p.is_variable());
-        autograd::within(&graph.y, gradient, variables().map(|(_, p)| p).chain([&graph.input]))?;
+        let input = Some(&graph.input).filter(|input| input.is_variable());
+        autograd::within(&graph.y, gradient, variables().map(|(_, p)| p).chain(input))?;
         let dx = autograd::take(&graph.input);
         drop(graph);
         if self.blocks.closed(self.layer) {
