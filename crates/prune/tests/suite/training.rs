@@ -268,6 +268,25 @@ fn passes_in_another_type_leave_the_weights_theirs() {
     }
 }
 
+/// A limit on the gradient's norm that none reaches changes nothing: neither that all gradients are gathered before it, nor that, without
+/// one, each parameter moves as soon as its gradient is there.
+#[test]
+fn updates_on_the_way_are_those_of_all_gradients_together() {
+    for recompute in [false, true] {
+        let train = |clip: Option<f64>| {
+            let spec = TrainSpec { clip, recompute, ..spec(When::Steps(4), "adamw", &adamw()) };
+            let mut trainer = Trainer::new(&model(), &Removed::default(), &spec, &data()).unwrap();
+            let mut record = Record::default();
+            trainer.run(&mut data(), &mut record).unwrap();
+            let events: Vec<(u64, u64)> = record.events.iter().map(|e| (e.loss.to_bits(), e.grad_norm.to_bits())).collect();
+            (events, bits(&trainer.model().unwrap()))
+        };
+        let (together, on_the_way) = (train(Some(1e9)), train(None));
+        assert_eq!(together.0, on_the_way.0);
+        assert!(together.1 == on_the_way.1 && together.1 != bits(&model()));
+    }
+}
+
 #[test]
 fn an_observer_can_stop() {
     let spec = spec(When::Tokens(64 * 20), "adamw", &adamw());

@@ -81,7 +81,7 @@ pub(super) fn of(step: &Step, sims: &BTreeMap<String, Sim>) -> Option<u64> {
             let sim = sims.get(model_of(selector))?;
             let block = weights(sim) / sim.file.dims.len().max(1) as u64;
             let batch = options.get("batch").and_then(Value::as_u64);
-            // The block's variables, gradients and moments; its inputs for both models.
+            // The block's weights, gradients and moments; its inputs for both models.
             4 * block + 2 * states(sim, data) + activations(sim, Some(data), batch, Rows::Backward)
         }
         StepKind::Train(train) => {
@@ -90,8 +90,8 @@ pub(super) fn of(step: &Step, sims: &BTreeMap<String, Sim>) -> Option<u64> {
             let teachers = train.loss.iter().filter(|(_, term)| term.args.get("teacher").is_some()).count() as u64;
             let buffers = build(OPTIMIZERS, &train.optimizer.name, &train.optimizer.args).map_or(2, |o| o.buffers().len() as u64);
             let rows = if recomputes(train) { Rows::Recomputed } else { Rows::Backward };
-            // The weights as they are beside those of the start, the variables and gradients of a pass, and the optimiser's buffers.
-            (3 + buffers) * weights(sim)
+            // The weights as they are beside those of the start, at most as many gradients, and the optimiser's buffers.
+            (2 + buffers) * weights(sim)
                 + activations(sim, Some(&train.data), batch, rows)
                 + teachers * activations(sim, Some(&train.data), batch, Rows::Forward)
         }
