@@ -36,12 +36,13 @@ pub enum Kept {
 #[derive(Debug)]
 pub(crate) struct Blocks {
     kept: Kept,
-    /// Operations of each layer that were not differentiated yet: a pass may go through the network more than once.
+    /// Users of each layer's parameters that were not differentiated yet: a pass may go through the network more than once.
     open: Mutex<BTreeMap<usize, usize>>,
 }
 
 impl Blocks {
-    fn opened(&self, layer: usize) {
+    /// One more user of the layer's parameters.
+    pub(crate) fn opened(&self, layer: usize) {
         *self.open.lock().unwrap_or_else(PoisonError::into_inner).entry(layer).or_default() += 1;
     }
 

@@ -21,6 +21,10 @@ pub(crate) fn block(
 ) -> Result<Tensor> {
     let read = model.layer_in_memory(layer)?;
     let model = read.as_ref().unwrap_or(model);
+    if let Some(blocks) = &model.blockwise {
+        // In the outer graph: nobody will say when its parameters' gradients are complete.
+        blocks.opened(layer);
+    }
     let dims = model.layer_dims(layer)?;
     let blueprint = &model.blueprint;
     show(tap, layer, Point::BlockInput, x)?;
