@@ -12,7 +12,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use prunectl_kernels as kernels;
 use prunectl_kernels::memory::Recycler;
-use prunectl_kernels::{Activation, AdamW, AttnMask, RopeStyle, threads};
+use prunectl_kernels::{Activation, AdamW, AttnMask, RopeStyle, autograd, threads};
 
 #[global_allocator]
 static MEMORY: Recycler = Recycler;
@@ -129,9 +129,9 @@ fn measure(name: &str, gradient: bool, repeats: usize) -> (f64, Vec<f64>) {
     let vars: Vec<Var> = operands.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
     let mut last = None;
-    let ms = time(repeats, || last = Some(apply(name, &tensors).unwrap().backward().unwrap()));
-    let gradients = last.unwrap();
-    (ms, tensors.iter().map(|t| gradients.get(t).map_or(0.0, probe_of)).collect())
+    let ms = time(repeats, || last = Some(autograd::backward(&apply(name, &tensors).unwrap()).unwrap()));
+    let mut gradients = last.unwrap();
+    (ms, tensors.iter().map(|t| gradients.take(t).unwrap().map_or(0.0, |g| probe_of(&g))).collect())
 }
 
 fn main() {

@@ -3,7 +3,7 @@
 use crate::real::Real;
 use crate::rows::{Fresh, by_type, fill, per_task, piece_of, slice};
 use crate::simd::multiversion;
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
 
 const OP: &str = "activation";
@@ -211,7 +211,7 @@ impl CustomOp1 for Apply {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        x.detach().apply_op2_no_bwd(&dy.contiguous()?, &ApplyBackward(self.0)).map(Some)
+        autograd::keep(x, Some(x.detach().apply_op2_no_bwd(&dy.contiguous()?, &ApplyBackward(self.0))?))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::matrix::{Matrix, multiply};
 use crate::real::Real;
 use crate::rows::{Held, by_type, sum_groups, tensor};
 use crate::simd::{self, multiversion};
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -397,6 +397,6 @@ impl CustomOp3 for Attention {
             DType::F64 => self.gradients::<f64>(q, k, v, d_out)?,
             _ => self.gradients::<f32>(q, k, v, d_out)?,
         };
-        Ok((Some(dq), Some(dk), Some(dv)))
+        Ok((autograd::keep(q, Some(dq))?, autograd::keep(k, Some(dk))?, autograd::keep(v, Some(dv))?))
     }
 }

@@ -5,7 +5,7 @@ use crate::error::KernelError;
 use crate::real::Real;
 use crate::rows::{Fresh, Held, by_type, fill, per_task, piece_of, slice, tensor};
 use crate::simd::{self, multiversion};
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 
 const OP: &str = "cross_entropy";
@@ -107,6 +107,6 @@ impl CustomOp2 for CrossEntropy {
             DType::F64 => self.gradient::<f64>(logits, targets, &dy)?,
             _ => self.gradient::<f32>(logits, targets, &dy)?,
         };
-        Ok((Some(dx), None))
+        Ok((autograd::keep(logits, Some(dx))?, None))
     }
 }

@@ -4,7 +4,7 @@ use crate::activation::{Activation, Pointwise, by_activation};
 use crate::real::Real;
 use crate::rows::{Fresh, Held, by_type, fill, fill2, per_task, piece_of, slice, tensor, write2};
 use crate::simd::multiversion;
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
 use std::marker::PhantomData;
 
@@ -76,9 +76,10 @@ impl CustomOp2 for Gated {
 
     fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
-        match dy.dtype() {
-            candle_core::DType::F64 => self.gradients::<f64>(gate, up, &dy),
-            _ => self.gradients::<f32>(gate, up, &dy),
-        }
+        let (d_gate, d_up) = match dy.dtype() {
+            candle_core::DType::F64 => self.gradients::<f64>(gate, up, &dy)?,
+            _ => self.gradients::<f32>(gate, up, &dy)?,
+        };
+        Ok((autograd::keep(gate, d_gate)?, autograd::keep(up, d_up)?))
     }
 }

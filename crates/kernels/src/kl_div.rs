@@ -6,7 +6,7 @@ use crate::cross_entropy::max_and_sum;
 use crate::real::Real;
 use crate::rows::{Fresh, Held, by_type, fill, per_task, piece_of, slice, tensor};
 use crate::simd::{self, multiversion};
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 
 const OP: &str = "kl_div";
@@ -149,9 +149,10 @@ impl CustomOp2 for KlDiv {
 
     fn bwd(&self, student: &Tensor, teacher: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = dy.contiguous()?;
-        match dy.dtype() {
-            DType::F64 => self.gradients::<f64>(student, teacher, &dy),
-            _ => self.gradients::<f32>(student, teacher, &dy),
-        }
+        let (d_student, d_teacher) = match dy.dtype() {
+            DType::F64 => self.gradients::<f64>(student, teacher, &dy)?,
+            _ => self.gradients::<f32>(student, teacher, &dy)?,
+        };
+        Ok((autograd::keep(student, d_student)?, autograd::keep(teacher, d_teacher)?))
     }
 }

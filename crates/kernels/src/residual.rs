@@ -1,8 +1,8 @@
 //! x + y of two tensors of one shape. candle's own addition waits for its threads in a loop that keeps a core busy.
 
-use crate::check;
 use crate::real::Real;
 use crate::rows::{Fresh, by_type, fill, per_task, piece_of, slice};
+use crate::{autograd, check};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 
 const OP: &str = "add";
@@ -42,6 +42,11 @@ impl CustomOp2 for Add {
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, _: &Tensor, d: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((x.track_op().then(|| d.clone()), y.track_op().then(|| d.clone())))
+        // What a pass takes for a variable is its alone.
+        let share = |operand: &Tensor| match operand.track_op() {
+            true if autograd::collects(operand) => autograd::keep(operand, Some(d.copy()?)),
+            tracked => Ok(tracked.then(|| d.clone())),
+        };
+        Ok((share(x)?, share(y)?))
     }
 }

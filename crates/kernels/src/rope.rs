@@ -5,7 +5,7 @@ use crate::error::KernelError;
 use crate::real::Real;
 use crate::rows::{Fresh, by_type, fill, per_task, piece_of, slice};
 use crate::simd::multiversion;
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType};
 
 const OP: &str = "rope";
@@ -122,14 +122,14 @@ impl CustomOp3 for Turn {
 
     fn bwd(
         &self,
-        _: &Tensor,
+        x: &Tensor,
         cos: &Tensor,
         sin: &Tensor,
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let back = Turn { style: self.style, rotary_dim: self.rotary_dim, back: !self.back };
-        Ok((Some(rows_in_place(dy)?.apply_op3_no_bwd(cos, sin, &back)?), None, None))
+        Ok((autograd::keep(x, Some(rows_in_place(dy)?.apply_op3_no_bwd(cos, sin, &back)?))?, None, None))
     }
 }
 

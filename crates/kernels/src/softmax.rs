@@ -3,7 +3,7 @@
 use crate::real::Real;
 use crate::rows::{Fresh, by_type, fill, per_task, piece_of, slice};
 use crate::simd::{self, multiversion};
-use crate::{check, plain};
+use crate::{autograd, check, plain};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 const OP: &str = "softmax";
@@ -63,8 +63,8 @@ impl CustomOp1 for Softmax {
         })
     }
 
-    fn bwd(&self, _: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        y.detach().apply_op2_no_bwd(&dy.contiguous()?, &SoftmaxBackward).map(Some)
+    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        autograd::keep(x, Some(y.detach().apply_op2_no_bwd(&dy.contiguous()?, &SoftmaxBackward)?))
     }
 }
 
