@@ -2,7 +2,11 @@
 //!
 //! `cargo bench --bench kernels --no-run`; the binary answers each line `NAME forward|gradient REPEATS` on stdin with one JSON line:
 //! milliseconds of one call, and numbers that PyTorch must agree with: the result times a fixed vector, and for `gradient` the same of
-//! every operand's gradient. Operands are sines that both sides compute; the backward pass starts from ones.
+//! every operand's gradient. Operands are sines that both sides compute.
+//!
+//! `gradient` is a forward pass and `autograd::backward`, which starts from ones as large as the result: candle's engine writes them on
+//! one thread, PyTorch's `ones_like` on all of them. An operand is a variable, whose gradient the kernels hand over without the zeros and
+//! the addition of candle's store. `add` copies its gradient once for each variable, where PyTorch returns one tensor for both.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot read its operands has nothing to measure")]
 
@@ -53,6 +57,8 @@ fn shapes(name: &str) -> Vec<Vec<usize>> {
         "attention_causal" => vec![vec![1, 9, 512, 64], vec![1, 3, 512, 64], vec![1, 3, 512, 64]],
         "rope" => vec![vec![4, 9, 512, 64]],
         "linear" => vec![vec![ROWS, 768], vec![WIDTH, 768], vec![WIDTH]],
+        "gate" => vec![vec![4, ROWS / 4, WIDTH], vec![1, WIDTH]],
+        "embedding" => vec![vec![VOCABULARY, 576]],
         "adamw" | "top_k" | "top_k_rows" => vec![],
         other => panic!("no kernel `{other}`"),
     }
@@ -82,6 +88,11 @@ fn apply(name: &str, t: &[Tensor]) -> Result<Tensor> {
             let angles: Vec<f32> = (0..512 * 32).map(|i| ((i / 32) as f64 * 10_000f64.powf(-f64::from(i % 32) / 32.0)) as f32).collect();
             let angles = Tensor::from_vec(angles, (1, 512, 32), &Device::Cpu)?;
             kernels::rope(&t[0], &angles.cos()?, &angles.sin()?, RopeStyle::Half, 64)
+        }
+        "gate" => kernels::gate(&t[0], &t[1]),
+        "embedding" => {
+            let ids = Tensor::from_iter((0..ROWS as u32).map(|i| i * 7919 % VOCABULARY as u32), &Device::Cpu)?;
+            kernels::embedding(&t[0], &ids)
         }
         "linear" => kernels::linear(&t[0], &t[1], Some(&t[2])),
         other => panic!("no kernel `{other}` of tensors"),

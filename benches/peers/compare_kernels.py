@@ -15,7 +15,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 KERNELS = (
     "softmax gelu_erf gelu_tanh silu layer_norm rms_norm swiglu add cross_entropy kl_div attention_bert attention_padded attention_causal "
-    "rope linear adamw top_k top_k_rows"
+    "rope gate embedding linear adamw top_k top_k_rows"
 ).split()
 # No gradient: what is chosen, and an optimiser's step.
 FORWARD_ONLY = {"adamw", "top_k", "top_k_rows"}

@@ -64,6 +64,8 @@ OF_TENSORS = {
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
     ),
     "rope": ([(4, 9, 512, 64)], rope),
+    "gate": ([(4, ROWS // 4, WIDTH), (1, WIDTH)], lambda x, g: x * g[:, None]),
+    "embedding": ([(VOCABULARY, 576)], lambda table: F.embedding(torch.arange(ROWS) * 7919 % VOCABULARY, table)),
     "linear": ([(ROWS, 768), (WIDTH, 768), (WIDTH,)], F.linear),
 }
 

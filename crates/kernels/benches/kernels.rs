@@ -6,7 +6,7 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
 use prunectl_kernels::memory::Recycler;
-use prunectl_kernels::{Activation, AdamW, AttnMask, RopeStyle};
+use prunectl_kernels::{Activation, AdamW, AttnMask, RopeStyle, autograd};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn both(c: &mut Criterion, name: &str, shapes: &[&[usize]], op: impl Fn(&[Tensor
     let constants: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().detach()).collect();
     c.bench_function(&format!("{name} forward"), |b| b.iter(|| black_box(op(&constants).unwrap())));
     let variables: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    c.bench_function(&format!("{name} with gradient"), |b| b.iter(|| black_box(op(&variables).unwrap().backward().unwrap())));
+    c.bench_function(&format!("{name} with gradient"), |b| b.iter(|| black_box(autograd::backward(&op(&variables).unwrap()).unwrap())));
 }
 
 fn pointwise(c: &mut Criterion) {
@@ -90,6 +90,9 @@ fn attention(c: &mut Criterion) {
 }
 
 fn products(c: &mut Criterion) {
+    let ids = Tensor::from_iter((0..ROWS as u32).map(|i| i * 7919 % 49_152), &Device::Cpu).unwrap();
+    both(c, "embedding", &[&[49_152, 576]], |t| prunectl_kernels::embedding(&t[0], &ids));
+    both(c, "candle embedding", &[&[49_152, 576]], |t| t[0].index_select(&ids, 0));
     let (x, w, b): (&[usize], &[usize], &[usize]) = (&[4, 512, 768], &[WIDTH, 768], &[WIDTH]);
     both(c, "linear", &[x, w, b], |t| prunectl_kernels::linear(&t[0], &t[1], Some(&t[2])));
     both(c, "candle linear", &[x, w, b], |t| t[0].reshape((ROWS, 768))?.matmul(&t[1].t()?)?.broadcast_add(&t[2]));

@@ -1,7 +1,7 @@
 //! x + y of two tensors of one shape. candle's own addition waits for its threads in a loop that keeps a core busy.
 
 use crate::real::Real;
-use crate::rows::{Fresh, by_type, fill, per_task, piece_of, slice};
+use crate::rows::{Fresh, Held, by_type, fill, per_task, piece_of, slice, tensor};
 use crate::{autograd, check};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 
@@ -23,6 +23,18 @@ fn sum<T: Real>(x: &[T], y: &[T], out: &mut Fresh<'_, T>) {
     out.write(x.iter().zip(y).map(|(&x, &y)| x + y));
 }
 
+/// What a pass takes for a variable shares its storage with nothing.
+fn copy<T: Real>(d: &Tensor) -> Result<Tensor> {
+    let d = d.contiguous()?;
+    let held = Held::new(OP, &d);
+    let x = held.slice::<T>()?;
+    let piece = per_task(1);
+    let copied = fill(x.len(), piece, |i, out: &mut Fresh<'_, T>| {
+        out.write(piece_of(x, i, piece, out.len()).iter().copied());
+    });
+    tensor(copied, &d)
+}
+
 struct Add;
 
 impl CustomOp2 for Add {
@@ -42,10 +54,11 @@ impl CustomOp2 for Add {
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, _: &Tensor, d: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        // What a pass takes for a variable is its alone.
-        let share = |operand: &Tensor| match operand.track_op() {
-            true if autograd::collects(operand) => autograd::keep(operand, Some(d.copy()?)),
-            tracked => Ok(tracked.then(|| d.clone())),
+        let share = |operand: &Tensor| match (operand.track_op(), autograd::collects(operand), d.dtype()) {
+            (false, ..) => Ok(None),
+            (true, false, _) => Ok(Some(d.clone())),
+            (true, true, DType::F64) => autograd::keep(operand, Some(copy::<f64>(d)?)),
+            (true, true, _) => autograd::keep(operand, Some(copy::<f32>(d)?)),
         };
         Ok((share(x)?, share(y)?))
     }
