@@ -3,7 +3,7 @@
 
 use crate::error::KernelError;
 use crate::real::Real;
-use crate::rows::{Held, by_type, piece_of, slice, tensor};
+use crate::rows::{Fresh, Held, by_type, fill, per_task, piece_of, slice, tensor};
 use crate::{autograd, check};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 
@@ -60,10 +60,12 @@ impl CustomOp2 for Embedding {
         dims.push(width);
         by_type!(OP, table, T => {
             let table = slice::<T>(OP, table, layout)?;
-            let mut y: Vec<T> = Vec::with_capacity(ids.len() * width);
-            for &id in ids {
-                y.extend_from_slice(piece_of(table, id as usize, width, width));
-            }
+            let rows = per_task(width);
+            let y = fill(ids.len() * width, rows * width, |i, y: &mut Fresh<'_, T>| {
+                for &id in piece_of(ids, i, rows, rows) {
+                    y.write(piece_of(table, id as usize, width, width).iter().copied());
+                }
+            });
             Ok((T::to_cpu_storage_owned(y), Shape::from(dims)))
         })
     }
