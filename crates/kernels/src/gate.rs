@@ -68,14 +68,13 @@ impl Sizes {
     }
 }
 
-multiversion! {
-    fn scale<T: Real>(x: &[T], g: &[T], y: &mut Fresh<'_, T>, width: usize) {
-        if width == 1 {
-            y.write(x.iter().zip(g).map(|(&x, &g)| x * g));
-        } else {
-            for (x, &g) in x.chunks_exact(width).zip(g) {
-                y.write(x.iter().map(|&x| x * g));
-            }
+/// As narrow as an addition's loop: the memory is the limit.
+fn scale<T: Real>(x: &[T], g: &[T], y: &mut Fresh<'_, T>, width: usize) {
+    if width == 1 {
+        y.write(x.iter().zip(g).map(|(&x, &g)| x * g));
+    } else {
+        for (x, &g) in x.chunks_exact(width).zip(g) {
+            y.write(x.iter().map(|&x| x * g));
         }
     }
 }
