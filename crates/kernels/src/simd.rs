@@ -70,6 +70,20 @@ fn join<T: Real>(mut lanes: [T; LANES], f: impl Fn(T, T) -> T) -> T {
     lanes[0]
 }
 
+/// Adds the last numbers, fewer than there are lanes, to the first lanes. They go through an array of their own: lanes that are indexed
+/// by a count do not stay in whole registers. The zeros that it is filled up with change no bit, as no lane is ever −0.
+#[inline(always)]
+fn with_tail<T: Real>(mut lanes: [T; LANES], last: impl Iterator<Item = T>) -> [T; LANES] {
+    let mut tail = [T::ZERO; LANES];
+    for (place, value) in tail.iter_mut().zip(last) {
+        *place = value;
+    }
+    for (lane, value) in lanes.iter_mut().zip(tail) {
+        *lane += value;
+    }
+    lanes
+}
+
 /// Σ f(x) in a fixed order.
 #[inline(always)]
 pub fn sum<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
@@ -81,10 +95,7 @@ pub fn sum<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
             *lane += f(x);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(tail) {
-        *lane += f(x);
-    }
-    join(lanes, |a, b| a + b)
+    join(with_tail(lanes, tail.iter().map(|&x| f(x))), |a, b| a + b)
 }
 
 /// Σ f(x, y) in a fixed order, over the shorter of the two.
@@ -98,10 +109,7 @@ pub fn sum2<T: Real>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
             *lane += f(x, y);
         }
     }
-    for ((lane, &x), &y) in lanes.iter_mut().zip(x_tail).zip(y_tail) {
-        *lane += f(x, y);
-    }
-    join(lanes, |a, b| a + b)
+    join(with_tail(lanes, x_tail.iter().zip(y_tail).map(|(&x, &y)| f(x, y))), |a, b| a + b)
 }
 
 /// Σ f(x, y, z) in a fixed order, over the shortest of the three.
@@ -115,10 +123,7 @@ pub fn sum3<T: Real>(x: &[T], y: &[T], z: &[T], f: impl Fn(T, T, T) -> T) -> T {
             *lane += f(x, y, z);
         }
     }
-    for (((lane, &x), &y), &z) in lanes.iter_mut().zip(x_tail).zip(y_tail).zip(z_tail) {
-        *lane += f(x, y, z);
-    }
-    join(lanes, |a, b| a + b)
+    join(with_tail(lanes, x_tail.iter().zip(y_tail).zip(z_tail).map(|((&x, &y), &z)| f(x, y, z))), |a, b| a + b)
 }
 
 /// The largest value; −∞ for an empty slice. NaN is passed over: the exponentials that follow bring it back.
