@@ -10,11 +10,12 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, W
 
 const OP: &str = "cross_entropy";
 
-/// logits [n, v], targets u32 [n], each below v → negative log-likelihoods [n] in nats. Rows to be ignored are left out by the caller.
+/// logits [.., v], targets u32 [n], each below v → negative log-likelihoods [n] in nats, n the rows of all leading dimensions. Rows to be ignored are left out by the caller.
 /// The result is f32 (f64 for f64 logits), whatever half type the logits have: a loss is summed over many rows.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     check::float(OP, "logits", logits)?;
-    let (n, v) = logits.dims2()?;
+    let v = check::last_dim(OP, "logits", logits)?;
+    let n = logits.dims().iter().rev().skip(1).product::<usize>();
     if targets.dtype() != DType::U32 {
         return Err(KernelError::DType { op: OP, what: "targets", found: targets.dtype(), expected: "u32" }.into());
     }
@@ -31,7 +32,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     if logits.device().is_cpu() {
         logits.contiguous()?.apply_op2(&targets.contiguous()?, CrossEntropy)
     } else {
-        plain::cross_entropy(&logits, targets)
+        plain::cross_entropy(&logits.reshape((n, v))?, targets)
     }
 }
 
@@ -71,7 +72,7 @@ struct CrossEntropy;
 
 impl CrossEntropy {
     fn gradient<T: Real>(&self, logits: &Tensor, targets: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        let (_, width) = logits.dims2()?;
+        let width = check::last_dim(OP, "logits", logits)?;
         let rows = per_task(width);
         let (x, t, dy) = (Held::new(OP, logits), Held::new(OP, targets), Held::new(OP, dy));
         let (x, t, dy) = (x.slice::<T>()?, t.slice::<u32>()?, dy.slice::<T>()?);
@@ -89,7 +90,8 @@ impl CustomOp2 for CrossEntropy {
     }
 
     fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout, targets: &CpuStorage, targets_layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (n, width) = layout.shape().dims2()?;
+        let width = layout.dims().last().copied().unwrap_or(1);
+        let n = targets_layout.shape().elem_count();
         let rows = per_task(width);
         by_type!(OP, logits, T => {
             let x = slice::<T>(OP, logits, layout)?;

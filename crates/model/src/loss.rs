@@ -112,8 +112,7 @@ impl Transformer {
             (Head::Tokens { .. }, _) => {
                 let scored = self.scored_tokens(batch)?;
                 let rows = Tensor::new(scored.rows.as_slice(), device)?;
-                let logits = outputs.flatten_to(1)?;
-                let n = logits.dim(0)?;
+                let n = outputs.dims().iter().rev().skip(1).product::<usize>();
                 if 2 * scored.rows.len() >= n.max(1) {
                     // Picking rows out costs two passes over the logits and their gradient; what is not scored then counts nothing.
                     let mut targets = vec![0; n];
@@ -122,9 +121,10 @@ impl Transformer {
                             *slot = *target;
                         }
                     }
-                    let nll = kernels::cross_entropy(&logits, &Tensor::from_vec(targets, n, device)?)?;
+                    let nll = kernels::cross_entropy(outputs, &Tensor::from_vec(targets, n, device)?)?;
                     return by_example(b, &scored, &nll.index_select(&rows, 0)?);
                 }
+                let logits = outputs.flatten_to(1)?;
                 let logits = if scored.rows.is_empty() { logits.narrow(0, 0, 0)? } else { logits.index_select(&rows, 0)? };
                 self.token_loss(b, &scored, &logits)
             }

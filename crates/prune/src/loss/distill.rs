@@ -5,7 +5,7 @@
 
 use candle_core::{D, Tensor};
 use prunectl_kernels::kl_div;
-use prunectl_model::{Batch, Gates, Transformer};
+use prunectl_model::{Batch, Gates, Head, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Ty};
 use prunectl_recipe::plan::{Schedule, Value};
 
@@ -45,24 +45,25 @@ impl LossTerm for Distill {
         let ours = input.outputs()?;
         alike("distill", ours, &theirs)?;
         let rows = output_rows(input.model, input.batch)?;
-        let flat = |t: &Tensor| distributions(input.model, input.batch, t);
-        let (ours, theirs) = (flat(ours)?, flat(&theirs.to_dtype(ours.dtype())?)?);
-        let most = 2 * rows.len() >= ours.dim(0)?;
-        let rows = Tensor::from_vec(rows.clone(), rows.len(), ours.device())?;
+        let theirs = theirs.to_dtype(ours.dtype())?;
+        let (b, s) = input.batch.size()?;
+        let most = matches!(input.model.blueprint().head, Head::Tokens { .. }) && 2 * rows.len() >= b * s;
+        let rows = Tensor::new(rows, ours.device())?;
         let each = if most {
             // Picking rows out costs more than computing the others, too.
-            response(&ours, &theirs, temperature)?.index_select(&rows, 0)?
+            response(ours, &theirs, temperature)?.index_select(&rows, 0)?
         } else {
-            response(&ours.index_select(&rows, 0)?, &theirs.index_select(&rows, 0)?, temperature)?
+            let pick = |t: &Tensor| -> Result<Tensor> { Ok(distributions(input.model, input.batch, t)?.index_select(&rows, 0)?) };
+            response(&pick(ours)?, &pick(&theirs)?, temperature)?
         };
         Ok(each.sum_all()?)
     }
 }
 
-/// `T² · KL(teacher ‖ student)` of each row: logits `[rows, classes]`. Of one output the squared difference.
+/// `T² · KL(teacher ‖ student)` of each row: logits `[.., classes]`. Of one output the squared difference.
 pub(super) fn response(ours: &Tensor, theirs: &Tensor, temperature: f64) -> Result<Tensor> {
     if ours.dim(D::Minus1)? == 1 {
-        return Ok((ours - theirs)?.sqr()?.sum(D::Minus1)?);
+        return Ok((ours - theirs)?.sqr()?.flatten_all()?);
     }
     Ok((kl_div(ours, theirs, temperature)? * (temperature * temperature))?)
 }
