@@ -42,18 +42,30 @@ multiversion! {
     }
 }
 
+/// act(gate) · up
+pub(crate) fn values<T: Real>(act: Activation, gate: &[T], up: &[T]) -> Vec<T> {
+    let piece = per_task(1);
+    by_activation!(act, F => fill(gate.len(), piece, |i, y: &mut Fresh<'_, T>| {
+        forward(piece_of(gate, i, piece, y.len()), piece_of(up, i, piece, y.len()), y, PhantomData::<F>);
+    }))
+}
+
+/// (∂gate, ∂up)
+pub(crate) fn gradients<T: Real>(act: Activation, gate: &[T], up: &[T], dy: &[T]) -> (Vec<T>, Vec<T>) {
+    let piece = per_task(1);
+    by_activation!(act, F => fill2((gate.len(), piece), (gate.len(), piece), |i, d_gate: &mut Fresh<'_, T>, d_up: &mut Fresh<'_, T>| {
+        let n = d_gate.len();
+        let at = |x| piece_of(x, i, piece, n);
+        backward(at(gate), at(up), at(dy), d_gate, d_up, PhantomData::<F>);
+    }))
+}
+
 struct Gated(Activation);
 
 impl Gated {
     fn gradients<T: Real>(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let piece = per_task(1);
         let (gates, ups, dys) = (Held::new(OP, gate), Held::new(OP, up), Held::new(OP, dy));
-        let (g, u, dy) = (gates.slice::<T>()?, ups.slice::<T>()?, dys.slice::<T>()?);
-        let (d_gate, d_up) = by_activation!(self.0, F => fill2((g.len(), piece), (g.len(), piece), |i, d_gate: &mut Fresh<'_, T>, d_up: &mut Fresh<'_, T>| {
-            let n = d_gate.len();
-            let at = |x| piece_of(x, i, piece, n);
-            backward(at(g), at(u), at(dy), d_gate, d_up, PhantomData::<F>);
-        }));
+        let (d_gate, d_up) = gradients(self.0, gates.slice::<T>()?, ups.slice::<T>()?, dys.slice::<T>()?);
         Ok((Some(tensor(d_gate, gate)?), Some(tensor(d_up, up)?)))
     }
 }
@@ -64,12 +76,8 @@ impl CustomOp2 for Gated {
     }
 
     fn cpu_fwd(&self, gate: &CpuStorage, gate_layout: &Layout, up: &CpuStorage, up_layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let piece = per_task(1);
         by_type!(OP, gate, T => {
-            let (gate, up) = (slice::<T>(OP, gate, gate_layout)?, slice::<T>(OP, up, up_layout)?);
-            let y = by_activation!(self.0, F => fill(gate.len(), piece, |i, y: &mut Fresh<'_, T>| {
-                forward(piece_of(gate, i, piece, y.len()), piece_of(up, i, piece, y.len()), y, PhantomData::<F>);
-            }));
+            let y = values(self.0, slice::<T>(OP, gate, gate_layout)?, slice::<T>(OP, up, up_layout)?);
             Ok((T::to_cpu_storage_owned(y), gate_layout.shape().clone()))
         })
     }

@@ -59,6 +59,23 @@ fn column_sums<T: Real>(x: &[T], width: usize) -> Vec<T> {
     sum_pieces(&partials, width)
 }
 
+/// ∂w = ∂yᵀ·x where it is wanted and `bwd` has to return it. A pass that takes it gets it without a copy, added to what was there in the
+/// product itself.
+pub(crate) fn weight_gradient<T: Real>(dy: Matrix<'_, T>, x: Matrix<'_, T>, w: &Tensor) -> Result<Option<Tensor>> {
+    if !w.track_op() {
+        return Ok(None);
+    }
+    let before = autograd::collects(w).then(|| autograd::take(w)).flatten();
+    let dw = match before.map(|sum| autograd::into_vec::<T>(&sum)).transpose()?.flatten() {
+        Some(mut sum) => {
+            add_product(&mut sum, dy.transposed(), x)?;
+            sum
+        }
+        None => product(dy.transposed(), x, None)?,
+    };
+    autograd::keep(w, Some(tensor(dw, w)?))
+}
+
 struct Linear;
 
 /// How a backend multiplies contiguous x [.., in] with wᵀ.
@@ -111,19 +128,7 @@ impl Linear {
         let ws = Matrix::packed(held_w.slice::<T>()?, features);
         let dys = Matrix::packed(held_dy.slice::<T>()?, out);
         let dx = x.track_op().then(|| tensor(product(dys, ws, None)?, x)).transpose()?;
-        if autograd::collects(w) {
-            let dw = match autograd::take(w).map(|sum| autograd::into_vec::<T>(&sum)).transpose()?.flatten() {
-                Some(mut sum) => {
-                    add_product(&mut sum, dys.transposed(), xs)?;
-                    sum
-                }
-                None => product(dys.transposed(), xs, None)?,
-            };
-            autograd::put(w, tensor(dw, w)?);
-            return Ok((autograd::keep(x, dx)?, None));
-        }
-        let dw = w.track_op().then(|| tensor(product(dys.transposed(), xs, None)?, w)).transpose()?;
-        Ok((autograd::keep(x, dx)?, dw))
+        Ok((autograd::keep(x, dx)?, weight_gradient(dys, xs, w)?))
     }
 
     /// x·wᵀ + b on the CPU, `b` empty for none.

@@ -95,6 +95,11 @@ pub(crate) fn linear(params: &Params, stem: &str, x: &Tensor) -> Result<Tensor> 
     }
 }
 
+/// Whether the weight of that stem carries an adapter.
+pub(crate) fn has_adapter(params: &Params, stem: &str) -> bool {
+    [AdapterPart::Rows, AdapterPart::Positions].iter().any(|part| params.has(&part.slot(stem)))
+}
+
 /// ΔW of a stem, `[out, in]`; None without an adapter.
 pub(crate) fn update(params: &Params, stem: &str) -> Result<Option<Tensor>> {
     let part = |part: AdapterPart| params.get(&part.slot(stem));

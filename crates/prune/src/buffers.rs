@@ -18,6 +18,11 @@ pub(crate) fn values(t: Tensor) -> Result<Vec<f32>> {
     }
 }
 
+/// Zeros that are written here: pages that are read before they are written fault twice.
+pub(crate) fn zeros(n: usize) -> Vec<f32> {
+    rayon::iter::repeat_n(0.0, n).collect()
+}
+
 /// Values that one task sums up.
 const CHUNK: usize = 64 * 1024;
 

@@ -151,6 +151,12 @@ fn row_cases(n: usize, d: usize) -> Vec<Case> {
             move |t| crate::gated(act, &t[0], &t[1]),
             move |t| plain::activation(act, &t[0])? * &t[1],
         ));
+        cases.push(case(
+            format!("gated_linear {act:?}"),
+            &[x, x, &[3, d]],
+            move |t| crate::gated_linear(act, &t[0], &t[1], &t[2]),
+            move |t| plain::linear(&(plain::activation(act, &t[0])? * &t[1])?, &t[2], None),
+        ));
     }
     for case in &mut cases {
         case.name = format!("{} [{n}, {d}]", case.name);

@@ -4,6 +4,7 @@ use candle_core::{D, DType, Tensor};
 use prunectl_kernels as kernels;
 
 use super::{Context, linear, spread_gate};
+use crate::adapter::has_adapter;
 use crate::blueprint::Router;
 use crate::error::{ModelError, Result};
 use crate::gates::{LayerGates, Point, Tap, show};
@@ -28,25 +29,44 @@ pub(crate) fn mlp(
     let out = if dims.experts > 0 {
         mixture(model, layer, x, context, gates, tap)?
     } else {
-        let potential = |mut p: Tensor| -> Result<Tensor> {
+        let gate = gates.and_then(|g| g.neurons.as_ref());
+        let closed = closed(model, &stem).filter(|_| gate.is_none() && !tap.wants(layer, Point::Intermediate));
+        let x = &model.int8_input(x, context.keep.as_ref())?;
+        let mut potential = |mut p: Tensor| -> Result<Tensor> {
             if let Some(more) = gates.and_then(|g| g.potentials.as_ref()) {
                 p = p.add(more)?;
             }
             show(tap, layer, Point::Potential, &p)?;
             Ok(p)
         };
-        let mut inner = intermediate(model, &stem, &model.int8_input(x, context.keep.as_ref())?, potential)?; // [b, s, ffn]
-        if let Some(gate) = gates.and_then(|g| g.neurons.as_ref()) {
-            inner = kernels::gate(&inner, &spread_gate("neurons", gate, context.batch, &[dims.ffn], 2, model.dtype)?)?;
+        match closed {
+            Some((kernel, down)) => {
+                let up = model.times(&format!("{stem}.up"), x)?;
+                kernels::gated_linear(kernel, &potential(model.times(&format!("{stem}.gate"), x)?)?, &up, down)?
+            }
+            None => {
+                let mut inner = intermediate(model, &stem, x, potential)?; // [b, s, ffn]
+                if let Some(gate) = gate {
+                    inner = kernels::gate(&inner, &spread_gate("neurons", gate, context.batch, &[dims.ffn], 2, model.dtype)?)?;
+                }
+                show(tap, layer, Point::Intermediate, &inner)?;
+                if tap.ends_at(layer, Point::Intermediate) {
+                    return Ok(x.x.clone());
+                }
+                model.times(&format!("{stem}.down"), &model.int8_input(&inner, context.keep.as_ref())?)?
+            }
         }
-        show(tap, layer, Point::Intermediate, &inner)?;
-        if tap.ends_at(layer, Point::Intermediate) {
-            return Ok(x.clone());
-        }
-        model.times(&format!("{stem}.down"), &model.int8_input(&inner, context.keep.as_ref())?)?
     };
     show(tap, layer, Point::MlpOutput, &out)?;
     Ok(out)
+}
+
+/// The activation function and the down projection of a gated MLP that multiplies nothing but its weight.
+fn closed<'m>(model: &'m Transformer, stem: &str) -> Option<(kernels::Activation, &'m Tensor)> {
+    let spec = &model.blueprint.mlp;
+    let down = format!("{stem}.down");
+    let plain = spec.gated && model.int8.is_none() && !model.params.has(&format!("{down}.bias")) && !has_adapter(&model.params, &down);
+    Some((spec.activation.kernel()?, model.params.get(&format!("{down}.weight")).filter(|_| plain)?))
 }
 
 /// The input of the down projection, `[.., hidden]` to `[.., ffn]`. What the activation function reads goes through `potential` first.

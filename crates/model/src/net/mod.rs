@@ -133,7 +133,8 @@ impl Activation {
         })
     }
 
-    fn kernel(self) -> Option<kernels::Activation> {
+    /// The kernel's name of it, if it has one.
+    pub(crate) fn kernel(self) -> Option<kernels::Activation> {
         Some(match self {
             Self::GeluErf => kernels::Activation::GeluErf,
             Self::GeluTanh => kernels::Activation::GeluTanh,

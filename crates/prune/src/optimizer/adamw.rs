@@ -8,6 +8,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Ty};
 use prunectl_recipe::plan::Schedule;
 
 use super::{Optimizer, Update, schedule};
+use crate::buffers::zeros;
 use crate::error::{PruneError, Result};
 use crate::row::{other, param, required, within};
 
@@ -36,8 +37,8 @@ impl Optimizer for AdamW {
         let weight_decay = if u.decays && (u.matrix || self.decay_all) { self.weight_decay } else { 0.0 };
         let options = Options { lr: u.lr, beta1: self.beta1, beta2: self.beta2, eps: self.eps, weight_decay };
         let n = u.weights.len();
-        let mut m = u.memory.remove(FIRST).unwrap_or_else(|| vec![0.0; n]);
-        let mut v = u.memory.remove(SECOND).unwrap_or_else(|| vec![0.0; n]);
+        let mut m = u.memory.remove(FIRST).unwrap_or_else(|| zeros(n));
+        let mut v = u.memory.remove(SECOND).unwrap_or_else(|| zeros(n));
         let done = adamw_step(u.weights, u.gradient, &mut m, &mut v, u.step, &options);
         u.memory.insert(FIRST, m);
         u.memory.insert(SECOND, v);

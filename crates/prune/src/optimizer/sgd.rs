@@ -4,6 +4,7 @@ use prunectl_recipe::catalogue::{ArgError, Args, Entry, Kind, Ty};
 use prunectl_recipe::plan::Schedule;
 
 use super::{Optimizer, Update, schedule};
+use crate::buffers::zeros;
 use crate::error::Result;
 use crate::row::{other, param, required, within};
 
@@ -36,7 +37,7 @@ impl Optimizer for Sgd {
         }
         let n = u.weights.len();
         // PyTorch's buffer starts as the first gradient, which zeros and μ·0 + g give as well.
-        let buffer = u.memory.entry(MOMENTUM).or_insert_with(|| vec![0.0; n]);
+        let buffer = u.memory.entry(MOMENTUM).or_insert_with(|| zeros(n));
         for ((w, g), b) in u.weights.iter_mut().zip(u.gradient).zip(buffer) {
             let g = g + decay * *w;
             *b = mu * *b + g;
