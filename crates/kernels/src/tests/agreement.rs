@@ -90,7 +90,8 @@ fn f32_is_close_to_f64() {
         let (expected, expected_gradients) = value_and_gradients(&case.plain, &exact).unwrap();
         let value = distance(&y, &expected);
         let slope = gradients.iter().zip(&expected_gradients).map(|(g, e)| distance(g, e)).fold(0.0, f64::max);
-        // f32 rounds at 6e-8. A product of `linear` or `gated_linear` adds up to 331 terms of mean size 0.56 that may cancel: 6e-8 of their sum is 1.1e-5.
+        // f32 rounds at 6e-8. A product of `linear` or `gated_linear` adds up to 331 terms of mean size 0.56 that may cancel: 6e-8 of their
+        // sum is 1.1e-5.
         // Gradients with respect to weights add over 301 rows.
         let tolerance = if case.name.contains("linear") { 1.1e-5 } else { 3e-6 };
         assert!(value < tolerance && slope < 2e-5, "{}: {value:e}, gradient {slope:e}", case.name);

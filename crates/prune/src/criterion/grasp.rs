@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
+use prunectl_kernels::autograd;
 use prunectl_model::Transformer;
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 
@@ -48,12 +49,12 @@ impl Grasp {
                 continue;
             }
             tokens += loss.count();
-            let grads = loss.sum()?.backward()?;
+            let mut grads = autograd::backward(&loss.sum()?)?;
             for (slot, var) in &vars {
-                let Some(g) = grads.get(var.as_tensor()) else { continue };
+                let Some(g) = grads.take(var.as_tensor())? else { continue };
                 let sum = match sums.get(slot) {
                     Some(sum) => (sum + g)?,
-                    None => g.clone(),
+                    None => g,
                 };
                 sums.insert(slot.clone(), sum.detach());
             }

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
+use prunectl_kernels::autograd;
 use prunectl_model::{Params, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, Ty};
 use prunectl_recipe::plan::{Amount, Scope, Share};
@@ -55,11 +56,11 @@ fn entries(network: &dyn Network, slots: &BTreeSet<String>) -> Result<BTreeMap<S
             expected: "a finite sum of outputs in f64: check the weights, or use `snip`".into(),
         });
     }
-    let grads = r.backward()?;
+    let mut grads = autograd::backward(&r)?;
     let mut out = BTreeMap::new();
     for (slot, var) in &vars {
         let w = var.as_tensor().detach();
-        let score = match grads.get(var.as_tensor()) {
+        let score = match grads.take(var.as_tensor())? {
             Some(g) => g.mul(&w)?.abs()?.to_device(&Device::Cpu)?,
             None => w.zeros_like()?.to_device(&Device::Cpu)?,
         };

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor};
+use prunectl_kernels::autograd;
 use prunectl_model::{Gates, Transformer};
 use prunectl_recipe::catalogue::{ArgError, Args, Entry, SiteKind};
 
@@ -114,10 +115,10 @@ impl Criterion for Sensitivity {
                     continue;
                 }
                 examples += 1;
-                let grads = (loss.sum()? / loss.count() as f64)?.backward()?;
+                let mut grads = autograd::backward(&(loss.sum()? / loss.count() as f64)?)?;
                 let mut lines: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
                 for (slot, var) in &vars {
-                    let Some(g) = grads.get(var.as_tensor()) else { continue };
+                    let Some(g) = grads.take(var.as_tensor())? else { continue };
                     let product = g.mul(var.as_tensor())?.detach().to_dtype(DType::F64)?;
                     // Rows of what writes the neuron, columns of what reads it.
                     let line = match (product.rank(), slot.ends_with("down.weight")) {

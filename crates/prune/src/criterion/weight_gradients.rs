@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor, Var};
+use prunectl_kernels::autograd;
 use prunectl_model::{Batch, Labels, Params};
 
 use crate::data::{Batches, Progress};
@@ -140,10 +141,10 @@ impl Sums {
             return Ok(());
         }
         self.tokens += loss.count();
-        let grads = loss.sum()?.backward()?;
+        let mut grads = autograd::backward(&loss.sum()?)?;
         for (slot, var) in vars {
-            if let Some(g) = grads.get(var.as_tensor()) {
-                add(&mut self.out.mean, slot, g.clone())?;
+            if let Some(g) = grads.take(var.as_tensor())? {
+                add(&mut self.out.mean, slot, g)?;
             }
         }
         Ok(())
@@ -164,12 +165,12 @@ impl Sums {
         }
         self.tokens += n;
         self.examples += 1;
-        let grads = loss.sum()?.backward()?;
+        let mut grads = autograd::backward(&loss.sum()?)?;
         for (slot, var) in vars {
-            if let Some(g) = grads.get(var.as_tensor()) {
+            if let Some(g) = grads.take(var.as_tensor())? {
                 add(&mut self.out.mean, slot, g.clone())?;
                 if curvature == Curvature::Fisher {
-                    add(&mut self.out.squares, slot, (g / n as f64)?.sqr()?)?;
+                    add(&mut self.out.squares, slot, (&g / n as f64)?.sqr()?)?;
                 }
             }
         }
@@ -190,9 +191,9 @@ impl Sums {
             asked.labels = Some(Labels::Classes(Tensor::new(&[class as i64], one.input_ids.device())?));
             let loss = network.loss(&asked)?.sum()?;
             let p = (-loss.to_dtype(DType::F64)?.to_scalar::<f64>()?).exp();
-            let grads = loss.backward()?;
+            let mut grads = autograd::backward(&loss)?;
             for (slot, var) in vars {
-                if let Some(g) = grads.get(var.as_tensor()) {
+                if let Some(g) = grads.take(var.as_tensor())? {
                     add(&mut self.out.squares, slot, (g.sqr()? * p)?)?;
                 }
             }
