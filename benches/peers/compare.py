@@ -6,7 +6,8 @@
 Both sides hold the same weights and the same token ids, use the same number of threads and take turns, a pause in between, so that
 neither's idle threads disturb the other. A ratio is time(PyTorch) / time(ours), above 1: ours is faster. `wall` compares the medians,
 `cpu` the processor seconds that both sides spent (which other programs on the machine disturb less). Results must agree to 1e-3 of the
-largest value, or the ratio is void.
+largest value, or the ratio is void. `GFLOP/s` counts the matrix products that the job needs, and `peak` is their share of what the
+machine's fastest product reaches alone: the rest is everything else.
 """
 import argparse
 import json
@@ -73,6 +74,36 @@ class Side:
         self.process.wait()
 
 
+def gflop(job, config, batch, seq, batches):
+    """Operations of the matrix products that a job can't do without, in billions: 2 for each pair of factors."""
+    d, layers, f = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
+    bert, heads, tokens = job in ("heads", "ablate"), config["num_attention_heads"], batch * seq
+    kv = d if bert else d // heads * config["num_key_value_heads"]
+    attention, mlp = 2 * d * d + 2 * d * kv, (2 if bert else 3) * d * f
+    # Scores and contexts; causal ones are half.
+    mixing = 2 * seq * d / (1 if bert else 2)
+    block, logits = attention + mlp + mixing, 0 if bert else d * config["vocab_size"]
+    # What differs of the inputs of a block's projections: of q, k, v; of o; of gate and up; of down.
+    inputs = [d, d, d, f]
+    pairs = {
+        # Gradients by activations only; attention computes its scores again and four products of their size.
+        "heads": layers * (2 * (attention + mlp) + 3.5 * mixing),
+        # For each head the rest of its block and the blocks behind it.
+        "ablate": layers * block + sum(heads * ((layers - 1 - l) * block + d * d + mlp) for l in range(layers)),
+        "ppl": layers * block + logits,
+        # The teacher's pass, the student's, and two products in the backward pass.
+        "train": layers * block + logits + 3 * (layers * (attention + mlp) + logits) + 3.5 * layers * mixing,
+        # The dense blocks' pass and the pruned ones'.
+        "wanda": 2 * layers * block,
+        "sparsegpt": 2 * layers * block + layers * sum(n * n / 2 for n in inputs),
+    }[job] * tokens * batches
+    if job == "sparsegpt":
+        # Factor, inverse, its factor; and what each column leaves to those behind it.
+        outputs = [d + 2 * kv, d, 2 * f, d]
+        pairs += layers * sum(n**3 / 2 + m * n * n / 2 for n, m in zip(inputs, outputs))
+    return 2e-9 * pairs
+
+
 def error(ours, theirs):
     """The largest difference as a share of the largest value."""
     if len(ours) != len(theirs):
@@ -105,9 +136,11 @@ def compare(job, a, folder):
     cpus = [statistics.median(s.cpu[1:]) for s in (theirs, ours)]
     pairs = sorted(t / o for t, o in zip(theirs.elapsed[1:], ours.elapsed[1:]))
     wrong = error(ours.result, theirs.result)
+    rate = gflop(job, config, batch, seq, batches) / medians[1] * 1e3
+    share = f"{rate / a.peak:4.0%}" if a.peak else "   ?"
     print(
         f"| {job:<9} | {medians[0]:8.0f} | {medians[1]:8.0f} | {medians[0] / medians[1]:5.2f} | {pairs[0]:4.2f}-{pairs[-1]:4.2f}"
-        f" | {cpus[0] / max(cpus[1], 1e-9):5.2f} | {goal:4.1f} | {batch * seq * batches / medians[1] * 1e3:8.0f}"
+        f" | {cpus[0] / max(cpus[1], 1e-9):5.2f} | {goal:4.1f} | {batch * seq * batches / medians[1] * 1e3:8.0f} | {rate:7.0f} | {share}"
         f" | {theirs.peak_mb():6.0f} | {ours.peak_mb():6.0f} | {wrong:.0e} {'ok' if wrong <= 1e-3 else 'VOID'} |",
         flush=True,
     )
@@ -124,10 +157,17 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, help="fewer layers than the job has, for a quick look")
     parser.add_argument("--batches", type=int, help="another number of batches than the job has")
+    parser.add_argument("--limits", help="the binary of benches/limits.rs: what share of the machine's matrix product a job reaches")
     parser.add_argument("--keep", help="folder for models and ids; a temporary one if left out")
     a = parser.parse_args()
-    print("| job       | torch ms |  ours ms | wall  | range     | cpu   | goal | tokens/s | t. MiB | o. MiB | error |")
-    print("|-----------|---------:|---------:|------:|-----------|------:|-----:|---------:|-------:|-------:|-------|", flush=True)
+    a.peak = None
+    if a.limits:
+        env = {**os.environ, "RAYON_NUM_THREADS": str(a.threads)}
+        limits = json.loads(subprocess.run([a.limits, "--bench"], capture_output=True, text=True, check=True, env=env).stdout)
+        a.peak = limits["gflop_s"]
+        print(json.dumps(limits) + "\n")
+    print("| job       | torch ms |  ours ms | wall  | range     | cpu   | goal | tokens/s | GFLOP/s | peak | t. MiB | o. MiB | error |")
+    print("|-----------|---------:|---------:|------:|-----------|------:|-----:|---------:|--------:|-----:|-------:|-------:|-------|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for job in a.jobs or JOBS:
             compare(job, a, a.keep or temporary)
