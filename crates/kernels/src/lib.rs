@@ -2,8 +2,8 @@
 //!
 //! On the CPU each kernel is one parallel, vectorised pass with a hand-written backward; on CUDA and Metal it is composed of candle's
 //! own operations, which have kernels and gradients there. f32 is the fast path and f64 the exact one (gradient checks); f16 and bf16
-//! are computed in f32 and narrowed. Results are the same bits for any number of threads: work is cut by shape alone, and sums across
-//! rows add fixed-size partial sums in order.
+//! are computed in f32 and narrowed. Results are the same bits for any number of threads: where work is cut changes no sum, and sums
+//! across rows add fixed-size partial sums in order.
 //!
 //! This crate knows tensors and no models: no family, no file, no text.
 

@@ -51,18 +51,17 @@ pub fn multiply<T: Real>(out: &mut [T], row_stride: usize, a: Matrix<'_, T>, b: 
 
 /// Rows of a product that one task computes, at least: each task packs the right factor for itself, which fewer rows would not pay for.
 const ROWS_PER_TASK: usize = 256;
-/// Pairs of tasks, at most: enough to even out the threads.
-const TASK_PAIRS: usize = 4;
 
-/// Cuts the rows of a result into tasks, as many as pay off, and runs them: `task(first row, rows' elements, …)`.
+/// Cuts the rows of a result into a task for each thread, where they pay off, and runs them: `task(first row, rows' elements, …)`. An
+/// element's sum is the same wherever its row is cut off.
 fn by_rows<E: Send>(out: &mut [E], (rows, cols): (usize, usize), task: impl Fn(usize, &mut [E], Parallelism) + Sync) {
-    if products_stay_whole() {
+    let threads = rayon::current_num_threads();
+    if threads == 1 || products_stay_whole() {
         task(0, out, Parallelism::None);
-    } else if rows < ROWS_PER_TASK {
+    } else if rows < threads * ROWS_PER_TASK {
         task(0, out, Parallelism::Rayon(0));
     } else {
-        let tasks = 2 * (rows / (2 * ROWS_PER_TASK)).clamp(1, TASK_PAIRS);
-        let per_task = rows.div_ceil(tasks);
+        let per_task = rows.div_ceil(threads);
         let pieces = out.par_chunks_mut((per_task * cols).max(1)).enumerate();
         pieces.for_each(|(i, out)| task(i * per_task, out, Parallelism::None));
     }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 const LEAST_BYTES: usize = 256 * 1024;
 /// What may wait beyond the most that was ever in use: batches differ in length, and pages that come and go cost more than the work on
 /// them.
-const SLACK_BYTES: usize = 128 << 20;
+const SLACK_BYTES: usize = 96 << 20;
 /// Blocks that ask for large pages: passes over them are bound by memory, and take up to a third less time. Smaller ones come and go with
 /// the batches, and clearing whole large pages for a part of them costs more than it saves.
 #[cfg(target_os = "linux")]

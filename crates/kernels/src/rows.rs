@@ -1,4 +1,4 @@
-//! How the kernels reach the elements of candle tensors, and how they cut the work: always by shape, never by the number of threads.
+//! How the kernels reach the elements of candle tensors, and how they cut the work: by shape, never by the number of threads.
 
 use crate::error::KernelError;
 use crate::real::Real;

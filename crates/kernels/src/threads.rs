@@ -72,8 +72,10 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
             let both = pool.install(|| side_by_side(vec![&x; 3], |x| linear(x, &w, None)?.to_vec2::<f32>())).unwrap();
             assert!(both.iter().all(|y| *y == alone), "[{rows}, {features}]·[{features}, {out}]");
-            let single = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-            assert!(single.install(|| linear(&x, &w, None)).unwrap().to_vec2::<f32>().unwrap() == alone);
+            for threads in [1, 2, 3, 4] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                assert!(pool.install(|| linear(&x, &w, None)).unwrap().to_vec2::<f32>().unwrap() == alone, "{threads} threads");
+            }
         }
     }
 
