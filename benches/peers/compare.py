@@ -85,11 +85,13 @@ def gflop(job, config, batch, seq, batches):
     block, logits = attention + mlp + mixing, 0 if bert else d * config["vocab_size"]
     # What differs of the inputs of a block's projections: of q, k, v; of o; of gate and up; of down.
     inputs = [d, d, d, f]
+    # A classifier reads one state of each example: its last block needs keys and values of all tokens, and little else.
+    last = 2 * d * d
     pairs = {
         # Gradients by activations only; attention computes its scores again and four products of their size.
-        "heads": layers * (2 * (attention + mlp) + 3.5 * mixing),
+        "heads": (layers - 1) * (2 * (attention + mlp) + 3.5 * mixing) + 2 * last,
         # For each head the rest of its block and the blocks behind it.
-        "ablate": layers * block + sum(heads * ((layers - 1 - l) * block + d * d + mlp) for l in range(layers)),
+        "ablate": (layers - 1) * block + last + sum(heads * ((layers - 2 - l) * block + d * d + mlp + last) for l in range(layers - 1)),
         "ppl": layers * block + logits,
         # The teacher's pass, the student's, and two products in the backward pass.
         "train": layers * block + logits + 3 * (layers * (attention + mlp) + logits) + 3.5 * layers * mixing,
